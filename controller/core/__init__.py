@@ -1,0 +1,1 @@
+"""The control law and its nouns: pure functions of their arguments, time included."""

@@ -1,0 +1,1 @@
+"""Wires to numbers with units, and back. Knows nothing of control."""

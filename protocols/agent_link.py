@@ -1,0 +1,105 @@
+"""Messages between the block controller and its GPU node agents, over MQTT.
+
+Two messages, both complete in themselves, so that the newest one wins and a lost one costs nothing:
+an `Order` (controller to agent: limits for all GPUs of the node) and a `Report` (agent to controller:
+what they draw and hold, and which order is in force).
+
+Nobody trusts the other's clock. Each side sends its own monotonic time and gets it echoed:
+* an order echoes the newest report's `at_s`; the lease runs from that moment on the *agent's* clock, so
+  an order that lay in a broker for ten seconds is as old as the report it answers;
+* a report echoes the newest order's `sent_at_s` and how long ago it came; hence the controller knows on
+  *its* clock a moment that the readings cannot be older than.
+"""
+
+from typing import Final
+
+import msgspec
+
+VERSION: Final = 1
+MESSAGE_MAX_BYTES: Final = 64 * 1024  # 72 GPUs need 4 kB; anything near this is not ours
+
+
+class LinkError(ValueError):
+    """A message of the agent link that must not be acted on; the text says what is wrong with it."""
+
+
+class Order(msgspec.Struct, frozen=True, kw_only=True):
+    """Limits for every GPU of one node, in NVML index order, valid for one lease."""
+
+    v: int = VERSION
+    epoch: int  # grows with every controller start: an old controller's orders are refused
+    seq: int  # grows with every change of this node's limits; repeated while nothing changes
+    sent_at_s: float  # controller's monotonic clock, echoed in reports
+    echo_at_s: float  # `at_s` of the newest report heard, agent's clock; below 0: none heard yet
+    lease_s: float  # right to hold these limits, counted from `echo_at_s` on the agent's clock
+    limits_w: tuple[float, ...]
+
+
+class Gpu(msgspec.Struct, frozen=True, kw_only=True):
+    """One GPU as the driver tells it. `fault` is empty when all is well, else a sentence."""
+
+    uuid: str
+    power_w: float | None
+    limit_w: float | None  # requested limit read back from the driver
+    enforced_w: float | None  # lowest of all limiters, out-of-band ones included
+    min_w: float
+    max_w: float
+    fault: str = ""
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """What a node draws and holds."""
+
+    v: int = VERSION
+    node: str
+    boot: str  # random per agent process
+    at_s: float  # agent's monotonic clock when the readings were taken
+    echo_sent_at_s: float  # `sent_at_s` of the newest order heard; below 0: none heard yet
+    echo_age_s: float  # agent's `at_s` minus its clock when that order came
+    epoch: int  # of the order in force; 0: none
+    seq: int  # of the order in force (written and read back); 0: none
+    mode: str  # "observe", "waiting", "leased" or "fallback"
+    gpus: tuple[Gpu, ...]
+
+
+def order_topic(block: str, node: str) -> str:
+    return f"powerblock/{block}/agent/{node}/order"
+
+
+def report_topic(block: str, node: str) -> str:
+    """Topic of one node's reports; node `+` subscribes to all of a block."""
+    return f"powerblock/{block}/agent/{node}/report"
+
+
+_encoder = msgspec.json.Encoder()
+_decoders = {cls: msgspec.json.Decoder(cls) for cls in (Order, Report)}
+
+
+def encode(message: Order | Report) -> bytes:
+    return _encoder.encode(message)
+
+
+def decode_order(payload: bytes) -> Order:
+    """Raises LinkError on anything that is not an order of this version."""
+    order: Order = _decode(Order, payload)
+    if not all(w == w and 0 <= w < 1e6 for w in order.limits_w):  # noqa: PLR0124  (w == w: not NaN)
+        raise LinkError(f"order {order.epoch}/{order.seq}: a limit is not a power in W: {order.limits_w}")
+    return order
+
+
+def decode_report(payload: bytes) -> Report:
+    """Raises LinkError on anything that is not a report of this version."""
+    report: Report = _decode(Report, payload)
+    return report
+
+
+def _decode(cls: type[Order] | type[Report], payload: bytes) -> Order | Report:
+    if len(payload) > MESSAGE_MAX_BYTES:
+        raise LinkError(f"{cls.__name__} of {len(payload)} bytes refused, {MESSAGE_MAX_BYTES} at most")
+    try:
+        message = _decoders[cls].decode(payload)
+    except msgspec.DecodeError as error:
+        raise LinkError(f"not a {cls.__name__}: {error}") from error
+    if message.v != VERSION:
+        raise LinkError(f"{cls.__name__} version {message.v}, this side speaks {VERSION}: update the older side")
+    return message
