@@ -1,0 +1,146 @@
+"""Base load: block power that no GPU limit can move (hosts, fans, losses), as an upper estimate.
+
+It is a difference, meter minus GPUs, and a difference of two measurements counts only if both are of one
+moment. So both sides are averaged over the same second, the meter's lag taken off, and a second in which
+some GPU was unknown does not count: the last good value stands, and after `base_age_max_s` the assumed
+maximum does. (Meter minus the *known* GPUs bounds the base load from above at any time, so it may lower
+that assumption.) The estimate rises at once and falls slowly; less than `base_min_w` is not believed.
+
+The PDUs are the second witness. They lag too much to lead while the block ramps, so they only bound the
+meter's word from below, less a tolerance: a meter that lies low is caught here. Per rack they lead.
+"""
+
+from dataclasses import replace
+from typing import Final
+
+import numpy as np
+
+from controller.core.model import NEVER_S, BaseLoad, Bools, Floats, Settings, Snapshot
+
+WINDOW_S: Final = 1.0
+FALL_PER_S: Final = 0.1  # share of the gap that the upper estimate falls in a second
+KEPT_MAX: Final = 128  # samples; 3 s at 20 Hz and some reserve
+
+
+def start(settings: Settings) -> BaseLoad:
+    topology = settings.topology
+    racks, inlets = len(topology.rack_names), len(topology.inlet_names)
+    return BaseLoad(
+        upper_w=settings.base_max_w,
+        measured_at_s=NEVER_S,
+        rack_upper_w=settings.rack_base_max_w.copy(),
+        rack_measured_at_s=np.full(racks, NEVER_S),
+        gpu_at_s=np.zeros(0),
+        gpu_rack_w=np.zeros((0, racks)),
+        gap_at_s=NEVER_S,
+        meter_at_s=np.zeros(0),
+        meter_w=np.zeros(0),
+        inlet_at_s=np.full(inlets, NEVER_S),
+        disbelieved_at_s=NEVER_S,
+    )
+
+
+def update(
+    settings: Settings, base: BaseLoad, snapshot: Snapshot, fresh: bool, *, reported: bool
+) -> BaseLoad:
+    """Take in what is new. `fresh`: all GPU powers are known now; `reported`: they differ from last tick."""
+    if not fresh:
+        base = replace(base, gap_at_s=snapshot.now_s)
+    elif reported:
+        base = _with_gpus(settings, base, snapshot)
+    meter = snapshot.meter
+    newest_at_s = base.meter_at_s[-1] if len(base.meter_at_s) else NEVER_S
+    if meter.taken_at_s > newest_at_s and meter.is_usable(snapshot.now_s, settings.meter_age_max_s):
+        base = _with_meter(settings, base, meter.taken_at_s, meter.value)
+    if (snapshot.inlets.taken_at_s > base.inlet_at_s).any():
+        base = _with_inlets(settings, base, snapshot)
+    return base
+
+
+def upper_w(settings: Settings, base: BaseLoad, snapshot: Snapshot, known_gpu_w: float) -> float:
+    """Upper estimate of the base load now, W; `known_gpu_w`: draw of those GPUs whose draw is known."""
+    if snapshot.now_s - base.measured_at_s <= settings.base_age_max_s:
+        return base.upper_w + settings.base_margin_w
+    bound_w = settings.base_max_w
+    if snapshot.meter.is_usable(snapshot.now_s, settings.meter_age_max_s):
+        rest_w = snapshot.meter.value - settings.block_w_per_gpu_w * known_gpu_w
+        bound_w = min(bound_w, max(rest_w, settings.base_min_w))
+    return bound_w + settings.base_margin_w
+
+
+def rack_upper_w(settings: Settings, base: BaseLoad, now_s: float) -> Floats:
+    """The same per rack, (r) W."""
+    known = now_s - base.rack_measured_at_s <= settings.base_age_max_s
+    return np.where(known, base.rack_upper_w, settings.rack_base_max_w)
+
+
+def _with_gpus(settings: Settings, base: BaseLoad, snapshot: Snapshot) -> BaseLoad:
+    topology, gpus = settings.topology, snapshot.gpus
+    racks = np.bincount(topology.gpu_rack, weights=gpus.power_w, minlength=len(topology.rack_names))
+    keep = slice(-KEPT_MAX + 1, None)
+    return replace(
+        base,
+        gpu_at_s=np.append(base.gpu_at_s[keep], gpus.node_at_s.mean()),
+        gpu_rack_w=np.vstack((base.gpu_rack_w[keep], racks)),
+    )
+
+
+def _with_meter(settings: Settings, base: BaseLoad, at_s: float, power_w: float) -> BaseLoad:
+    recent = base.meter_at_s > at_s - WINDOW_S
+    base = replace(
+        base,
+        meter_at_s=np.append(base.meter_at_s[recent], at_s),
+        meter_w=np.append(base.meter_w[recent], power_w),
+    )
+    gpu_rack_w = _gpus_around(base, at_s - settings.meter_lag_s)
+    if gpu_rack_w is None:
+        return base
+    sample_w = float(base.meter_w.mean()) - settings.block_w_per_gpu_w * float(gpu_rack_w.sum())
+    if (base.rack_measured_at_s > at_s - settings.inlet_age_max_s).all():
+        sample_w = max(sample_w, float(base.rack_upper_w.sum()) - settings.witness_tolerance_w)
+    if sample_w < settings.base_min_w:
+        return replace(base, disbelieved_at_s=at_s)
+    known = at_s - base.measured_at_s <= settings.base_age_max_s
+    risen_w = _slow_fall(base.upper_w, sample_w, at_s - base.measured_at_s) if known else sample_w
+    return replace(base, upper_w=risen_w, measured_at_s=at_s)
+
+
+def _with_inlets(settings: Settings, base: BaseLoad, snapshot: Snapshot) -> BaseLoad:
+    topology, inlets = settings.topology, snapshot.inlets
+    racks = len(topology.rack_names)
+    usable = inlets_usable(settings, snapshot)
+    complete = np.bincount(topology.inlet_rack, weights=~usable, minlength=racks) == 0
+    moved = np.bincount(topology.inlet_rack, weights=inlets.taken_at_s > base.inlet_at_s, minlength=racks) > 0
+    rack_w = np.bincount(topology.inlet_rack, weights=np.where(usable, inlets.power_w, 0.0), minlength=racks)
+    upper_w, measured_at_s = base.rack_upper_w.copy(), base.rack_measured_at_s.copy()
+    for rack in np.flatnonzero(complete & moved):
+        at_s = float(inlets.taken_at_s[topology.inlet_rack == rack].mean())
+        gpu_rack_w = _gpus_around(base, at_s - settings.inlet_lag_s)
+        if gpu_rack_w is None:
+            continue
+        sample_w = max(0.0, rack_w[rack] - settings.block_w_per_gpu_w * gpu_rack_w[rack])
+        known = at_s - measured_at_s[rack] <= settings.base_age_max_s
+        upper_w[rack] = _slow_fall(upper_w[rack], sample_w, at_s - measured_at_s[rack]) if known else sample_w
+        measured_at_s[rack] = at_s
+    return replace(base, rack_upper_w=upper_w, rack_measured_at_s=measured_at_s, inlet_at_s=inlets.taken_at_s)
+
+
+def inlets_usable(settings: Settings, snapshot: Snapshot) -> Bools:
+    """(m): good and young enough."""
+    age_s = snapshot.now_s - snapshot.inlets.taken_at_s
+    return snapshot.inlets.good & (age_s >= -0.001) & (age_s <= settings.inlet_age_max_s)
+
+
+def _gpus_around(base: BaseLoad, at_s: float) -> Floats | None:
+    """Mean GPU power per rack over the second that ended at `at_s`; None if some of it is unknown."""
+    inside = (base.gpu_at_s > at_s - WINDOW_S) & (base.gpu_at_s <= at_s)
+    if base.gap_at_s > at_s - WINDOW_S or not inside.any() or base.gpu_at_s[0] > at_s - 0.5 * WINDOW_S:
+        return None
+    mean_w: Floats = base.gpu_rack_w[inside].mean(axis=0)
+    return mean_w
+
+
+def _slow_fall(upper_w: float, sample_w: float, elapsed_s: float) -> float:
+    if sample_w >= upper_w:
+        return sample_w
+    return upper_w + (sample_w - upper_w) * min(1.0, FALL_PER_S * elapsed_s)

@@ -1,0 +1,74 @@
+"""The dead-man between site and block: a pure table of modes.
+
+Shape of EEBUS LPC 1.0.0 (Limitation of Power Consumption), in seconds instead of minutes. From the first
+instruction on the block holds its failsafe limit (INIT). A heartbeat *followed by* a statement of the site
+leads into its control: LIMITED while a limit is in force, CONTROLLED while none is. When heartbeats stop,
+FAILSAFE holds the failsafe limit until a heartbeat *and then* a fresh statement arrive. A heartbeat alone
+changes nothing, and a lost connection is no event at all: only the heartbeat's age counts.
+
+Two deliberate differences from LPC. Setpoints whose window is still open stay in force in FAILSAFE:
+forgetting them could only raise power. And release by time-out (AUTONOMOUS) happens only where the
+settings ask for it: a block that opens up while its site is blind is the hazard.
+"""
+
+from enum import Enum, auto
+
+from controller.core.model import FailsafeSettings, Limit, Link, Mode, Site
+
+
+class Event(Enum):
+    LIMITED = auto()  # the site lives, and a limit is in force
+    UNLIMITED = auto()  # the site lives, and wants none
+    LOST = auto()  # no heartbeat for too long
+    RELEASED = auto()  # failsafe held for as long as the settings ask
+    NOTHING = auto()
+
+
+TRANSITIONS = {
+    (Mode.INIT, Event.UNLIMITED): Mode.CONTROLLED,
+    (Mode.INIT, Event.LIMITED): Mode.LIMITED,
+    (Mode.INIT, Event.RELEASED): Mode.AUTONOMOUS,
+    (Mode.CONTROLLED, Event.LIMITED): Mode.LIMITED,
+    (Mode.CONTROLLED, Event.LOST): Mode.FAILSAFE,
+    (Mode.LIMITED, Event.UNLIMITED): Mode.CONTROLLED,
+    (Mode.LIMITED, Event.LOST): Mode.FAILSAFE,
+    (Mode.FAILSAFE, Event.UNLIMITED): Mode.CONTROLLED,
+    (Mode.FAILSAFE, Event.LIMITED): Mode.LIMITED,
+    (Mode.FAILSAFE, Event.RELEASED): Mode.AUTONOMOUS,
+    (Mode.AUTONOMOUS, Event.UNLIMITED): Mode.CONTROLLED,
+    (Mode.AUTONOMOUS, Event.LIMITED): Mode.LIMITED,
+}
+"""Anything not named here leaves the mode as it is."""
+
+UNDER_CONTROL = (Mode.CONTROLLED, Mode.LIMITED)
+BLIND = (Mode.INIT, Mode.FAILSAFE)
+
+
+def step(settings: FailsafeSettings, link: Link, site: Site, now_s: float, *, limited: bool) -> Link:
+    """The machine's next state; `limited`: a setpoint of the site is in force at this moment."""
+    if link.first_heartbeat_at_s < link.entered_at_s <= site.heartbeat_at_s:
+        link = Link(link.mode, link.entered_at_s, site.heartbeat_at_s)
+    mode = TRANSITIONS.get((link.mode, _event(settings, link, site, now_s, limited=limited)), link.mode)
+    if mode is link.mode:
+        return link
+    return Link(mode, entered_at_s=now_s, first_heartbeat_at_s=site.heartbeat_at_s)
+
+
+def _event(settings: FailsafeSettings, link: Link, site: Site, now_s: float, *, limited: bool) -> Event:
+    alive = now_s - site.heartbeat_at_s <= settings.heartbeat_timeout_s
+    wish = Event.LIMITED if limited else Event.UNLIMITED
+    if link.mode in UNDER_CONTROL:
+        return wish if alive else Event.LOST
+    if alive and link.entered_at_s <= link.first_heartbeat_at_s <= site.plan_at_s:
+        return wish
+    held_s = now_s - link.entered_at_s
+    if settings.release_after_s is not None and held_s >= settings.release_after_s:
+        return Event.RELEASED
+    return Event.NOTHING
+
+
+def limit(settings: FailsafeSettings, link: Link) -> Limit | None:
+    if link.mode not in BLIND:
+        return None
+    why = "site not heard yet" if link.mode is Mode.INIT else "site heartbeat lost"
+    return Limit(settings.limit_w, f"failsafe: {why}")

@@ -1,0 +1,215 @@
+"""The control law, on one page: everything known of this moment in, every limit of the block out.
+
+    limits      every source yields a bound on block power; the lowest binds and has a name
+    ramp        the aim walks towards it at the agreed rates; protection does not walk
+    base load   what the block draws besides GPUs is taken off; unknown counts as the worst case
+    share out   the rest is divided over the GPUs: floors, then needs, then what is left
+    hand over   cuts go out at once; a rise waits until the cuts it lives on are read back and settled,
+                and never lifts the sum of limits faster than the ramp
+    watch       what is commanded is compared with what is measured, and what cannot be done is said
+
+Pure: time is an argument, the memory comes in as `state` and goes out in the decision. Whoever is silent,
+stale or disobedient is simply counted at what it may hold, on the same path as everyone else.
+"""
+
+from collections.abc import Iterator
+from typing import Final
+
+import numpy as np
+
+from controller.core import base_load, failsafe, ledger, ramp, schedule, sharing, watch
+from controller.core.model import (
+    NEVER_S,
+    BaseLoad,
+    Carried,
+    Decision,
+    Limit,
+    Link,
+    Mode,
+    Pace,
+    Running,
+    Setpoint,
+    Settings,
+    Shares,
+    Snapshot,
+    State,
+)
+
+DRAW_WINDOW_S: Final = 1.0  # a fall starts at the highest draw of this time
+
+
+def start(
+    settings: Settings, now_s: float, carried: Carried | None = None, running: tuple[Running, ...] = ()
+) -> State:
+    """Memory of a law that knows nothing but what a restart inherits: it holds the failsafe limit."""
+    topology = settings.topology
+    count, failsafe_w = len(topology.gpu_node), settings.failsafe.limit_w
+    return State(
+        at_s=now_s,
+        link=Link(Mode.INIT, entered_at_s=now_s),
+        carried=carried,
+        running=running,
+        ended=frozenset(),
+        pace=ramp.start(failsafe_w if carried is None else min(failsafe_w, carried.budget_w), now_s),
+        base=base_load.start(settings),
+        ledger=ledger.start(settings, now_s),
+        shares=Shares(
+            desired_w=topology.gpu_max_w.copy(),
+            peak_w=topology.gpu_max_w.copy(),
+            excess_w=np.zeros(count),
+            observed_at_s=now_s,
+            shared_at_s=NEVER_S,
+            gpu_budget_w=0.0,
+            rack_budget_w=np.zeros(len(topology.rack_names)),
+            controllable=np.zeros(count, dtype=np.bool_),
+            lift_w=0.0,
+            sums=(),
+        ),
+        seen_at_s=np.full(count, now_s),
+        gpus_revision=-1,
+    )
+
+
+def tick(settings: Settings, state: State, snapshot: Snapshot) -> Decision:
+    """Decide this moment. Called with growing `snapshot.now_s`, twenty times a second or whenever it pays."""
+    now_s, gpus, gain = snapshot.now_s, snapshot.gpus, settings.block_w_per_gpu_w
+    elapsed_s = max(0.0, now_s - state.at_s)
+    gpu_node = settings.topology.gpu_node
+
+    # what the site wants, and whether it is there
+    setpoints = snapshot.site.setpoints
+    running, ended = schedule.open_windows(state.running, state.ended, setpoints, now_s, snapshot.now_utc_s)
+    link = failsafe.step(settings.failsafe, state.link, snapshot.site, now_s, limited=bool(running))
+    carried = _still_carried(state.carried, link, now_s)
+
+    # who is heard, what each GPU may hold, and what the block draws besides GPUs
+    fresh = (now_s - gpus.node_at_s <= settings.report_age_max_s)[gpu_node]
+    readable = fresh & ~np.isnan(gpus.limit_w)
+    seen_at_s = np.where(readable, gpus.node_at_s[gpu_node], state.seen_at_s)
+    power_w = np.where(fresh, gpus.power_w, np.nan)
+    reported = gpus.revision != state.gpus_revision
+    base = base_load.update(settings, state.base, snapshot, not np.isnan(power_w).any(), reported=reported)
+    base_w = base_load.upper_w(settings, base, snapshot, float(np.nansum(power_w)))
+    orders = ledger.acknowledge(settings, state.ledger, gpus, now_s)
+    held_w = ledger.held_w(settings, orders, gpus, seen_at_s, now_s)
+    shares = sharing.observe(state.shares, power_w, held_w, now_s) if reported else state.shares
+    held_w = held_w + watch.disobedience_w(shares.excess_w, held_w)
+
+    # the limits, and the ramp towards the lowest
+    limits = tuple(_limits(settings, snapshot, running, ended, link, carried))
+    binding = min(limits, key=_power_w)
+    falls_now = binding.power_w < state.pace.aim_w and not state.pace.falling
+    pace = ramp.step(
+        state.pace,
+        now_s=now_s,
+        elapsed_s=elapsed_s,
+        tick_s=settings.tick_s,
+        target_w=binding.power_w,
+        protection_w=min(limit.power_w for limit in limits if limit.protection),
+        draw_w=_recent_draw_w(settings, base, base_w, now_s) if falls_now else None,
+        down_w_per_s=settings.ramp_down_w_per_s,
+        up_w_per_s=settings.ramp_up_w_per_s,
+        lead_s=settings.lead_s,
+    )
+
+    # share out what is left for GPUs, and hand over without ever exceeding it
+    obeying = gpus.node_leased[gpu_node]
+    controllable = readable & (ledger.waited_s(orders, now_s) <= settings.ack_wait_s)
+    present_w = np.where(readable & ~obeying, gpus.limit_w, orders.limits_w[-1])
+    gpu_budget_w = (pace.aim_w - base_w) / gain
+    shares = sharing.share(settings, snapshot, shares, base, held_w, present_w, controllable, gpu_budget_w)
+    shares, next_w = sharing.hand_over(settings, shares, held_w, present_w, gpu_budget_w, elapsed_s, now_s)
+    orders = ledger.order(settings, orders, next_w, now_s)
+
+    # say what cannot be done, and what is not as it should be
+    counted_w = gain * float(np.maximum(held_w, np.minimum(next_w, present_w)).sum()) + base_w
+    shortfall_w = max(0.0, counted_w - pace.budget_w)
+    raised_at_s, alarms = watch.alarms(
+        settings, state.raised_at_s, snapshot, base, shares, link, fresh, readable, pace.budget_w, shortfall_w
+    )
+    after = State(
+        at_s=now_s,
+        link=link,
+        carried=carried,
+        running=running,
+        ended=ended,
+        pace=pace,
+        base=base,
+        ledger=orders,
+        shares=shares,
+        seen_at_s=seen_at_s,
+        gpus_revision=gpus.revision,
+        raised_at_s=raised_at_s,
+    )
+    return Decision(
+        state=after,
+        mode=link.mode,
+        binding=binding,
+        limits=limits,
+        budget_w=pace.budget_w,
+        base_w=base_w,
+        gpu_limits_w=next_w,
+        node_seq=orders.node_seq[-1],
+        shortfall_w=shortfall_w,
+        alarms=alarms,
+        why=_why(binding, pace, base_w, shortfall_w),
+    )
+
+
+def _limits(
+    settings: Settings,
+    snapshot: Snapshot,
+    running: tuple[Running, ...],
+    ended: frozenset[Setpoint],
+    link: Link,
+    carried: Carried | None,
+) -> Iterator[Limit]:
+    """Everything that bounds block power now. A new kind of limit is one more `yield`."""
+    yield Limit(settings.feed_rating_w, "feed rating", protection=True)
+    if settings.cooling_blind_w is not None:
+        if snapshot.cooling.is_usable(snapshot.now_s, settings.cooling_age_max_s):
+            yield Limit(snapshot.cooling.value, "cooling capacity", protection=True)
+        else:
+            yield Limit(settings.cooling_blind_w, "cooling not heard")
+    blind = failsafe.limit(settings.failsafe, link)
+    if blind is not None:
+        yield blind
+    if carried is not None:
+        yield Limit(carried.limit_w, f"before restart: {carried.source}")
+    yield from schedule.limits(
+        running,
+        ended,
+        snapshot.site.setpoints,
+        now_utc_s=snapshot.now_utc_s,
+        lead_s=settings.lead_s,
+        down_w_per_s=settings.ramp_down_w_per_s,
+    )
+
+
+def _still_carried(carried: Carried | None, link: Link, now_s: float) -> Carried | None:
+    """An inherited limit stands until the site has spoken or its own window has run out."""
+    if carried is None or link.mode not in failsafe.BLIND or now_s >= carried.ends_at_s:
+        return None
+    return carried
+
+
+def _recent_draw_w(settings: Settings, base: BaseLoad, base_w: float, now_s: float) -> float | None:
+    """Highest block power of the last second in the law's own terms; None if some of it is unknown."""
+    recent = base.gpu_at_s > now_s - DRAW_WINDOW_S
+    if base.gap_at_s > now_s - DRAW_WINDOW_S or not recent.any():
+        return None
+    return settings.block_w_per_gpu_w * float(base.gpu_rack_w[recent].sum(axis=1).max()) + base_w
+
+
+def _power_w(limit: Limit) -> float:
+    return limit.power_w
+
+
+def _why(binding: Limit, pace: Pace, base_w: float, shortfall_w: float) -> str:
+    way = "at" if pace.aim_w >= binding.power_w else "above, ramping down to"
+    way = "below, ramping up to" if pace.aim_w < binding.power_w else way
+    short = f"; {shortfall_w / 1e3:.2f} kW more than promised cannot be shed" if shortfall_w > 0.0 else ""
+    return (
+        f"budget {pace.budget_w / 1e3:.2f} kW, {way} {binding.power_w / 1e3:.2f} kW ({binding.source});"
+        f" base load up to {base_w / 1e3:.2f} kW{short}"
+    )

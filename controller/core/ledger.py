@@ -1,0 +1,101 @@
+"""Which limit may a GPU hold at this moment? Never less than the truth.
+
+An order is a wish until its GPU has been read back at or under it, and its power follows a little later.
+So the ledger keeps one row per order that might still be in force somewhere. A row is void for a GPU once
+a *later* row was acknowledged there and `settle_s` has passed. What a GPU may hold is the highest of its
+rows that are not void, or what it reports if that is more, or, once it has been silent for longer than a
+host needs to reboot, the most that the device can do.
+
+A lost order, a late one, an agent that died between writing and answering: all are the same case here.
+"""
+
+from typing import Final
+
+import numpy as np
+
+from controller.core.model import FOREVER_S, Bools, Floats, Gpus, Ledger, Settings
+
+ROWS_MAX: Final = 12  # 0.6 s of orders at full beat; older ones are merged into one, upwards
+READ_BACK_TOLERANCE_W: Final = 1.0  # drivers round to whole watts
+
+
+def start(settings: Settings, now_s: float) -> Ledger:
+    """Nothing is known: every GPU may hold the most it can do."""
+    topology = settings.topology
+    count, nodes = len(topology.gpu_node), len(topology.node_names)
+    return Ledger(
+        seq=1,
+        limits_w=topology.gpu_max_w.reshape(1, count).copy(),
+        acked_at_s=np.full((1, count), FOREVER_S),
+        node_seq=np.ones((1, nodes), dtype=np.int64),
+        at_s=np.array([now_s]),
+    )
+
+
+def acknowledge(settings: Settings, ledger: Ledger, gpus: Gpus, now_s: float) -> Ledger:
+    """Mark what the agents confirmed, and drop the rows that are void for every GPU."""
+    told = (gpus.node_seq >= ledger.node_seq)[:, settings.topology.gpu_node]
+    obeyed = told & (gpus.limit_w <= ledger.limits_w + READ_BACK_TOLERANCE_W)
+    acked_at_s = np.where(obeyed & (ledger.acked_at_s >= FOREVER_S), now_s, ledger.acked_at_s)
+    keep = ~_void(acked_at_s + settings.settle_s <= now_s).all(axis=1)
+    return Ledger(
+        ledger.seq, ledger.limits_w[keep], acked_at_s[keep], ledger.node_seq[keep], ledger.at_s[keep]
+    )
+
+
+def is_quiet(ledger: Ledger) -> bool:
+    """One order in force everywhere and nothing under way."""
+    return len(ledger.at_s) == 1 and bool((ledger.acked_at_s < FOREVER_S).all())
+
+
+def held_w(settings: Settings, ledger: Ledger, gpus: Gpus, seen_at_s: Floats, now_s: float) -> Floats:
+    """The highest limit every GPU may hold, (n) W."""
+    void = _void(ledger.acked_at_s + settings.settle_s <= now_s)
+    held = np.fmax(np.where(void, 0.0, ledger.limits_w).max(axis=0), gpus.limit_w)
+    silent = now_s - seen_at_s > settings.silent_max_after_s
+    counted: Floats = np.where(silent, np.maximum(held, gpus.max_w), held)
+    return counted
+
+
+def waited_s(ledger: Ledger, now_s: float) -> Floats:
+    """How long every GPU has owed the answer to an order, (n) s; 0 for those that owe none."""
+    acked = ledger.acked_at_s < FOREVER_S
+    answered = acked | _void(acked)
+    since_s = np.where(answered, FOREVER_S, ledger.at_s[:, np.newaxis]).min(axis=0)
+    owed: Floats = np.maximum(0.0, now_s - since_s)
+    return owed
+
+
+def order(settings: Settings, ledger: Ledger, limits_w: Floats, now_s: float) -> Ledger:
+    """Add a row; only nodes whose limits change get a new number."""
+    changed = limits_w != ledger.limits_w[-1]
+    if not changed.any():
+        return ledger
+    nodes = np.zeros(ledger.node_seq.shape[1], dtype=np.bool_)
+    nodes[settings.topology.gpu_node[changed]] = True
+    seq = ledger.seq + 1
+    grown = Ledger(
+        seq=seq,
+        limits_w=np.vstack((ledger.limits_w, limits_w)),
+        acked_at_s=np.vstack((ledger.acked_at_s, np.where(changed, FOREVER_S, ledger.acked_at_s[-1]))),
+        node_seq=np.vstack((ledger.node_seq, np.where(nodes, seq, ledger.node_seq[-1]))),
+        at_s=np.append(ledger.at_s, now_s),
+    )
+    return grown if len(grown.at_s) <= ROWS_MAX else _merge_oldest(grown)
+
+
+def _void(done: Bools) -> Bools:
+    """(k, n): a later row is done, so that this one can no longer be in force."""
+    later = np.zeros_like(done)
+    if len(done) > 1:
+        later[:-1] = np.logical_or.accumulate(done[:0:-1])[::-1]
+    return later
+
+
+def _merge_oldest(ledger: Ledger) -> Ledger:
+    """Two oldest rows become one that may hold the higher limit and is answered by the later number."""
+    limits_w = ledger.limits_w[1:].copy()
+    limits_w[0] = np.maximum(ledger.limits_w[0], ledger.limits_w[1])
+    acked_at_s = ledger.acked_at_s[1:].copy()
+    acked_at_s[0] = np.maximum(ledger.acked_at_s[0], ledger.acked_at_s[1])
+    return Ledger(ledger.seq, limits_w, acked_at_s, ledger.node_seq[1:], ledger.at_s[1:])

@@ -1,0 +1,310 @@
+"""The nouns of the control law: everything that enters a tick, everything that leaves it.
+
+A tick is `decision = tick(settings, state, snapshot)`. `Settings` never change while the daemon runs.
+`Snapshot` is every input of one moment, frozen. `State` is all that the law remembers; it comes back in
+the `Decision`. Nothing here reads a clock: `now_s` is a monotonic clock that survives suspend, `now_utc_s`
+is the wall clock, which people and time servers move about and which therefore never ends a limit.
+
+Powers are W, drawn is positive. Arrays run over GPUs (n), nodes, racks (r) or inlets (m) in the order of
+`Topology`. "Never" and "no end" are finite numbers, because the journal is JSON and JSON has no infinity.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+NEVER_S: Final = -1e12
+FOREVER_S: Final = 1e12
+LOWEST_PRIORITY: Final = 1_000_000  # what a setpoint without a priority gets; 0 is the highest
+
+
+# --- what is constant -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Topology:
+    """The tree that limits live on."""
+
+    node_names: tuple[str, ...]
+    rack_names: tuple[str, ...]
+    inlet_names: tuple[str, ...]
+    gpu_node: Ints  # (n) index into nodes
+    gpu_rack: Ints  # (n) index into racks
+    inlet_rack: Ints  # (m) index into racks
+    inlet_continuous_w: Floats  # (m) what an inlet may carry for hours: 80 % of its rating
+    gpu_min_w: Floats  # (n) until the device itself has told
+    gpu_max_w: Floats  # (n)
+    gpu_floor_w: Floats  # (n) what the tier keeps while others can still give
+    gpu_weight: Floats  # (n) share of what is left above the floors
+
+    def gpu_name(self, index: int) -> str:
+        """Node and position on it, such as `node-a/3`."""
+        node = int(self.gpu_node[index])
+        return f"{self.node_names[node]}/{index - int(np.searchsorted(self.gpu_node, node))}"
+
+
+@dataclass(frozen=True, slots=True)
+class FailsafeSettings:
+    limit_w: float
+    heartbeat_timeout_s: float
+    release_after_s: float | None = None  # None: hold until the site is back
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Settings:
+    topology: Topology
+    failsafe: FailsafeSettings
+    tick_s: float
+    feed_rating_w: float
+    ramp_down_w_per_s: float
+    ramp_up_w_per_s: float
+    block_w_per_gpu_w: float  # power supplies: a watt at the GPU is a little more at the meter
+    base_min_w: float  # less is not believed
+    base_max_w: float  # assumed when nothing is known
+    base_margin_w: float
+    rack_base_max_w: Floats  # (r)
+    cooling_blind_w: float | None  # block power while the cooling plant is unknown; None: no cooling metered
+    lead_s: float = 0.4  # from a decision to obeyed power: link, driver call, GPU settling
+    settle_s: float = 0.2  # GPU power after its limit was written (measured: within 190 ms on a V100)
+    ack_wait_s: float = 0.4  # an order unanswered for longer counts as not obeyed
+    silent_max_after_s: float = 10.0  # no host comes back from a reboot or driver reload sooner
+    report_age_max_s: float = 0.5
+    meter_age_max_s: float = 1.0
+    meter_lag_s: float = 0.1
+    inlet_age_max_s: float = 5.0
+    inlet_lag_s: float = 1.0
+    cooling_age_max_s: float = 5.0
+    base_age_max_s: float = 30.0
+    witness_tolerance_w: float = 500.0  # PDUs lag behind the meter while the block ramps
+    reshare_s: float = 0.5
+
+
+# --- what enters ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One value with its moment. `good` is the source's own word; age is judged by whoever uses it."""
+
+    value: float
+    good: bool
+    taken_at_s: float
+
+    def is_usable(self, now_s: float, age_max_s: float) -> bool:
+        # a reading from the future comes from a broken clock, not from a good instrument
+        return self.good and 0.0 <= now_s - self.taken_at_s + 0.001 <= age_max_s + 0.001
+
+
+UNKNOWN: Final = Measurement(0.0, good=False, taken_at_s=NEVER_S)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Inlets:
+    """All PDU inlets: power with quality and moment, arrays of length m."""
+
+    power_w: Floats
+    good: Bools
+    taken_at_s: Floats
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Gpus:
+    """What the agents report. NaN: not readable. `revision` moves when any of it does."""
+
+    revision: int
+    power_w: Floats  # (n)
+    limit_w: Floats  # (n) the limit the driver holds, read back
+    min_w: Floats  # (n) the device's own constraints
+    max_w: Floats  # (n)
+    node_at_s: Floats  # (nodes) a moment that the node's readings are not older than
+    node_seq: Ints  # (nodes) newest of our orders that the node says is in force; 0: none
+    node_leased: Bools  # (nodes) the node obeys us; else it waits, fell back or only observes
+
+
+@dataclass(frozen=True, slots=True)
+class Setpoint:
+    """One window of what the site asks. `kind` groups setpoints that replace each other by priority."""
+
+    source: str
+    id: str
+    kind: str
+    limit_w: float
+    starts_utc_s: float
+    ends_utc_s: float
+    priority: int = LOWEST_PRIORITY
+    arrive_at_start: bool = False  # be there when the window opens, instead of leaving then
+    received_at_s: float = NEVER_S
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What is known of the site: its signs of life and its wishes."""
+
+    heartbeat_at_s: float = NEVER_S
+    plan_at_s: float = NEVER_S  # when it last stated what it wants, be it "no limit"
+    setpoints: tuple[Setpoint, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Snapshot:
+    now_s: float
+    now_utc_s: float
+    meter: Measurement
+    inlets: Inlets
+    cooling: Measurement  # heat the plant can take away, W
+    gpus: Gpus
+    site: Site
+
+
+# --- what is decided --------------------------------------------------------------------------------
+
+
+class Mode(StrEnum):
+    """Where the block stands with its site (states of EEBUS LPC 1.0.0, see failsafe.py)."""
+
+    INIT = "init"
+    CONTROLLED = "controlled"
+    LIMITED = "limited"
+    FAILSAFE = "failsafe"
+    AUTONOMOUS = "autonomous"
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A bound on block power with its source. Protection does not wait for a comfort ramp."""
+
+    power_w: float
+    source: str
+    protection: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """Something a person should know. `key` names it for good, `text` says it now."""
+
+    key: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """What a restart inherits: the limit that bound the block before, and how long it was meant to."""
+
+    limit_w: float
+    budget_w: float
+    source: str
+    ends_at_s: float = FOREVER_S
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A setpoint whose window has opened. Its end hangs on the monotonic clock from then on."""
+
+    setpoint: Setpoint
+    ends_at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """State of the failsafe machine."""
+
+    mode: Mode
+    entered_at_s: float
+    first_heartbeat_at_s: float = NEVER_S  # since the mode was entered
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ledger:
+    """Which limits every GPU may hold: one row per order that might still be in force, oldest first."""
+
+    seq: int
+    limits_w: Floats  # (k, n)
+    acked_at_s: Floats  # (k, n) FOREVER_S: not acknowledged
+    node_seq: Ints  # (k, nodes) what a node must acknowledge for the row to be in force there
+    at_s: Floats  # (k) when the row was decided
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """The ramp: what we aim at now, and the line we promise, which lags by the time obeying takes."""
+
+    aim_w: float
+    budget_w: float
+    falling: bool
+    trail: tuple[tuple[float, float], ...]  # (at_s, aim_w) of the last `lead_s`
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BaseLoad:
+    """Block power that no GPU limit can move, and the windows it is measured from."""
+
+    upper_w: float
+    measured_at_s: float
+    rack_upper_w: Floats  # (r)
+    rack_measured_at_s: Floats  # (r)
+    gpu_at_s: Floats  # (k) moments of the GPU sums
+    gpu_rack_w: Floats  # (k, r) sums per rack
+    gap_at_s: float  # last moment at which some GPU was unknown
+    meter_at_s: Floats  # (k)
+    meter_w: Floats  # (k)
+    inlet_at_s: Floats  # (m) moment of the newest PDU reading used
+    disbelieved_at_s: float  # last time the meter said less than the base load can be
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shares:
+    """How the GPU budget was last shared out."""
+
+    desired_w: Floats  # (n)
+    peak_w: Floats  # (n) draw with a slow decay: what a GPU has lately needed
+    excess_w: Floats  # (n) draw above the limit it holds, smoothed: a GPU that does not obey
+    observed_at_s: float
+    shared_at_s: float
+    gpu_budget_w: float
+    rack_budget_w: Floats  # (r) GPU power the inlets have room for
+    controllable: Bools  # (n)
+    lift_w: float  # how high the sum of limits may stand now without outrunning the ramp
+    sums: tuple[tuple[float, float], ...]  # (at_s, sum of limits) of the last second
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class State:
+    """All memory of the law."""
+
+    at_s: float
+    link: Link
+    carried: Carried | None
+    running: tuple[Running, ...]
+    ended: frozenset[Setpoint]
+    pace: Pace
+    base: BaseLoad
+    ledger: Ledger
+    shares: Shares
+    seen_at_s: Floats  # (n) when the GPU's limit was last read
+    gpus_revision: int
+    raised_at_s: Mapping[str, float] = field(
+        default_factory=dict
+    )  # alarm conditions and since when they hold
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Decision:
+    state: State
+    mode: Mode
+    binding: Limit
+    limits: tuple[Limit, ...]
+    budget_w: float  # the line we promise to stay under
+    base_w: float  # upper estimate of everything that is not a GPU
+    gpu_limits_w: Floats  # (n)
+    node_seq: Ints  # (nodes) number of the order that carries these limits
+    shortfall_w: float  # what we cannot shed
+    alarms: tuple[Alarm, ...]
+    why: str

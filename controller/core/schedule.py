@@ -1,0 +1,80 @@
+"""From setpoints with windows to the limits that hold now.
+
+The wall clock may open a window, never close one: once a window is open, its end hangs on the monotonic
+clock, so a step of the wall clock cannot release an active limit, and a window that has run out does not
+open again when the clock is set back.
+
+Setpoints of one source and kind replace each other: the lowest priority number wins, and among equals
+the lowest limit. Kinds and sources are independent wishes: each yields a limit, and the lowest binds.
+A setpoint that must be met when its window opens binds ahead of time, along the line of the ramp.
+"""
+
+from collections.abc import Iterable, Iterator
+
+from controller.core.model import FOREVER_S, Limit, Running, Setpoint
+from controller.core.ramp import arrival_line_w
+
+
+def open_windows(
+    running: tuple[Running, ...],
+    ended: frozenset[Setpoint],
+    setpoints: tuple[Setpoint, ...],
+    now_s: float,
+    now_utc_s: float,
+) -> tuple[tuple[Running, ...], frozenset[Setpoint]]:
+    """Setpoints whose window is open now, and those that have had their time."""
+    if not setpoints:
+        return (), frozenset()
+    known = {entry.setpoint: entry for entry in running}
+    still: list[Running] = []
+    over = {setpoint for setpoint in ended if setpoint in set(setpoints)} if ended else set()
+    for setpoint in setpoints:
+        entry = known.get(setpoint)
+        if entry is None and setpoint not in over and setpoint.starts_utc_s <= now_utc_s:
+            left_s = min(setpoint.ends_utc_s - now_utc_s, FOREVER_S)
+            entry = Running(setpoint, ends_at_s=now_s + left_s)
+        if entry is None:
+            continue
+        if now_s < entry.ends_at_s:
+            still.append(entry)
+        else:
+            over.add(setpoint)
+    return tuple(still), frozenset(over)
+
+
+def winners(setpoints: Iterable[Setpoint]) -> list[Setpoint]:
+    """One setpoint per source and kind: highest priority, then lowest limit."""
+    best: dict[tuple[str, str], Setpoint] = {}
+    for setpoint in setpoints:
+        key = (setpoint.source, setpoint.kind)
+        rival = best.get(key)
+        if rival is None or (setpoint.priority, setpoint.limit_w) < (rival.priority, rival.limit_w):
+            best[key] = setpoint
+    return list(best.values())
+
+
+def limits(
+    running: tuple[Running, ...],
+    ended: frozenset[Setpoint],
+    setpoints: tuple[Setpoint, ...],
+    *,
+    now_utc_s: float,
+    lead_s: float,
+    down_w_per_s: float,
+) -> Iterator[Limit]:
+    """The limits that open windows impose now, and those that coming ones cast ahead."""
+    opened = [entry.setpoint for entry in running]
+    for setpoint in winners(opened):
+        yield Limit(setpoint.limit_w, name(setpoint))
+    for setpoint in setpoints:
+        if not setpoint.arrive_at_start or setpoint in opened or setpoint in ended:
+            continue
+        left_s = setpoint.starts_utc_s - now_utc_s - lead_s
+        rivals = (s for s in setpoints if s.starts_utc_s <= setpoint.starts_utc_s < s.ends_utc_s)
+        if setpoint in winners(rivals):
+            line_w = arrival_line_w(setpoint.limit_w, left_s, down_w_per_s)
+            yield Limit(line_w, f"{name(setpoint)}, to be met at its start")
+
+
+def name(setpoint: Setpoint) -> str:
+    return f"{setpoint.source} {setpoint.id}"

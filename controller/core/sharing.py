@@ -1,0 +1,132 @@
+"""From a GPU budget to orders: who gets what, and when it is safe to let it go out.
+
+`observe` keeps what the GPUs have lately needed. `share` divides the budget anew where something calls for
+it. `hand_over` decides what of it may be ordered now: every cut at once, and rises only out of power that
+is really free. Free means: not held by a GPU whose cut is still unconfirmed, within the rack, and no
+faster than the ramp. So the sum of what GPUs *may* hold never passes the budget while watts change hands,
+and power that a fault took away comes back at the agreed rate.
+"""
+
+from dataclasses import replace
+from typing import Final
+
+import numpy as np
+
+from controller.core import allocation, base_load, ramp, watch
+from controller.core.model import BaseLoad, Bools, Floats, Settings, Shares, Snapshot
+
+HAND_OVER_S: Final = 1.0  # power cut here may reappear there within this time without counting as a rise
+AIM_STEP_RATIO: Final = 1e-4  # of the feed rating: smaller moves of the budget call for no new share-out
+DEADBAND_W: Final = 2.0  # smaller rises are not worth a driver call
+
+
+def observe(shares: Shares, power_w: Floats, held_w: Floats, now_s: float) -> Shares:
+    elapsed_s = now_s - shares.observed_at_s
+    return replace(
+        shares,
+        peak_w=allocation.decayed_peak_w(shares.peak_w, power_w, elapsed_s),
+        excess_w=watch.smoothed_excess_w(shares.excess_w, power_w, held_w, elapsed_s),
+        observed_at_s=now_s,
+    )
+
+
+def share(
+    settings: Settings,
+    snapshot: Snapshot,
+    shares: Shares,
+    base: BaseLoad,
+    held_w: Floats,
+    present_w: Floats,
+    controllable: Bools,
+    gpu_budget_w: float,
+) -> Shares:
+    """Divide the budget anew where something calls for it; GPUs out of reach keep what they may hold."""
+    now_s, gpus, topology = snapshot.now_s, snapshot.gpus, settings.topology
+    step_w = AIM_STEP_RATIO * settings.feed_rating_w
+    due = (
+        abs(gpu_budget_w - shares.gpu_budget_w) > step_w
+        or now_s - shares.shared_at_s >= settings.reshare_s
+        or (controllable != shares.controllable).any()
+    )
+    if not due:
+        return shares
+    rack_budget_w = _rack_budget_w(settings, snapshot, base)
+    wants = allocation.Wants(
+        min_w=gpus.min_w,
+        floor_w=topology.gpu_floor_w,
+        need_w=allocation.need_w(shares.peak_w, gpus.power_w, present_w, gpus.max_w),
+        max_w=gpus.max_w,
+        weight=topology.gpu_weight,
+    )
+    desired_w = allocation.share_out(gpu_budget_w, wants, topology.gpu_rack, rack_budget_w)
+    if not controllable.all():
+        lost_w = np.where(controllable, 0.0, held_w)
+        lost_rack_w = np.bincount(topology.gpu_rack, weights=lost_w, minlength=len(rack_budget_w))
+        inside = allocation.share_out(
+            gpu_budget_w - float(lost_w.sum()),
+            wants.only(controllable),
+            topology.gpu_rack[controllable],
+            rack_budget_w - lost_rack_w,
+        )
+        desired_w = np.minimum(desired_w, present_w)  # out of reach: ask for less, never for more
+        desired_w[controllable] = inside
+    return replace(
+        shares,
+        desired_w=desired_w,
+        shared_at_s=now_s,
+        gpu_budget_w=gpu_budget_w,
+        rack_budget_w=rack_budget_w,
+        controllable=controllable,
+    )
+
+
+def _rack_budget_w(settings: Settings, snapshot: Snapshot, base: BaseLoad) -> Floats:
+    """GPU power that every rack's inlets have room for, (r) W.
+
+    The fullest inlet decides. While an inlet is unknown, one inlet may be carrying the whole rack.
+    """
+    topology = settings.topology
+    racks = len(topology.rack_names)
+    usable = base_load.inlets_usable(settings, snapshot)
+    power_w = np.where(usable, snapshot.inlets.power_w, 0.0)
+    rack_w = np.bincount(topology.inlet_rack, weights=power_w, minlength=racks)
+    known = (np.bincount(topology.inlet_rack, weights=~usable, minlength=racks) == 0) & (rack_w > 0.0)
+    share = np.where(known[topology.inlet_rack], power_w / np.maximum(rack_w, 1.0)[topology.inlet_rack], 1.0)
+    carried_w = topology.inlet_continuous_w / np.maximum(share, 1e-3)
+    rack_cap_w = np.full(racks, np.finfo(np.float64).max)
+    np.minimum.at(rack_cap_w, topology.inlet_rack, carried_w)
+    rack_base_w = base_load.rack_upper_w(settings, base, snapshot.now_s)
+    return np.maximum(0.0, rack_cap_w - rack_base_w) / settings.block_w_per_gpu_w
+
+
+def hand_over(
+    settings: Settings,
+    shares: Shares,
+    held_w: Floats,
+    present_w: Floats,
+    gpu_budget_w: float,
+    elapsed_s: float,
+    now_s: float,
+) -> tuple[Shares, Floats]:
+    """Limits to order now: all cuts, and as much rise as is really free and no faster than the ramp."""
+    rack = settings.topology.gpu_rack
+    cut_w = np.floor(np.minimum(shares.desired_w, present_w))
+    rise_w = np.where(shares.controllable, shares.desired_w - cut_w, 0.0)
+    rise_w[(rise_w < DEADBAND_W) & (present_w >= DEADBAND_W)] = 0.0
+    highest_w = max(ramp.highest(shares.sums), float(cut_w.sum())) if shares.sums else float(present_w.sum())
+    rise_s = min(elapsed_s, ramp.RISE_TICKS_MAX * settings.tick_s)
+    step_w = settings.ramp_up_w_per_s * rise_s / settings.block_w_per_gpu_w
+    lift_w = min(max(shares.lift_w, highest_w) + step_w, highest_w + DEADBAND_W * len(cut_w))
+    next_w = cut_w
+    if rise_w.any():
+        counted_w = np.maximum(held_w, cut_w)
+        free_w = min(gpu_budget_w - float(counted_w.sum()), lift_w - float(cut_w.sum()))
+        rack_free_w = shares.rack_budget_w - np.bincount(
+            rack, weights=counted_w, minlength=len(shares.rack_budget_w)
+        )
+        rack_rise_w = np.bincount(rack, weights=rise_w, minlength=len(shares.rack_budget_w))
+        part = min(1.0, max(0.0, free_w) / float(rise_w.sum()))
+        rack_part = np.clip(rack_free_w / np.maximum(rack_rise_w, 1e-9), 0.0, part)
+        next_w = np.floor(cut_w + rise_w * rack_part[rack])
+    sums = ramp.window(shares.sums, now_s, float(next_w.sum()), HAND_OVER_S)
+    return replace(shares, lift_w=lift_w, sums=sums), next_w

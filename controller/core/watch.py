@@ -1,0 +1,133 @@
+"""Does the physics obey, and is everyone there? Alarms, each with a name, a delay and a sentence.
+
+An alarm is a condition that has held for its delay. Delays are short enough for a person to trust the
+panel and long enough for one lost message to pass unseen. Nothing here changes a limit, with one
+exception: power that a GPU draws above the limit it holds is handed back to the law as an excess, and is
+counted from then on like everything else.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from controller.core import base_load
+from controller.core.model import Alarm, BaseLoad, Bools, Floats, Link, Mode, Settings, Shares, Snapshot
+
+EXCESS_RATIO: Final = 0.03  # limits bound an average: peaks of some percent are normal
+EXCESS_SMOOTHING_S: Final = 1.0
+OVER_BUDGET_RATIO: Final = 0.01
+SHORTFALL_RATIO: Final = 0.005  # of the feed rating
+NAMED_MAX: Final = 8  # alarms of one kind that are spelt out; a dead rack must not flood the panel
+
+
+class Condition(NamedTuple):
+    key: str
+    text: str
+    delay_s: float
+
+
+def smoothed_excess_w(excess_w: Floats, power_w: Floats, held_w: Floats, elapsed_s: float) -> Floats:
+    """Draw above the limit, smoothed over a second; unreadable draws (NaN) keep what was known."""
+    now_w = np.where(np.isnan(power_w), excess_w, np.maximum(0.0, power_w - held_w))
+    return excess_w + (now_w - excess_w) * min(1.0, elapsed_s / EXCESS_SMOOTHING_S)
+
+
+def disobedience_w(excess_w: Floats, held_w: Floats) -> Floats:
+    """What must be counted on top of the limits, (n) W."""
+    return np.where(excess_w > EXCESS_RATIO * held_w, excess_w, 0.0)
+
+
+def alarms(
+    settings: Settings,
+    raised_at_s: Mapping[str, float],
+    snapshot: Snapshot,
+    base: BaseLoad,
+    shares: Shares,
+    link: Link,
+    fresh: Bools,
+    readable: Bools,
+    budget_w: float,
+    shortfall_w: float,
+) -> tuple[Mapping[str, float], tuple[Alarm, ...]]:
+    """Conditions that hold, with the moment they began, and those that have outlasted their delay."""
+    conditions = [
+        *_block(settings, snapshot, base, link, budget_w, shortfall_w),
+        *_instruments(settings, snapshot),
+        *_gpus(settings, snapshot, shares, fresh, readable),
+    ]
+    if not conditions:
+        return {}, ()
+    since_s = {condition.key: raised_at_s.get(condition.key, snapshot.now_s) for condition in conditions}
+    return since_s, tuple(
+        Alarm(condition.key, condition.text)
+        for condition in conditions
+        if snapshot.now_s - since_s[condition.key] >= condition.delay_s
+    )
+
+
+def _block(
+    settings: Settings, snapshot: Snapshot, base: BaseLoad, link: Link, budget_w: float, shortfall_w: float
+) -> Iterator[Condition]:
+    now_s = snapshot.now_s
+    if shortfall_w > SHORTFALL_RATIO * settings.feed_rating_w:
+        yield Condition(
+            "shortfall", f"{shortfall_w / 1e3:.2f} kW above the promised line cannot be shed", 1.0
+        )
+    if snapshot.meter.is_usable(now_s, settings.meter_age_max_s):
+        metered_w = float(base.meter_w.mean()) if len(base.meter_w) else snapshot.meter.value
+        if metered_w > budget_w * (1.0 + OVER_BUDGET_RATIO):
+            yield Condition(
+                "over budget", f"meter reads {metered_w / 1e3:.2f} kW, promised {budget_w / 1e3:.2f} kW", 1.0
+            )
+    else:
+        yield Condition("meter", "block meter not usable: base load is assumed, not measured", 1.0)
+    if now_s - base.disbelieved_at_s <= settings.meter_age_max_s:
+        yield Condition("meter implausible", "block meter reads less than the GPUs and hosts draw", 1.0)
+    if link.mode is Mode.FAILSAFE:
+        yield Condition("site lost", "no heartbeat from the site: failsafe limit holds", 0.0)
+    if link.mode is Mode.INIT:
+        yield Condition("site not heard", "the site has not spoken since start: failsafe limit holds", 0.0)
+
+
+def _instruments(settings: Settings, snapshot: Snapshot) -> Iterator[Condition]:
+    topology = settings.topology
+    usable = base_load.inlets_usable(settings, snapshot)
+    if not usable.all():
+        for inlet in np.flatnonzero(~usable)[:NAMED_MAX]:
+            name = topology.inlet_names[inlet]
+            yield Condition(f"pdu {name}", f"PDU {name} not usable: its rack counts as on one inlet", 1.0)
+    if settings.cooling_blind_w is not None and not snapshot.cooling.is_usable(
+        snapshot.now_s, settings.cooling_age_max_s
+    ):
+        yield Condition("cooling", "cooling capacity unknown: its blind limit holds", 1.0)
+
+
+def _gpus(
+    settings: Settings, snapshot: Snapshot, shares: Shares, fresh: Bools, readable: Bools
+) -> Iterator[Condition]:
+    topology, gpus = settings.topology, snapshot.gpus
+    silent = snapshot.now_s - gpus.node_at_s > settings.report_age_max_s
+    if silent.any():
+        for node in np.flatnonzero(silent)[:NAMED_MAX]:
+            name = topology.node_names[node]
+            yield Condition(
+                f"agent {name}", f"agent on {name} silent: its GPUs count at what they may hold", 1.0
+            )
+    free = ~gpus.node_leased & ~silent
+    if free.any():
+        for node in np.flatnonzero(free)[:NAMED_MAX]:
+            name = topology.node_names[node]
+            yield Condition(f"lease {name}", f"{name} does not act on our orders", 1.0)
+    broken = fresh & ~(readable & shares.controllable)
+    broken &= gpus.node_leased[topology.gpu_node]
+    if broken.any():
+        for gpu in np.flatnonzero(broken)[:NAMED_MAX]:
+            name = topology.gpu_name(int(gpu))
+            yield Condition(f"gpu {name}", f"GPU {name} unreadable or not taking its limit", 1.0)
+    wild = shares.excess_w > EXCESS_RATIO * gpus.limit_w
+    if wild.any():
+        for gpu in np.flatnonzero(wild)[:NAMED_MAX]:
+            name = topology.gpu_name(int(gpu))
+            text = f"GPU {name} draws {shares.excess_w[gpu]:.0f} W above its limit"
+            yield Condition(f"excess {name}", text, 1.0)
