@@ -3,8 +3,8 @@
 It is a difference, meter minus GPUs, and a difference of two measurements counts only if both are of one
 moment. So both sides are averaged over the same second, the meter's lag taken off, and a second in which
 some GPU was unknown does not count: the last good value stands, and after `base_age_max_s` the assumed
-maximum does. (Meter minus the *known* GPUs bounds the base load from above at any time, so it may lower
-that assumption.) The estimate rises at once and falls slowly; less than `base_min_w` is not believed.
+maximum does. (Over the same second, meter minus the *known* GPUs bounds the base load from above, so it may
+lower that assumption.) The estimate rises at once and falls slowly; less than `base_min_w` is not believed.
 
 The PDUs are the second witness. They lag too much to lead while the block ramps, so they only bound the
 meter's word from below, less a tolerance: a meter that lies low is caught here. Per rack they lead.
@@ -18,7 +18,8 @@ import numpy as np
 from controller.core.model import NEVER_S, BaseLoad, Bools, Floats, Settings, Snapshot
 
 WINDOW_S: Final = 1.0
-FALL_PER_S: Final = 0.1  # share of the gap that the upper estimate falls in a second
+SKEW_S: Final = 0.15  # how well the moments of meter and GPU readings are known against each other
+FALL_PER_S: Final = 0.25  # share of the gap that the upper estimate falls in a second
 KEPT_MAX: Final = 128  # samples; 3 s at 20 Hz and some reserve
 
 
@@ -37,17 +38,19 @@ def start(settings: Settings) -> BaseLoad:
         meter_w=np.zeros(0),
         inlet_at_s=np.full(inlets, NEVER_S),
         disbelieved_at_s=NEVER_S,
+        bound_w=settings.base_max_w,
+        bounded_at_s=NEVER_S,
     )
 
 
 def update(
-    settings: Settings, base: BaseLoad, snapshot: Snapshot, fresh: bool, *, reported: bool
+    settings: Settings, base: BaseLoad, snapshot: Snapshot, power_w: Floats, *, reported: bool
 ) -> BaseLoad:
-    """Take in what is new. `fresh`: all GPU powers are known now; `reported`: they differ from last tick."""
-    if not fresh:
+    """Take in what is new. `power_w` (n): GPU draws, NaN where unknown; `reported`: some agent spoke."""
+    if np.isnan(power_w).any():
         base = replace(base, gap_at_s=snapshot.now_s)
-    elif reported:
-        base = _with_gpus(settings, base, snapshot)
+    if reported:
+        base = _with_gpus(settings, base, snapshot, power_w)
     meter = snapshot.meter
     newest_at_s = base.meter_at_s[-1] if len(base.meter_at_s) else NEVER_S
     if meter.taken_at_s > newest_at_s and meter.is_usable(snapshot.now_s, settings.meter_age_max_s):
@@ -57,15 +60,13 @@ def update(
     return base
 
 
-def upper_w(settings: Settings, base: BaseLoad, snapshot: Snapshot, known_gpu_w: float) -> float:
-    """Upper estimate of the base load now, W; `known_gpu_w`: draw of those GPUs whose draw is known."""
-    if snapshot.now_s - base.measured_at_s <= settings.base_age_max_s:
+def upper_w(settings: Settings, base: BaseLoad, now_s: float) -> float:
+    """Upper estimate of the base load now, W."""
+    if now_s - base.measured_at_s <= settings.base_age_max_s:
         return base.upper_w + settings.base_margin_w
-    bound_w = settings.base_max_w
-    if snapshot.meter.is_usable(snapshot.now_s, settings.meter_age_max_s):
-        rest_w = snapshot.meter.value - settings.block_w_per_gpu_w * known_gpu_w
-        bound_w = min(bound_w, max(rest_w, settings.base_min_w))
-    return bound_w + settings.base_margin_w
+    if now_s - base.bounded_at_s <= settings.meter_age_max_s:
+        return min(settings.base_max_w, base.bound_w) + settings.base_margin_w
+    return settings.base_max_w + settings.base_margin_w
 
 
 def rack_upper_w(settings: Settings, base: BaseLoad, now_s: float) -> Floats:
@@ -74,13 +75,15 @@ def rack_upper_w(settings: Settings, base: BaseLoad, now_s: float) -> Floats:
     return np.where(known, base.rack_upper_w, settings.rack_base_max_w)
 
 
-def _with_gpus(settings: Settings, base: BaseLoad, snapshot: Snapshot) -> BaseLoad:
-    topology, gpus = settings.topology, snapshot.gpus
-    racks = np.bincount(topology.gpu_rack, weights=gpus.power_w, minlength=len(topology.rack_names))
+def _with_gpus(settings: Settings, base: BaseLoad, snapshot: Snapshot, power_w: Floats) -> BaseLoad:
+    topology = settings.topology
+    known_w = np.nan_to_num(power_w)
+    racks = np.bincount(topology.gpu_rack, weights=known_w, minlength=len(topology.rack_names))
+    heard_at_s = snapshot.gpus.node_at_s[snapshot.gpus.node_at_s > snapshot.now_s - settings.report_age_max_s]
     keep = slice(-KEPT_MAX + 1, None)
     return replace(
         base,
-        gpu_at_s=np.append(base.gpu_at_s[keep], gpus.node_at_s.mean()),
+        gpu_at_s=np.append(base.gpu_at_s[keep], heard_at_s.mean() if len(heard_at_s) else snapshot.now_s),
         gpu_rack_w=np.vstack((base.gpu_rack_w[keep], racks)),
     )
 
@@ -92,10 +95,14 @@ def _with_meter(settings: Settings, base: BaseLoad, at_s: float, power_w: float)
         meter_at_s=np.append(base.meter_at_s[recent], at_s),
         meter_w=np.append(base.meter_w[recent], power_w),
     )
-    gpu_rack_w = _gpus_around(base, at_s - settings.meter_lag_s)
-    if gpu_rack_w is None:
+    around = _gpus_around(base, at_s - settings.meter_lag_s)
+    if around is None:
         return base
-    sample_w = float(base.meter_w.mean()) - settings.block_w_per_gpu_w * float(gpu_rack_w.sum())
+    gpu_rack_w, unsure_rack_w = around
+    gpu_w, unsure_w = float(gpu_rack_w.sum()), float(unsure_rack_w.sum())
+    sample_w = float(base.meter_w.mean()) - settings.block_w_per_gpu_w * (gpu_w - unsure_w)
+    if not _complete(base, at_s - settings.meter_lag_s):
+        return replace(base, bound_w=max(sample_w, settings.base_min_w), bounded_at_s=at_s)
     if (base.rack_measured_at_s > at_s - settings.inlet_age_max_s).all():
         sample_w = max(sample_w, float(base.rack_upper_w.sum()) - settings.witness_tolerance_w)
     if sample_w < settings.base_min_w:
@@ -115,10 +122,11 @@ def _with_inlets(settings: Settings, base: BaseLoad, snapshot: Snapshot) -> Base
     upper_w, measured_at_s = base.rack_upper_w.copy(), base.rack_measured_at_s.copy()
     for rack in np.flatnonzero(complete & moved):
         at_s = float(inlets.taken_at_s[topology.inlet_rack == rack].mean())
-        gpu_rack_w = _gpus_around(base, at_s - settings.inlet_lag_s)
-        if gpu_rack_w is None:
+        around = _gpus_around(base, at_s - settings.inlet_lag_s)
+        if around is None or not _complete(base, at_s - settings.inlet_lag_s):
             continue
-        sample_w = max(0.0, rack_w[rack] - settings.block_w_per_gpu_w * gpu_rack_w[rack])
+        gpu_w = around[0][rack] - around[1][rack]
+        sample_w = max(0.0, rack_w[rack] - settings.block_w_per_gpu_w * gpu_w)
         known = at_s - measured_at_s[rack] <= settings.base_age_max_s
         upper_w[rack] = _slow_fall(upper_w[rack], sample_w, at_s - measured_at_s[rack]) if known else sample_w
         measured_at_s[rack] = at_s
@@ -131,13 +139,24 @@ def inlets_usable(settings: Settings, snapshot: Snapshot) -> Bools:
     return snapshot.inlets.good & (age_s >= -0.001) & (age_s <= settings.inlet_age_max_s)
 
 
-def _gpus_around(base: BaseLoad, at_s: float) -> Floats | None:
-    """Mean GPU power per rack over the second that ended at `at_s`; None if some of it is unknown."""
-    inside = (base.gpu_at_s > at_s - WINDOW_S) & (base.gpu_at_s <= at_s)
-    if base.gap_at_s > at_s - WINDOW_S or not inside.any() or base.gpu_at_s[0] > at_s - 0.5 * WINDOW_S:
+def _gpus_around(base: BaseLoad, at_s: float) -> tuple[Floats, Floats] | None:
+    """Mean power of the known GPUs per rack over the second that ended at `at_s`, and how unsure it is.
+
+    Two windows that are skewed against each other differ by what changed between their ends. None where
+    the samples do not cover the window.
+    """
+    inside = np.flatnonzero((base.gpu_at_s > at_s - WINDOW_S) & (base.gpu_at_s <= at_s))
+    if len(inside) == 0 or base.gpu_at_s[0] > at_s - 0.5 * WINDOW_S:
         return None
-    mean_w: Floats = base.gpu_rack_w[inside].mean(axis=0)
-    return mean_w
+    samples_w = base.gpu_rack_w[inside[0] : inside[-1] + 1]
+    unsure_w: Floats = np.abs(samples_w[-1] - samples_w[0]) * (SKEW_S / WINDOW_S)
+    mean_w: Floats = samples_w.mean(axis=0)
+    return mean_w, unsure_w
+
+
+def _complete(base: BaseLoad, at_s: float) -> bool:
+    """Every GPU was known throughout the second that ended at `at_s`, and since."""
+    return base.gap_at_s <= at_s - WINDOW_S
 
 
 def _slow_fall(upper_w: float, sample_w: float, elapsed_s: float) -> float:

@@ -88,8 +88,8 @@ def tick(settings: Settings, state: State, snapshot: Snapshot) -> Decision:
     seen_at_s = np.where(readable, gpus.node_at_s[gpu_node], state.seen_at_s)
     power_w = np.where(fresh, gpus.power_w, np.nan)
     reported = gpus.revision != state.gpus_revision
-    base = base_load.update(settings, state.base, snapshot, not np.isnan(power_w).any(), reported=reported)
-    base_w = base_load.upper_w(settings, base, snapshot, float(np.nansum(power_w)))
+    base = base_load.update(settings, state.base, snapshot, power_w, reported=reported)
+    base_w = base_load.upper_w(settings, base, now_s)
     orders = ledger.acknowledge(settings, state.ledger, gpus, now_s)
     held_w = ledger.held_w(settings, orders, gpus, seen_at_s, now_s)
     shares = sharing.observe(state.shares, power_w, held_w, now_s) if reported else state.shares
@@ -118,7 +118,7 @@ def tick(settings: Settings, state: State, snapshot: Snapshot) -> Decision:
     present_w = np.where(readable & ~obeying, gpus.limit_w, orders.limits_w[-1])
     gpu_budget_w = (pace.aim_w - base_w) / gain
     shares = sharing.share(settings, snapshot, shares, base, held_w, present_w, controllable, gpu_budget_w)
-    shares, next_w = sharing.hand_over(settings, shares, held_w, present_w, gpu_budget_w, elapsed_s, now_s)
+    shares, next_w = sharing.hand_over(settings, snapshot, shares, held_w, present_w, gpu_budget_w, elapsed_s)
     orders = ledger.order(settings, orders, next_w, now_s)
 
     # say what cannot be done, and what is not as it should be

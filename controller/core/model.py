@@ -257,6 +257,8 @@ class BaseLoad:
     meter_w: Floats  # (k)
     inlet_at_s: Floats  # (m) moment of the newest PDU reading used
     disbelieved_at_s: float  # last time the meter said less than the base load can be
+    bound_w: float  # meter less the known GPUs, while some are unknown
+    bounded_at_s: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)

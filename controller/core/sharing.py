@@ -101,32 +101,47 @@ def _rack_budget_w(settings: Settings, snapshot: Snapshot, base: BaseLoad) -> Fl
 
 def hand_over(
     settings: Settings,
+    snapshot: Snapshot,
     shares: Shares,
     held_w: Floats,
     present_w: Floats,
     gpu_budget_w: float,
     elapsed_s: float,
-    now_s: float,
 ) -> tuple[Shares, Floats]:
     """Limits to order now: all cuts, and as much rise as is really free and no faster than the ramp."""
     rack = settings.topology.gpu_rack
     cut_w = np.floor(np.minimum(shares.desired_w, present_w))
     rise_w = np.where(shares.controllable, shares.desired_w - cut_w, 0.0)
-    rise_w[(rise_w < DEADBAND_W) & (present_w >= DEADBAND_W)] = 0.0
-    highest_w = max(ramp.highest(shares.sums), float(cut_w.sum())) if shares.sums else float(present_w.sum())
-    rise_s = min(elapsed_s, ramp.RISE_TICKS_MAX * settings.tick_s)
-    step_w = settings.ramp_up_w_per_s * rise_s / settings.block_w_per_gpu_w
-    lift_w = min(max(shares.lift_w, highest_w) + step_w, highest_w + DEADBAND_W * len(cut_w))
+    rise_w[(rise_w < DEADBAND_W) & (shares.desired_w < snapshot.gpus.max_w)] = 0.0
+    lift_w, sums = _lift(settings, shares, float(present_w.sum()), elapsed_s)
     next_w = cut_w
     if rise_w.any():
         counted_w = np.maximum(held_w, cut_w)
         free_w = min(gpu_budget_w - float(counted_w.sum()), lift_w - float(cut_w.sum()))
-        rack_free_w = shares.rack_budget_w - np.bincount(
-            rack, weights=counted_w, minlength=len(shares.rack_budget_w)
-        )
-        rack_rise_w = np.bincount(rack, weights=rise_w, minlength=len(shares.rack_budget_w))
         part = min(1.0, max(0.0, free_w) / float(rise_w.sum()))
+        racks = len(shares.rack_budget_w)
+        rack_free_w = shares.rack_budget_w - np.bincount(rack, weights=counted_w, minlength=racks)
+        rack_rise_w = np.bincount(rack, weights=rise_w, minlength=racks)
         rack_part = np.clip(rack_free_w / np.maximum(rack_rise_w, 1e-9), 0.0, part)
         next_w = np.floor(cut_w + rise_w * rack_part[rack])
-    sums = ramp.window(shares.sums, now_s, float(next_w.sum()), HAND_OVER_S)
+    sums = ramp.window(sums, snapshot.now_s, float(next_w.sum()), HAND_OVER_S)
     return replace(shares, lift_w=lift_w, sums=sums), next_w
+
+
+def _lift(
+    settings: Settings, shares: Shares, present_w: float, elapsed_s: float
+) -> tuple[float, tuple[tuple[float, float], ...]]:
+    """How high the sum of limits may stand now, and the sums of the last second that it is measured from.
+
+    What GPUs turn out to hold less than was ordered (an agent that fell back) is gone from the trail too:
+    it comes back at the agreed rate, not at once. Whole watts per GPU need a little credit to move at all.
+    """
+    if not shares.sums:
+        return present_w, ()
+    gone_w = shares.sums[-1][1] - present_w
+    sums = tuple((at_s, sum_w - gone_w) for at_s, sum_w in shares.sums) if gone_w > 0.0 else shares.sums
+    highest_w = ramp.highest(sums)
+    rise_s = min(elapsed_s, ramp.RISE_TICKS_MAX * settings.tick_s)
+    step_w = settings.ramp_up_w_per_s * rise_s / settings.block_w_per_gpu_w
+    credit_w = DEADBAND_W * len(shares.desired_w)
+    return min(max(shares.lift_w - max(gone_w, 0.0), highest_w) + step_w, highest_w + step_w + credit_w), sums

@@ -1,0 +1,119 @@
+"""The board: the newest value of everything, and nothing else.
+
+Pollers, subscriptions and the agent link put values here as they come; the beat takes one frozen
+`Snapshot`. No queue, no call back into control: a value that was replaced before anyone looked is gone,
+and that is right, because only the newest can be true.
+
+The board also answers when a node's readings were taken, on our own clock and without trusting the
+node's: every report echoes the send time of the newest order it has heard and how long ago that was. The
+readings cannot be older than that sum. A node that has heard nothing from us yet has readings of unknown
+age, which the law treats as it treats all that is unknown.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+import structlog
+
+from controller.core.model import NEVER_S, UNKNOWN, Gpus, Inlets, Measurement, Settings, Site, Snapshot
+from protocols.agent_link import Report
+
+log = structlog.get_logger(__name__)
+
+OLD_BOOTS_MAX: Final = 16  # agent processes remembered per node, to drop what a dead one still has on the way
+CLOCK_SLACK_S: Final = 0.005  # an echo may seem to come from the future by this much rounding
+
+
+class Board:
+    """Newest values; `epoch` is the number of this controller start, which orders and their echoes carry."""
+
+    def __init__(self, settings: Settings, epoch: int) -> None:
+        topology = settings.topology
+        count, nodes, inlets = len(topology.gpu_node), len(topology.node_names), len(topology.inlet_names)
+        self.meter: Measurement = UNKNOWN
+        self.cooling: Measurement = UNKNOWN
+        self.site: Site = Site()
+        self.refused: dict[str, int] = {}
+        self.report_at_s = np.full(nodes, -1.0)  # the node's own clock: orders echo it
+        self._epoch = epoch
+        self._slices = [np.flatnonzero(topology.gpu_node == node) for node in range(nodes)]
+        self._index = {name: node for node, name in enumerate(topology.node_names)}
+        self._boots: list[list[str]] = [[] for _ in range(nodes)]
+        self._power_w = np.full(count, np.nan)
+        self._limit_w = np.full(count, np.nan)
+        self._min_w = topology.gpu_min_w.copy()
+        self._max_w = topology.gpu_max_w.copy()
+        self._node_at_s = np.full(nodes, NEVER_S)
+        self._node_seq = np.zeros(nodes, dtype=np.int64)
+        self._node_leased = np.zeros(nodes, dtype=np.bool_)
+        self._gpu_faults: dict[int, str] = {}
+        self._revision = 0
+        self._gpus: Gpus | None = None
+        self._inlet_w = np.zeros(inlets)
+        self._inlet_good = np.zeros(inlets, dtype=np.bool_)
+        self._inlet_at_s = np.full(inlets, NEVER_S)
+        self._inlets: Inlets | None = None
+
+    def put_inlet(self, inlet: int, measurement: Measurement) -> None:
+        self._inlet_w[inlet] = measurement.value
+        self._inlet_good[inlet] = measurement.good
+        self._inlet_at_s[inlet] = measurement.taken_at_s
+        self._inlets = None
+
+    def put_report(self, report: Report, now_s: float) -> str:
+        """Take a report in. Returns why it was refused, or an empty string."""
+        node = self._index.get(report.node)
+        if node is None:
+            return self._refuse(f"report of {report.node!r}: no such node in this block's configuration")
+        members = self._slices[node]
+        if len(report.gpus) != len(members):
+            return self._refuse(
+                f"{report.node} reports {len(report.gpus)} GPUs, configured are {len(members)}: correct one"
+            )
+        boots = self._boots[node]
+        if not boots or boots[-1] != report.boot:
+            if report.boot in boots:
+                return self._refuse(f"{report.node}: report of an agent process that has been replaced")
+            self._boots[node] = [*boots[-OLD_BOOTS_MAX:], report.boot]
+        elif report.at_s <= self.report_at_s[node]:
+            return self._refuse(f"{report.node}: late or repeated report")
+        self.report_at_s[node] = report.at_s
+        bound_s = report.echo_sent_at_s + report.echo_age_s
+        heard = report.echo_sent_at_s >= 0.0 and bound_s <= now_s + CLOCK_SLACK_S
+        ours = report.epoch == self._epoch
+        self._node_at_s[node] = min(bound_s, now_s) if heard else NEVER_S
+        self._node_seq[node] = report.seq if ours else 0
+        self._node_leased[node] = ours and report.mode == "leased"
+        for index, gpu in zip(members, report.gpus, strict=True):
+            self._power_w[index] = np.nan if gpu.power_w is None else gpu.power_w
+            self._limit_w[index] = np.nan if gpu.limit_w is None else gpu.limit_w
+            self._min_w[index] = gpu.min_w
+            self._max_w[index] = gpu.max_w
+            if gpu.fault:
+                self._gpu_faults[int(index)] = gpu.fault
+            else:
+                self._gpu_faults.pop(int(index), None)
+        self._revision += 1
+        self._gpus = None
+        return ""
+
+    def snapshot(self, now_s: float, now_utc_s: float) -> Snapshot:
+        if self._gpus is None:
+            self._gpus = Gpus(
+                revision=self._revision,
+                power_w=self._power_w.copy(),
+                limit_w=self._limit_w.copy(),
+                min_w=self._min_w.copy(),
+                max_w=self._max_w.copy(),
+                node_at_s=self._node_at_s.copy(),
+                node_seq=self._node_seq.copy(),
+                node_leased=self._node_leased.copy(),
+            )
+        if self._inlets is None:
+            self._inlets = Inlets(self._inlet_w.copy(), self._inlet_good.copy(), self._inlet_at_s.copy())
+        return Snapshot(now_s, now_utc_s, self.meter, self._inlets, self.cooling, self._gpus, self.site)
+
+    def _refuse(self, why: str) -> str:
+        self.refused[why] = self.refused.get(why, 0) + 1
+        return why

@@ -1,0 +1,185 @@
+"""The promises, checked from outside: truth on one side, what the law said on the other.
+
+Nothing here uses the law's own arithmetic beyond what it published in a decision. Every checker raises
+`Broken` with its promise and a sentence. Tolerances stand here, with their reasons.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from controller.core.model import Decision, Mode, Settings, Setpoint
+
+ROUNDING_W = 1.5  # per GPU: drivers round to whole watts, an acknowledgement allows one more
+POWER_TOLERANCE_RATIO = 0.02  # a 1 s mean against the line: settling of GPUs, 0.1 % meter noise
+BASE_TRACK_S = 4.0  # how long the base load may move before the estimate must have followed
+ALARM_AFTER_S = 3.0
+
+
+class Broken(AssertionError):
+    """A promise was not kept. `number` is the one in the design page."""
+
+    def __init__(self, number: int, at_s: float, text: str) -> None:
+        super().__init__(f"promise {number} broken at {at_s:.2f} s: {text}")
+        self.number = number
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Everything the checkers may look at: truth and words of one step."""
+
+    now_s: float
+    limits_w: np.ndarray  # (n) what the drivers really hold
+    block_w: float
+    base_w: float
+    decision: Decision | None  # of a living controller
+    decided_now: bool
+    site_spoke: bool  # to this controller process
+    inherited_w: float  # lower of failsafe and what the last process held, until its window ends
+    wanted: tuple[tuple[Setpoint, float, float], ...]  # (setpoint, opened, ends), by true time
+    agents: list  # with members, up, deaf_to_writes, right_until_s, truth.lost
+    meter_honest: bool  # no lie, no freeze lately
+    measurable_at_s: float  # last time meter and all GPUs could be read
+    disturbed_at_s: float  # last time somebody else than us raised a limit
+
+
+@dataclass
+class Checkers:
+    settings: Settings
+    sums: deque = field(default_factory=deque)  # (t, sum of true limits)
+    budgets: deque = field(default_factory=deque)  # (t, budget + shortfall)
+    powers: deque = field(default_factory=deque)  # (t, block_w)
+    bases: deque = field(default_factory=deque)  # (t, base_w)
+    aims: deque = field(default_factory=deque)
+    over_since_s: float | None = None
+    free_since_s: dict = field(default_factory=dict)
+
+    def see(self, moment: Moment) -> None:
+        self._remember(moment)
+        decision = moment.decision
+        if decision is None:
+            return
+        self.never_above(moment, decision)
+        self.lowest_binds(moment, decision)
+        self.base_is_an_upper_estimate(moment, decision)
+        self.ramps_are_contracts(moment, decision)
+        self.what_cannot_be_done_is_said(moment, decision)
+        self.wall_clock_releases_nothing(moment, decision)
+        self.failsafe_from_the_start(moment, decision)
+        self.dead_man(moment)
+
+    def _remember(self, moment: Moment) -> None:
+        now = moment.now_s
+        self.bases.append((now, moment.base_w))
+        for trail, value in ((self.sums, float(moment.limits_w.sum())), (self.powers, moment.block_w)):
+            trail.append((now, value))
+            while trail[0][0] < now - 6.0:
+                trail.popleft()
+        if moment.decided_now and moment.decision is not None:
+            self.budgets.append((now, moment.decision.budget_w + moment.decision.shortfall_w))
+            self.aims.append((now, moment.decision.budget_w))
+        for trail in (self.budgets, self.aims):
+            while trail and trail[0][0] < now - 6.0:
+                trail.popleft()
+
+    def never_above(self, moment: Moment, decision: Decision) -> None:
+        """1: limits that GPUs really hold, plus the estimate of the rest, stay under the promised line."""
+        held_w = self.settings.block_w_per_gpu_w * float(moment.limits_w.sum()) + decision.base_w
+        allowed_w = decision.budget_w + decision.shortfall_w + ROUNDING_W * len(moment.limits_w)
+        if held_w > allowed_w and moment.now_s - moment.disturbed_at_s > self.settings.silent_max_after_s + 1.5:
+            raise Broken(1, moment.now_s, f"GPUs may draw {held_w:.0f} W, promised {allowed_w:.0f} W")
+
+    def lowest_binds(self, moment: Moment, decision: Decision) -> None:
+        """2: the lowest limit binds and has a name; nothing in force at the site is left out of the list."""
+        lowest_w = min(limit.power_w for limit in decision.limits)
+        if decision.binding.power_w != lowest_w or not decision.binding.source:
+            raise Broken(2, moment.now_s, f"binding is {decision.binding}, the lowest is {lowest_w:.0f} W")
+        if decision.binding.power_w > self.settings.feed_rating_w:
+            raise Broken(2, moment.now_s, f"above the feed rating: {decision.binding}")
+
+    def base_is_an_upper_estimate(self, moment: Moment, decision: Decision) -> None:
+        """3 and 4: with an honest meter, lost or late readings never make the base load look small."""
+        settled_w = min(value for at, value in self.bases if at >= moment.measurable_at_s - BASE_TRACK_S)
+        tolerance_w = 0.015 * self.settings.feed_rating_w  # supply losses differ a little from the assumed ratio
+        if moment.meter_honest and decision.base_w < min(settled_w, moment.base_w) - tolerance_w:
+            raise Broken(4, moment.now_s, f"base load {moment.base_w:.0f} W, estimated {decision.base_w:.0f} W")
+
+    def ramps_are_contracts(self, moment: Moment, decision: Decision) -> None:
+        """5: the line and the limits that GPUs hold never rise faster than agreed, whatever comes back."""
+        now, up = moment.now_s, self.settings.ramp_up_w_per_s
+        if self.aims and moment.decided_now:
+            before = [value for at, value in self.aims if at <= now - 1.0]
+            if before and decision.budget_w > before[-1] + up * (now - [a for a, _ in self.aims if a <= now - 1.0][-1]) + 1.0:
+                raise Broken(5, now, f"budget rose from {before[-1]:.0f} to {decision.budget_w:.0f} W in 1 s")
+        old = [value for at, value in self.sums if now - 3.5 <= at <= now - 1.5]
+        if len(old) > 5 and now - moment.disturbed_at_s > 6.0:
+            rise_w = self.settings.block_w_per_gpu_w * (self.sums[-1][1] - max(old))
+            if rise_w > up * 3.0 + ROUNDING_W * len(moment.limits_w):
+                raise Broken(5, now, f"limits held by GPUs rose by {rise_w:.0f} W within 2 s at {up:.0f} W/s")
+        # down: the line never leaves the ramp but for protection, and for empty headroom at its start
+
+    def what_cannot_be_done_is_said(self, moment: Moment, decision: Decision) -> None:
+        """6 and 1, at the meter: above the line for seconds only with an alarm."""
+        recent = [value for at, value in self.powers if at >= moment.now_s - 1.0]
+        lines = [value for at, value in self.budgets if at >= moment.now_s - 1.5]
+        if not lines:
+            self.over_since_s = None
+            return
+        over = np.mean(recent) > max(lines) * (1.0 + POWER_TOLERANCE_RATIO) + 0.02 * moment.base_w
+        if not over or decision.alarms:
+            self.over_since_s = None
+        elif self.over_since_s is None:
+            self.over_since_s = moment.now_s
+        elif moment.now_s - self.over_since_s > ALARM_AFTER_S:
+            raise Broken(6, moment.now_s, f"{np.mean(recent):.0f} W drawn, {max(lines):.0f} W promised, no alarm")
+
+    def wall_clock_releases_nothing(self, moment: Moment, decision: Decision) -> None:
+        """7: a window that has opened binds until its length has passed, whatever the wall clock does."""
+        best: dict[str, tuple[int, float]] = {}
+        for setpoint, opened_s, ends_s in moment.wanted:
+            if opened_s < moment.now_s < ends_s - 0.01:
+                rank = (setpoint.priority, setpoint.limit_w)
+                best[setpoint.kind] = min(best.get(setpoint.kind, rank), rank)
+        for kind, (_, limit_w) in best.items():
+            if decision.binding.power_w > limit_w + 0.01:
+                raise Broken(7, moment.now_s, f"{kind} asks {limit_w:.0f} W, binding is {decision.binding}")
+
+    def failsafe_from_the_start(self, moment: Moment, decision: Decision) -> None:
+        """8: until the site has spoken to this process, the lower of failsafe and inherited limit holds."""
+        if not moment.site_spoke and (decision.binding.power_w > moment.inherited_w + 0.01 or decision.mode not in (Mode.INIT,)):
+            raise Broken(8, moment.now_s, f"site silent, {moment.inherited_w:.0f} W allowed, binding {decision.binding}")
+        if not moment.site_spoke and decision.budget_w > moment.inherited_w + 0.01:
+            raise Broken(8, moment.now_s, f"site silent, {moment.inherited_w:.0f} W allowed, budget {decision.budget_w:.0f} W")
+
+    def dead_man(self, moment: Moment) -> None:
+        """9: an agent that lives without a right has its GPUs at or under its own fallback, in time."""
+        for agent in moment.agents:
+            ramp_s = 700.0 / agent.settings.fallback_ramp_w_per_s + 0.5
+            if not agent.up or agent.deaf_to_writes or moment.now_s < agent.right_until_s + ramp_s:
+                self.free_since_s.pop(agent.name, None)
+                continue
+            since_s = self.free_since_s.setdefault(agent.name, moment.now_s)
+            over = moment.limits_w[agent.members] > agent.settings.fallback_w[0] + 1.0
+            if moment.now_s - max(since_s, moment.disturbed_at_s) > ramp_s and (over & ~agent.truth.lost[agent.members]).any():
+                raise Broken(9, moment.now_s, f"{agent.name} has no lease, limits {moment.limits_w[agent.members]}")
+
+    def healed(self, now_s: float, decision: Decision, truth: object, settings: Settings) -> None:
+        """10 and the second phase: after the faults the block is in control, in plan, and at work."""
+        shares, up = decision.state.shares, settings.ramp_up_w_per_s
+        if decision.mode not in (Mode.CONTROLLED, Mode.LIMITED):
+            raise Broken(10, now_s, f"still in {decision.mode} after healing")
+        if not shares.controllable.all():
+            raise Broken(10, now_s, f"GPUs still out of reach after healing: {shares.controllable}")
+        least_w = settings.block_w_per_gpu_w * float(settings.topology.gpu_min_w.sum()) + decision.base_w
+        if decision.shortfall_w > ROUNDING_W * len(truth.limit_w) and least_w < decision.budget_w:
+            raise Broken(10, now_s, f"shortfall of {decision.shortfall_w:.0f} W after healing")
+        earlier_w = max(value for at, value in self.sums if at <= now_s - 5.0)
+        room_w = min(
+            (decision.state.pace.aim_w - decision.base_w) / settings.block_w_per_gpu_w,
+            float(np.minimum(shares.rack_budget_w, np.bincount(settings.topology.gpu_rack) * 700.0).sum()),
+        )
+        used_w = float(truth.limit_w.sum())
+        rising = used_w - earlier_w > 0.7 * 5.0 * up / settings.block_w_per_gpu_w
+        if used_w < 0.96 * room_w and not rising and least_w < decision.budget_w:
+            raise Broken(10, now_s, f"limits sum up to {used_w:.0f} W, {room_w:.0f} W are free: not back at work")

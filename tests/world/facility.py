@@ -1,0 +1,76 @@
+"""The truth: GPUs, hosts and instruments of a small block, as simple as the promises allow.
+
+First-order lags stand for firmware and power supplies: limits bite in 40 ms, lifted ones in 150 ms (the
+orders of magnitude measured on a V100). The law never sees this; it sees what `Instruments` and the agents
+say about it.
+"""
+
+from dataclasses import dataclass, field
+from random import Random
+
+import numpy as np
+
+DOWN_S, UP_S = 0.04, 0.15
+
+
+@dataclass
+class Truth:
+    """What really is. Arrays (n) over GPUs."""
+
+    rng: Random
+    gpu_rack: np.ndarray
+    limit_w: np.ndarray  # what the driver holds
+    oob_w: np.ndarray  # out-of-band ceiling
+    max_w: np.ndarray
+    demand_w: np.ndarray
+    power_w: np.ndarray
+    gain: float
+    base_w: float
+    base_target_w: float
+    saturated: bool
+    lost: np.ndarray  # fell off the bus: neither readable nor writable
+
+    def step(self, dt_s: float, now_s: float) -> None:
+        rng = self.rng
+        if not self.saturated:
+            count = len(self.demand_w)
+            if rng.random() < 0.1 * dt_s * count:
+                self.demand_w[rng.randrange(count)] = rng.choice((70.0, rng.uniform(150.0, 700.0), 700.0))
+        enforced = np.minimum(self.limit_w, self.oob_w)
+        target = np.minimum(self.demand_w, enforced)
+        tau_s = np.where(target < self.power_w, DOWN_S, UP_S)
+        self.power_w += (target - self.power_w) * (1.0 - np.exp(-dt_s / tau_s))
+        if rng.random() < 0.05 * dt_s:
+            self.base_target_w = rng.uniform(1200.0, 2200.0)
+        self.base_w += (self.base_target_w - self.base_w) * (1.0 - np.exp(-dt_s / 4.0))
+
+    @property
+    def block_w(self) -> float:
+        return self.gain * float(self.power_w.sum()) + self.base_w
+
+    def rack_w(self, rack: int) -> float:
+        return self.gain * float(self.power_w[self.gpu_rack == rack].sum()) + 0.45 * self.base_w
+
+
+@dataclass
+class Meter:
+    """Samples the truth with a lag of its own; faults change what it says, never what is."""
+
+    period_s: float
+    lag_s: float
+    value_w: float | None = None
+    shown_w: float = 0.0
+    shown_at_s: float = -1e12
+    next_s: float = 0.0
+    mode: str = "good"  # good, silent, frozen, lying, bad
+
+    def step(self, true_w: float, now_s: float, dt_s: float, rng: Random) -> None:
+        self.value_w = true_w if self.value_w is None else self.value_w
+        self.value_w += (true_w - self.value_w) * min(1.0, dt_s / max(self.lag_s, dt_s))
+        if now_s < self.next_s or self.mode == "silent":
+            return
+        self.next_s = now_s + self.period_s * rng.uniform(0.9, 1.1)
+        factor = 0.9 if self.mode == "lying" else 1.0
+        if self.mode != "frozen":
+            self.shown_w = self.value_w * factor * rng.gauss(1.0, 0.001)
+        self.shown_at_s = now_s

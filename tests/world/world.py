@@ -1,0 +1,547 @@
+"""One seed, one history: the real law, board, orders and leases in a world that misbehaves.
+
+Phase one: faults drawn from the seed. Phase two: everything healed; within `HEAL_S` the block must be back
+under control and back at work. Time is a number; messages are entries in a heap with a delivery time.
+"""
+
+import heapq
+from dataclasses import dataclass, field
+from random import Random
+from types import ModuleType
+
+import numpy as np
+
+from controller.actuate import Actuate
+from controller.agent import lease as leases
+from controller.board import Board
+from controller.core import law as real_law
+from controller.core.model import (
+    FOREVER_S,
+    Carried,
+    Decision,
+    FailsafeSettings,
+    Measurement,
+    Running,
+    Setpoint,
+    Settings,
+    Site,
+    Topology,
+)
+from protocols.agent_link import Gpu, Order, Report
+from tests.world.checkers import Broken, Checkers, Moment
+from tests.world.facility import Meter, Truth
+
+LENGTH_S = 60.0
+FAULTS_FROM_S, FAULTS_UNTIL_S = 6.0, 40.0
+HEAL_S = 15.0
+UTC_0 = 1_790_000_000.0
+REPORT_S = 0.1
+LEASE_S = 2.0
+MIN_W, MAX_W = 200.0, 700.0
+
+
+@dataclass
+class Network:
+    """Messages on their way: lost, late, twice, out of order, or cut off altogether."""
+
+    rng: Random
+    loss: float = 0.0
+    twice: float = 0.0
+    late_s: float = 0.0
+    cut: set = field(default_factory=set)  # names of cut-off ends
+    queue: list = field(default_factory=list)
+    number: int = 0
+
+    def send(self, now_s: float, to: str, message: object, via: str) -> None:
+        if via in self.cut or self.rng.random() < self.loss:
+            return
+        for _ in range(2 if self.rng.random() < self.twice else 1):
+            delay_s = 0.002 + self.rng.expovariate(1.0 / 0.004)
+            if self.late_s and self.rng.random() < 0.1:
+                delay_s += self.rng.uniform(0.0, self.late_s)
+            self.number += 1
+            heapq.heappush(self.queue, (now_s + delay_s, self.number, to, message))
+
+    def arrived(self, now_s: float) -> list[tuple[str, object]]:
+        out = []
+        while self.queue and self.queue[0][0] <= now_s:
+            _, _, to, message = heapq.heappop(self.queue)
+            out.append((to, message))
+        return out
+
+
+@dataclass
+class Agent:
+    """A node agent: the real lease logic between the network and the drivers of `truth`."""
+
+    name: str
+    members: np.ndarray
+    truth: Truth
+    settings: leases.LeaseSettings
+    clock_offset_s: float
+    up: bool = True
+    deaf_to_writes: bool = False  # the driver blocks
+    boots: int = 0
+    lease: leases.Lease | None = None
+    echo_sent_at_s: float = -1.0
+    echo_heard_at_s: float = 0.0
+    next_report_s: float = 0.0
+    right_until_s: float = 0.0  # true time: the latest that any order heard allowed; for the checkers
+
+    def start(self, now_s: float) -> None:
+        self.up, self.boots = True, self.boots + 1
+        self.right_until_s = now_s + self.settings.waiting_max_s
+        self.lease = leases.begin(self.settings, now_s + self.clock_offset_s, observe=False)
+        self.echo_sent_at_s = -1.0
+
+    def hear(self, order: Order, now_s: float, network: Network) -> None:
+        if not self.up:
+            return
+        own_s = now_s + self.clock_offset_s
+        self.right_until_s = max(self.right_until_s, order.echo_at_s + order.lease_s - self.clock_offset_s)
+        if order.sent_at_s > self.echo_sent_at_s:
+            self.echo_sent_at_s, self.echo_heard_at_s = order.sent_at_s, own_s
+        self.lease, refusal = leases.offer(self.settings, self.lease, order, own_s)
+        if refusal is None:
+            self.write()
+            self.report(now_s, network)
+
+    def step(self, now_s: float, network: Network) -> None:
+        if not self.up:
+            return
+        self.lease = leases.beat(
+            self.settings, self.lease, [f.limit_w if f else None for f in self.found()], now_s + self.clock_offset_s
+        )
+        self.write()
+        if now_s >= self.next_report_s:
+            self.next_report_s = now_s + REPORT_S
+            self.report(now_s, network)
+
+    def found(self) -> list:
+        t = self.truth
+        return [None if t.lost[i] else leases.Found(t.limit_w[i], MIN_W, MAX_W) for i in self.members]
+
+    def write(self) -> None:
+        if self.deaf_to_writes:
+            return
+        for write in leases.due(self.lease, self.found()):
+            index = self.members[write.gpu]
+            if not self.truth.lost[index]:
+                self.truth.limit_w[index] = write.limit_w
+
+    def report(self, now_s: float, network: Network) -> None:
+        own_s, t = now_s + self.clock_offset_s, self.truth
+        gpus = tuple(
+            Gpu(
+                uuid=f"{self.name}-{i}",
+                power_w=None if t.lost[i] else max(0.0, t.power_w[i] + t.rng.gauss(0.0, 2.0)),
+                limit_w=None if t.lost[i] else float(t.limit_w[i]),
+                enforced_w=None if t.lost[i] else float(min(t.limit_w[i], t.oob_w[i])),
+                min_w=MIN_W,
+                max_w=MAX_W,
+                fault="lost" if t.lost[i] else "",
+            )
+            for i in self.members
+        )
+        epoch, seq = self.lease.newest
+        if self.deaf_to_writes:
+            seq = 0
+        network.send(
+            now_s,
+            "controller",
+            Report(
+                node=self.name,
+                boot=f"{self.name}-{self.boots}",
+                at_s=own_s,
+                echo_sent_at_s=self.echo_sent_at_s,
+                echo_age_s=own_s - self.echo_heard_at_s,
+                epoch=epoch,
+                seq=seq,
+                mode=str(self.lease.mode),
+                gpus=gpus,
+            ),
+            via=self.name,
+        )
+
+
+@dataclass
+class Controller:
+    """The shell in small: board, law, orders, and what is written to disk before it acts."""
+
+    settings: Settings
+    law: ModuleType
+    epoch: int
+    board: Board
+    actuate: Actuate
+    state: object
+    started_at_s: float
+    site_spoke: bool = False
+    decision: Decision | None = None
+
+
+@dataclass
+class Disk:
+    """What survives a kill."""
+
+    epoch: int = 0
+    setpoints: tuple[Setpoint, ...] = ()
+    running: tuple[Running, ...] = ()
+    carried: Carried | None = None
+
+
+def settings_for(rng: Random, tick_s: float) -> Settings:
+    nodes, per_node = rng.choice(((2, 4), (3, 4), (2, 2)))
+    count, racks = nodes * per_node, 2
+    gpu_node = np.repeat(np.arange(nodes), per_node)
+    topology = Topology(
+        node_names=tuple(f"n{i}" for i in range(nodes)),
+        rack_names=("r0", "r1"),
+        inlet_names=("r0-a", "r0-b", "r1-a", "r1-b"),
+        gpu_node=gpu_node,
+        gpu_rack=gpu_node % racks,
+        inlet_rack=np.array([0, 0, 1, 1]),
+        inlet_continuous_w=np.full(4, rng.choice((3000.0, 6000.0))),
+        gpu_min_w=np.full(count, MIN_W),
+        gpu_max_w=np.full(count, MAX_W),
+        gpu_floor_w=np.array([rng.choice((200.0, 300.0)) for _ in range(count)]),
+        gpu_weight=np.array([rng.choice((1.0, 4.0)) for _ in range(count)]),
+    )
+    peak_w = 1.06 * count * MAX_W + 2500.0
+    return Settings(
+        topology=topology,
+        failsafe=FailsafeSettings(limit_w=rng.uniform(0.6, 0.8) * peak_w, heartbeat_timeout_s=4.0),
+        tick_s=tick_s,
+        feed_rating_w=rng.uniform(0.9, 1.2) * peak_w,
+        ramp_down_w_per_s=rng.uniform(0.03, 0.2) * peak_w,
+        ramp_up_w_per_s=rng.uniform(0.02, 0.1) * peak_w,
+        block_w_per_gpu_w=1.06,
+        base_min_w=600.0,
+        base_max_w=2600.0,
+        base_margin_w=20.0,
+        rack_base_max_w=np.full(racks, 1300.0),
+        cooling_blind_w=rng.choice((None, 0.75 * peak_w)),
+        lead_s=0.4 + 2 * tick_s,
+        settle_s=0.2,
+    )
+
+
+FAULTS = {
+    # name: (weight, shortest and longest duration in s)
+    "meter silent": (2, 0.5, 20.0),
+    "meter frozen": (1, 1.0, 10.0),
+    "meter lying": (1, 1.0, 10.0),
+    "inlet silent": (1, 1.0, 20.0),
+    "cooling silent": (1, 1.0, 20.0),
+    "site silent": (2, 1.0, 20.0),
+    "agent cut off": (3, 0.2, 15.0),
+    "agent killed": (3, 0.2, 15.0),
+    "driver blocks": (2, 0.2, 10.0),
+    "gpu lost": (2, 0.5, 10.0),
+    "limit lowered out of band": (1, 1.0, 20.0),
+    "limit reset by driver": (1, 0.0, 0.0),
+    "controller killed": (3, 0.1, 8.0),
+    "broker gone": (2, 0.2, 12.0),
+    "wall clock stepped": (2, 0.0, 0.0),
+    "network bad": (3, 1.0, 20.0),
+}
+
+
+class World:
+    """All parts of one history. `law` may be a broken one: then a checker must say so."""
+
+    def __init__(self, seed: int, law: ModuleType = real_law, *, faults: bool = True) -> None:
+        self.seed, self.rng = seed, Random(seed)
+        rng = self.rng
+        self.dt_s = rng.choice((0.05, 0.1))
+        self.settings = settings_for(rng, self.dt_s)
+        topology = self.settings.topology
+        count = len(topology.gpu_node)
+        self.truth = Truth(
+            rng=rng,
+            gpu_rack=topology.gpu_rack,
+            limit_w=np.array([float(rng.choice((MAX_W, 500.0))) for _ in range(count)]),
+            oob_w=np.full(count, 1e6),
+            max_w=np.full(count, MAX_W),
+            demand_w=np.full(count, MAX_W),
+            power_w=np.full(count, 400.0),
+            gain=rng.uniform(1.045, 1.06),
+            base_w=1500.0,
+            base_target_w=1500.0,
+            saturated=rng.random() < 0.4,
+            lost=np.zeros(count, dtype=bool),
+        )
+        self.meter = Meter(rng.uniform(0.15, 0.3), 0.1)
+        self.inlets = [Meter(1.0, 0.8) for _ in topology.inlet_names]
+        self.cooling = Meter(1.0, 1.0)
+        self.cooling_w = 0.9 * self.settings.feed_rating_w
+        self.network = Network(rng)
+        self.fallback_w = 250.0
+        lease_settings = leases.LeaseSettings(
+            fallback_w=(self.fallback_w,) * int((topology.gpu_node == 0).sum()),
+            fallback_ramp_w_per_s=200.0,
+            lease_max_s=10.0,
+            waiting_max_s=20.0,
+        )
+        self.agents = [
+            Agent(name, np.flatnonzero(topology.gpu_node == i), self.truth, lease_settings, rng.uniform(10.0, 1e6))
+            for i, name in enumerate(topology.node_names)
+        ]
+        self.law, self.disk, self.controller = law, Disk(), None
+        self.utc_step_s = 0.0
+        self.site_up, self.site_next_s = True, rng.uniform(0.0, 3.0)
+        self.plan = self._plan()
+        self.site_known = Site()
+        self.wanted: dict[str, tuple[Setpoint, float, float]] = {}
+        self.disturbed_at_s = 0.0
+        self.meter_honest_from_s = 0.0
+        self.measurable_at_s = 1000.0
+        self.checkers = Checkers(self.settings)
+        self.timeline = self._draw_faults() if faults else []
+        self.ending: list[tuple[float, int, str, object]] = []
+        self.log: list[str] = []
+        self.now_s = 1000.0
+        self.start_s = self.now_s
+
+    # --- drawing the history ----------------------------------------------------------------------------
+
+    def _plan(self) -> tuple[Setpoint, ...]:
+        rng, peak_w = self.rng, self.settings.feed_rating_w
+        plan = []
+        for number in range(rng.randrange(0, 4)):
+            starts_s = rng.uniform(2.0, 45.0)
+            plan.append(
+                Setpoint(
+                    source="openadr",
+                    id=f"event-{number}",
+                    kind=rng.choice(("IMPORT_CAPACITY_LIMIT", "DISPATCH_SETPOINT")),
+                    limit_w=rng.uniform(0.5, 0.95) * peak_w,
+                    starts_utc_s=UTC_0 + starts_s,
+                    ends_utc_s=UTC_0 + starts_s + rng.uniform(3.0, 30.0),
+                    priority=rng.choice((0, 5, 1_000_000)),
+                    arrive_at_start=rng.random() < 0.3,
+                )
+            )
+        return tuple(plan)
+
+    def _draw_faults(self) -> list[tuple[float, str, float]]:
+        rng, names = self.rng, list(FAULTS)
+        drawn = rng.choices(names, weights=[FAULTS[name][0] for name in names], k=rng.randrange(1, 7))
+        timeline = []
+        for name in drawn:
+            at_s = rng.uniform(FAULTS_FROM_S, FAULTS_UNTIL_S - 2.0)
+            _, low_s, high_s = FAULTS[name]
+            timeline.append((at_s, name, min(rng.uniform(low_s, high_s), FAULTS_UNTIL_S - at_s)))
+        return sorted(timeline)
+
+    # --- running it -------------------------------------------------------------------------------------
+
+    def run(self, length_s: float = LENGTH_S) -> "World":
+        for agent in self.agents:
+            agent.start(self.now_s)
+        self._start_controller()
+        for step in range(round(length_s / self.dt_s)):
+            self.now_s = self.start_s + step * self.dt_s
+            self._step(self.now_s - self.start_s)
+        self._check_healed()
+        return self
+
+    def _step(self, t_s: float) -> None:
+        now_s, network = self.now_s, self.network
+        while self.timeline and self.timeline[0][0] <= t_s:
+            _, name, length_s = self.timeline.pop(0)
+            self._break(name, length_s)
+        while self.ending and self.ending[0][0] <= now_s:
+            heapq.heappop(self.ending)[3]()
+        self._site(t_s)
+        for to, message in network.arrived(now_s):
+            self._deliver(to, message)
+        for agent in self.agents:
+            agent.step(now_s, network)
+        self.truth.step(self.dt_s, now_s)
+        self._measure()
+        decided = self._decide()
+        self.checkers.see(self._moment(decided))
+
+    def _deliver(self, to: str, message: object) -> None:
+        controller = self.controller
+        if to == "controller":
+            if controller is not None:
+                controller.board.put_report(message, self.now_s)
+        elif to == "site":
+            if controller is not None:
+                at_s, setpoints = message
+                if setpoints != self.site_known.setpoints:
+                    self.disk.setpoints = setpoints
+                self.site_known = Site(self.now_s, self.now_s, setpoints)
+                controller.board.site = self.site_known
+                controller.site_spoke = True
+        else:
+            self.agents[int(to)].hear(message, self.now_s, self.network)
+
+    def _site(self, t_s: float) -> None:
+        if t_s >= self.site_next_s and self.site_up:
+            self.site_next_s = t_s + 1.0
+            self.network.send(self.now_s, "site", (self.now_s, self.plan), via="site")
+
+    def _measure(self) -> None:
+        truth, now_s, rng = self.truth, self.now_s, self.rng
+        self.meter.step(truth.block_w, now_s, self.dt_s, rng)
+        for number, inlet in enumerate(self.inlets):
+            inlet.step(truth.rack_w(number // 2) / 2.0, now_s, self.dt_s, rng)
+        self.cooling.step(self.cooling_w, now_s, self.dt_s, rng)
+
+    def _decide(self) -> bool:
+        controller = self.controller
+        if controller is None:
+            return False
+        now_s, board = self.now_s, controller.board
+        board.meter = Measurement(self.meter.shown_w, self.meter.mode != "bad", self.meter.shown_at_s)
+        for number, inlet in enumerate(self.inlets):
+            board.put_inlet(number, Measurement(inlet.shown_w, inlet.mode != "bad", inlet.shown_at_s))
+        board.cooling = Measurement(self.cooling.shown_w, True, self.cooling.shown_at_s)
+        snapshot = board.snapshot(now_s, UTC_0 + now_s - self.start_s + self.utc_step_s)
+        decision = controller.law.tick(controller.settings, controller.state, snapshot)
+        controller.state, controller.decision = decision.state, decision
+        self._persist(decision)
+        report_at_s, seq = board.report_at_s.tolist(), snapshot.gpus.node_seq.tolist()
+        for node, order in controller.actuate.orders(decision, seq, report_at_s, now_s):
+            self.network.send(now_s, str(node), order, via=self.agents[node].name)
+        return True
+
+    def _persist(self, decision: Decision) -> None:
+        ends = [r.ends_at_s for r in decision.state.running if r.setpoint.limit_w == decision.binding.power_w]
+        self.disk.running = decision.state.running
+        self.disk.carried = Carried(
+            decision.binding.power_w, decision.budget_w, decision.binding.source, max(ends, default=FOREVER_S)
+        )
+
+    def _start_controller(self) -> None:
+        self.disk.epoch += 1
+        settings, disk = self.settings, self.disk
+        board = Board(settings, disk.epoch)
+        self.site_known = board.site = Site(setpoints=disk.setpoints)
+        self.controller = Controller(
+            settings=settings,
+            law=self.law,
+            epoch=disk.epoch,
+            board=board,
+            actuate=Actuate(settings, disk.epoch, LEASE_S),
+            state=self.law.start(settings, self.now_s, disk.carried, disk.running),
+            started_at_s=self.now_s,
+        )
+        self.inherited = disk.carried
+
+    # --- faults -----------------------------------------------------------------------------------------
+
+    def _break(self, name: str, length_s: float) -> None:
+        rng, truth, network = self.rng, self.truth, self.network
+        self.log.append(f"{self.now_s - self.start_s:6.2f} s  {name} for {length_s:.2f} s")
+        gpu, agent = rng.randrange(len(truth.limit_w)), rng.choice(self.agents)
+        heal = None
+        if name.startswith("meter"):
+            self.meter.mode = name.split()[1]
+            heal = self._meter_good
+        elif name == "inlet silent":
+            inlet = rng.choice(self.inlets)
+            inlet.mode = "silent"
+            heal = lambda: setattr(inlet, "mode", "good")
+        elif name == "cooling silent":
+            self.cooling.mode = "silent"
+            heal = lambda: setattr(self.cooling, "mode", "good")
+        elif name == "site silent":
+            self.site_up = False
+            heal = lambda: setattr(self, "site_up", True)
+        elif name == "agent cut off":
+            network.cut.add(agent.name)
+            heal = lambda: network.cut.discard(agent.name)
+        elif name == "agent killed":
+            agent.up = False
+            heal = lambda: agent.start(self.now_s)
+        elif name == "driver blocks":
+            agent.deaf_to_writes = True
+            heal = lambda: setattr(agent, "deaf_to_writes", False)
+        elif name == "gpu lost":
+            truth.lost[gpu] = True
+            heal = lambda: truth.lost.__setitem__(gpu, False)
+        elif name == "limit lowered out of band":
+            truth.oob_w[gpu] = rng.uniform(MIN_W, 500.0)
+            heal = lambda: truth.oob_w.__setitem__(gpu, 1e6)
+        elif name == "limit reset by driver":
+            truth.limit_w[agent.members] = MAX_W
+            self.disturbed_at_s = self.now_s
+        elif name == "controller killed":
+            self.controller = None
+            heal = self._start_controller
+        elif name == "broker gone":
+            ends = {a.name for a in self.agents} | {"site"}
+            network.cut |= ends
+            heal = lambda: network.cut.difference_update(ends)
+        elif name == "wall clock stepped":
+            self.utc_step_s += rng.choice((-3600.0, -10.0, 10.0, 3600.0))
+        elif name == "network bad":
+            network.loss, network.twice, network.late_s = rng.uniform(0.0, 0.3), 0.2, rng.uniform(0.0, 5.0)
+            heal = self._network_good
+        if heal is not None:
+            heapq.heappush(self.ending, (self.now_s + length_s, len(self.log), name, heal))
+
+    def _meter_good(self) -> None:
+        self.meter.mode = "good"
+        self.meter_honest_from_s = self.now_s + 8.0
+
+    def _network_good(self) -> None:
+        self.network.loss = self.network.twice = self.network.late_s = 0.0
+
+    # --- what the checkers may see ----------------------------------------------------------------------
+
+    def _moment(self, decided: bool) -> Moment:
+        truth, controller, now_s = self.truth, self.controller, self.now_s
+        decision = None if controller is None else controller.decision
+        if decided:
+            self._note_wanted(controller.board.site.setpoints)
+        if self.meter.mode in ("frozen", "lying"):
+            self.meter_honest_from_s = now_s + 8.0
+        if self.meter.mode == "good" and not (self.network.cut or truth.lost.any() or self.network.loss):
+            if decided and all(agent.up for agent in self.agents):
+                self.measurable_at_s = now_s
+        carried = self.inherited
+        inherited_w = self.settings.failsafe.limit_w
+        if carried is not None and now_s < carried.ends_at_s:
+            inherited_w = min(inherited_w, carried.limit_w)
+        return Moment(
+            now_s=now_s,
+            limits_w=truth.limit_w,
+            block_w=truth.block_w,
+            base_w=truth.base_w,
+            decision=decision,
+            decided_now=decided,
+            site_spoke=controller is not None and controller.site_spoke,
+            inherited_w=inherited_w,
+            wanted=tuple(self.wanted.values()),
+            agents=self.agents,
+            meter_honest=now_s >= self.meter_honest_from_s,
+            measurable_at_s=self.measurable_at_s,
+            disturbed_at_s=self.disturbed_at_s,
+        )
+
+    def _note_wanted(self, setpoints: tuple[Setpoint, ...]) -> None:
+        """A window opens when the wall clock first says so, and lasts its length by true time."""
+        utc_s = UTC_0 + self.now_s - self.start_s + self.utc_step_s
+        for setpoint in setpoints:
+            if setpoint.id not in self.wanted and setpoint.starts_utc_s <= utc_s < setpoint.ends_utc_s:
+                until_s = self.now_s + setpoint.ends_utc_s - utc_s
+                self.wanted[setpoint.id] = (setpoint, self.now_s, until_s)
+
+    def _check_healed(self) -> None:
+        self.checkers.healed(self.now_s, self.controller.decision, self.truth, self.settings)
+
+
+def run(seed: int, law: ModuleType = real_law, *, faults: bool = True) -> World:
+    """One history. Raises `Broken`, its notes naming the seed and the faults drawn."""
+    world = World(seed, law, faults=faults)
+    try:
+        return world.run()
+    except Broken as broken:
+        broken.add_note(f"seed {seed}")
+        for line in world.log:
+            broken.add_note(line)
+        raise
