@@ -10,7 +10,6 @@ readings cannot be older than that sum. A node that has heard nothing from us ye
 age, which the law treats as it treats all that is unknown.
 """
 
-from collections.abc import Callable
 from typing import Final
 
 import numpy as np

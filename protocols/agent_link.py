@@ -11,12 +11,15 @@ Nobody trusts the other's clock. Each side sends its own monotonic time and gets
   *its* clock a moment that the readings cannot be older than.
 """
 
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
 VERSION: Final = 1
 MESSAGE_MAX_BYTES: Final = 64 * 1024  # 72 GPUs need 4 kB; anything near this is not ours
+
+
+LIMIT_MAX_W: Final = 1e6  # a thousand times any GPU: more is a unit mistake
 
 
 class LinkError(ValueError):
@@ -62,6 +65,9 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     gpus: tuple[Gpu, ...]
 
 
+M = TypeVar("M", Order, Report)
+
+
 def order_topic(block: str, node: str) -> str:
     return f"powerblock/{block}/agent/{node}/order"
 
@@ -72,7 +78,8 @@ def report_topic(block: str, node: str) -> str:
 
 
 _encoder = msgspec.json.Encoder()
-_decoders = {cls: msgspec.json.Decoder(cls) for cls in (Order, Report)}
+_order_decoder = msgspec.json.Decoder(Order)
+_report_decoder = msgspec.json.Decoder(Report)
 
 
 def encode(message: Order | Report) -> bytes:
@@ -81,25 +88,25 @@ def encode(message: Order | Report) -> bytes:
 
 def decode_order(payload: bytes) -> Order:
     """Raises LinkError on anything that is not an order of this version."""
-    order: Order = _decode(Order, payload)
-    if not all(w == w and 0 <= w < 1e6 for w in order.limits_w):  # noqa: PLR0124  (w == w: not NaN)
+    order = _decode(_order_decoder, payload)
+    if not all(0.0 <= limit_w < LIMIT_MAX_W for limit_w in order.limits_w):
         raise LinkError(f"order {order.epoch}/{order.seq}: a limit is not a power in W: {order.limits_w}")
     return order
 
 
 def decode_report(payload: bytes) -> Report:
     """Raises LinkError on anything that is not a report of this version."""
-    report: Report = _decode(Report, payload)
-    return report
+    return _decode(_report_decoder, payload)
 
 
-def _decode(cls: type[Order] | type[Report], payload: bytes) -> Order | Report:
+def _decode(decoder: "msgspec.json.Decoder[M]", payload: bytes) -> M:
+    kind = decoder.type.__name__
     if len(payload) > MESSAGE_MAX_BYTES:
-        raise LinkError(f"{cls.__name__} of {len(payload)} bytes refused, {MESSAGE_MAX_BYTES} at most")
+        raise LinkError(f"{kind} of {len(payload)} bytes refused, {MESSAGE_MAX_BYTES} at most")
     try:
-        message = _decoders[cls].decode(payload)
-    except msgspec.DecodeError as error:
-        raise LinkError(f"not a {cls.__name__}: {error}") from error
+        message = decoder.decode(payload)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise LinkError(f"not a {kind}: {error}") from error
     if message.v != VERSION:
-        raise LinkError(f"{cls.__name__} version {message.v}, this side speaks {VERSION}: update the older side")
+        raise LinkError(f"{kind} version {message.v}, this side speaks {VERSION}: update the older side")
     return message

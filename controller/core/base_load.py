@@ -1,10 +1,12 @@
 """Base load: block power that no GPU limit can move (hosts, fans, losses), as an upper estimate.
 
 It is a difference, meter minus GPUs, and a difference of two measurements counts only if both are of one
-moment. So both sides are averaged over the same second, the meter's lag taken off, and a second in which
-some GPU was unknown does not count: the last good value stands, and after `base_age_max_s` the assumed
-maximum does. (Over the same second, meter minus the *known* GPUs bounds the base load from above, so it may
-lower that assumption.) The estimate rises at once and falls slowly; less than `base_min_w` is not believed.
+moment. So every meter reading is held against the GPU power of its own moment, the meter's lag taken off,
+and what remains is averaged over a second. A moment at which some GPU was unknown does not count: the last
+good value stands, and after `base_age_max_s` the assumed maximum does. (Meter minus the *known* GPUs bounds
+the base load from above at any moment, so it may lower that assumption.) How well the moments are known
+against each other is part of the estimate. It rises at once and falls slowly, and less than `base_min_w` is
+not believed.
 
 The PDUs are the second witness. They lag too much to lead while the block ramps, so they only bound the
 meter's word from below, less a tolerance: a meter that lies low is caught here. Per rack they lead.
@@ -31,11 +33,13 @@ def start(settings: Settings) -> BaseLoad:
         measured_at_s=NEVER_S,
         rack_upper_w=settings.rack_base_max_w.copy(),
         rack_measured_at_s=np.full(racks, NEVER_S),
-        gpu_at_s=np.zeros(0),
-        gpu_rack_w=np.zeros((0, racks)),
+        gpu_at_s=np.full(1, NEVER_S),
+        gpu_rack_w=np.zeros((1, racks)),
         gap_at_s=NEVER_S,
         meter_at_s=np.zeros(0),
         meter_w=np.zeros(0),
+        rest_w=np.zeros(0),
+        skew_w=np.zeros(0),
         inlet_at_s=np.full(inlets, NEVER_S),
         disbelieved_at_s=NEVER_S,
         bound_w=settings.base_max_w,
@@ -89,27 +93,30 @@ def _with_gpus(settings: Settings, base: BaseLoad, snapshot: Snapshot, power_w: 
 
 
 def _with_meter(settings: Settings, base: BaseLoad, at_s: float, power_w: float) -> BaseLoad:
+    gain, moment_s = settings.block_w_per_gpu_w, at_s - settings.meter_lag_s
+    moments_s = (moment_s - SKEW_S, moment_s, moment_s + SKEW_S)
+    before_w, gpu_w, after_w = np.interp(moments_s, base.gpu_at_s, base.gpu_rack_w.sum(axis=1))
+    if not _covers(base.gpu_at_s, moment_s):
+        return base
+    rest_w = power_w - gain * float(gpu_w)
+    if base.gap_at_s > moment_s - SKEW_S:  # some GPU was unknown: what is left is too much, never too little
+        return replace(base, bound_w=max(rest_w, settings.base_min_w), bounded_at_s=at_s)
     recent = base.meter_at_s > at_s - WINDOW_S
     base = replace(
         base,
         meter_at_s=np.append(base.meter_at_s[recent], at_s),
         meter_w=np.append(base.meter_w[recent], power_w),
+        rest_w=np.append(base.rest_w[recent], rest_w),
+        skew_w=np.append(base.skew_w[recent], gain * 0.5 * float(after_w - before_w)),
     )
-    around = _gpus_around(base, at_s - settings.meter_lag_s)
-    if around is None:
-        return base
-    gpu_rack_w, unsure_rack_w = around
-    gpu_w, unsure_w = float(gpu_rack_w.sum()), float(unsure_rack_w.sum())
-    sample_w = float(base.meter_w.mean()) - settings.block_w_per_gpu_w * (gpu_w - unsure_w)
-    if not _complete(base, at_s - settings.meter_lag_s):
-        return replace(base, bound_w=max(sample_w, settings.base_min_w), bounded_at_s=at_s)
+    sample_w = float(base.rest_w.mean()) + abs(float(base.skew_w.mean()))
     if (base.rack_measured_at_s > at_s - settings.inlet_age_max_s).all():
         sample_w = max(sample_w, float(base.rack_upper_w.sum()) - settings.witness_tolerance_w)
     if sample_w < settings.base_min_w:
         return replace(base, disbelieved_at_s=at_s)
     known = at_s - base.measured_at_s <= settings.base_age_max_s
-    risen_w = _slow_fall(base.upper_w, sample_w, at_s - base.measured_at_s) if known else sample_w
-    return replace(base, upper_w=risen_w, measured_at_s=at_s)
+    moved_w = _slow_fall(base.upper_w, sample_w, at_s - base.measured_at_s) if known else sample_w
+    return replace(base, upper_w=moved_w, measured_at_s=at_s)
 
 
 def _with_inlets(settings: Settings, base: BaseLoad, snapshot: Snapshot) -> BaseLoad:
@@ -122,11 +129,10 @@ def _with_inlets(settings: Settings, base: BaseLoad, snapshot: Snapshot) -> Base
     upper_w, measured_at_s = base.rack_upper_w.copy(), base.rack_measured_at_s.copy()
     for rack in np.flatnonzero(complete & moved):
         at_s = float(inlets.taken_at_s[topology.inlet_rack == rack].mean())
-        around = _gpus_around(base, at_s - settings.inlet_lag_s)
-        if around is None or not _complete(base, at_s - settings.inlet_lag_s):
+        gpu_rack_w = _gpus_until(base, at_s - settings.inlet_lag_s)
+        if gpu_rack_w is None:
             continue
-        gpu_w = around[0][rack] - around[1][rack]
-        sample_w = max(0.0, rack_w[rack] - settings.block_w_per_gpu_w * gpu_w)
+        sample_w = max(0.0, rack_w[rack] - settings.block_w_per_gpu_w * gpu_rack_w[rack])
         known = at_s - measured_at_s[rack] <= settings.base_age_max_s
         upper_w[rack] = _slow_fall(upper_w[rack], sample_w, at_s - measured_at_s[rack]) if known else sample_w
         measured_at_s[rack] = at_s
@@ -139,24 +145,19 @@ def inlets_usable(settings: Settings, snapshot: Snapshot) -> Bools:
     return snapshot.inlets.good & (age_s >= -0.001) & (age_s <= settings.inlet_age_max_s)
 
 
-def _gpus_around(base: BaseLoad, at_s: float) -> tuple[Floats, Floats] | None:
-    """Mean power of the known GPUs per rack over the second that ended at `at_s`, and how unsure it is.
+def _covers(at_s: Floats, moment_s: float) -> bool:
+    """There are samples shortly before the moment, and not only long before it."""
+    before = int(np.searchsorted(at_s, moment_s - SKEW_S, side="right")) - 1
+    return before >= 0 and at_s[before] > moment_s - WINDOW_S and at_s[-1] > moment_s - 2.0 * SKEW_S
 
-    Two windows that are skewed against each other differ by what changed between their ends. None where
-    the samples do not cover the window.
-    """
-    inside = np.flatnonzero((base.gpu_at_s > at_s - WINDOW_S) & (base.gpu_at_s <= at_s))
-    if len(inside) == 0 or base.gpu_at_s[0] > at_s - 0.5 * WINDOW_S:
+
+def _gpus_until(base: BaseLoad, at_s: float) -> Floats | None:
+    """Mean GPU power per rack over the second that ended at `at_s`; None where some of it is unknown."""
+    inside = (base.gpu_at_s > at_s - WINDOW_S) & (base.gpu_at_s <= at_s)
+    if base.gap_at_s > at_s - WINDOW_S or not inside.any() or base.gpu_at_s[0] > at_s - WINDOW_S:
         return None
-    samples_w = base.gpu_rack_w[inside[0] : inside[-1] + 1]
-    unsure_w: Floats = np.abs(samples_w[-1] - samples_w[0]) * (SKEW_S / WINDOW_S)
-    mean_w: Floats = samples_w.mean(axis=0)
-    return mean_w, unsure_w
-
-
-def _complete(base: BaseLoad, at_s: float) -> bool:
-    """Every GPU was known throughout the second that ended at `at_s`, and since."""
-    return base.gap_at_s <= at_s - WINDOW_S
+    mean_w: Floats = base.gpu_rack_w[inside].mean(axis=0)
+    return mean_w
 
 
 def _slow_fall(upper_w: float, sample_w: float, elapsed_s: float) -> float:

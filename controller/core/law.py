@@ -113,9 +113,8 @@ def tick(settings: Settings, state: State, snapshot: Snapshot) -> Decision:
     )
 
     # share out what is left for GPUs, and hand over without ever exceeding it
-    obeying = gpus.node_leased[gpu_node]
     controllable = readable & (ledger.waited_s(orders, now_s) <= settings.ack_wait_s)
-    present_w = np.where(readable & ~obeying, gpus.limit_w, orders.limits_w[-1])
+    present_w = ledger.present_w(settings, orders, gpus, readable)
     gpu_budget_w = (pace.aim_w - base_w) / gain
     shares = sharing.share(settings, snapshot, shares, base, held_w, present_w, controllable, gpu_budget_w)
     shares, next_w = sharing.hand_over(settings, snapshot, shares, held_w, present_w, gpu_budget_w, elapsed_s)

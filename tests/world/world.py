@@ -207,11 +207,12 @@ def settings_for(rng: Random, tick_s: float) -> Settings:
         gpu_weight=np.array([rng.choice((1.0, 4.0)) for _ in range(count)]),
     )
     peak_w = 1.06 * count * MAX_W + 2500.0
+    rating_w = rng.uniform(0.9, 1.2) * peak_w
     return Settings(
         topology=topology,
         failsafe=FailsafeSettings(limit_w=rng.uniform(0.6, 0.8) * peak_w, heartbeat_timeout_s=4.0),
         tick_s=tick_s,
-        feed_rating_w=rng.uniform(0.9, 1.2) * peak_w,
+        feed_rating_w=rating_w,
         ramp_down_w_per_s=rng.uniform(0.03, 0.2) * peak_w,
         ramp_up_w_per_s=rng.uniform(0.02, 0.1) * peak_w,
         block_w_per_gpu_w=1.06,
@@ -222,6 +223,7 @@ def settings_for(rng: Random, tick_s: float) -> Settings:
         cooling_blind_w=rng.choice((None, 0.75 * peak_w)),
         lead_s=0.4 + 2 * tick_s,
         settle_s=0.2,
+        witness_tolerance_w=0.03 * rating_w,
     )
 
 
@@ -294,7 +296,7 @@ class World:
         self.wanted: dict[str, tuple[Setpoint, float, float]] = {}
         self.disturbed_at_s = 0.0
         self.meter_honest_from_s = 0.0
-        self.measurable_at_s = 1000.0
+        self.measurable_at_s = self.unmeasurable_at_s = 1000.0
         self.checkers = Checkers(self.settings)
         self.timeline = self._draw_faults() if faults else []
         self.ending: list[tuple[float, int, str, object]] = []
@@ -486,7 +488,6 @@ class World:
 
     def _meter_good(self) -> None:
         self.meter.mode = "good"
-        self.meter_honest_from_s = self.now_s + 8.0
 
     def _network_good(self) -> None:
         self.network.loss = self.network.twice = self.network.late_s = 0.0
@@ -499,14 +500,20 @@ class World:
         if decided:
             self._note_wanted(controller.board.site.setpoints)
         if self.meter.mode in ("frozen", "lying"):
-            self.meter_honest_from_s = now_s + 8.0
-        if self.meter.mode == "good" and not (self.network.cut or truth.lost.any() or self.network.loss):
-            if decided and all(agent.up for agent in self.agents):
-                self.measurable_at_s = now_s
+            self.meter_honest_from_s = now_s + 2.5
+        cut_off = self.network.cut or self.network.loss or self.network.late_s or truth.lost.any()
+        if cut_off or not decided or self.meter.mode != "good" or not all(agent.up for agent in self.agents):
+            self.unmeasurable_at_s = now_s
+        elif now_s - self.unmeasurable_at_s > 2.5:  # a full second, its lag, and a meter reading
+            self.measurable_at_s = now_s
         carried = self.inherited
-        inherited_w = self.settings.failsafe.limit_w
-        if carried is not None and now_s < carried.ends_at_s:
-            inherited_w = min(inherited_w, carried.limit_w)
+        inherited_w = budget_max_w = self.settings.failsafe.limit_w
+        if carried is not None:
+            budget_max_w = min(budget_max_w, max(carried.budget_w, carried.limit_w))
+            if now_s < carried.ends_at_s:
+                inherited_w = min(inherited_w, carried.limit_w)
+            else:
+                budget_max_w = inherited_w
         return Moment(
             now_s=now_s,
             limits_w=truth.limit_w,
@@ -516,9 +523,10 @@ class World:
             decided_now=decided,
             site_spoke=controller is not None and controller.site_spoke,
             inherited_w=inherited_w,
+            budget_max_w=budget_max_w,
             wanted=tuple(self.wanted.values()),
             agents=self.agents,
-            meter_honest=now_s >= self.meter_honest_from_s,
+            meter_honest=self.measurable_at_s >= self.meter_honest_from_s,
             measurable_at_s=self.measurable_at_s,
             disturbed_at_s=self.disturbed_at_s,
         )

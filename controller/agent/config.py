@@ -1,0 +1,112 @@
+"""What an operator writes into `node.yaml`, checked before the agent touches anything.
+
+    block: hall-a
+    node: n01
+    mqtt:
+      url: mqtts://block-a.example:8883
+      ca: /etc/powerblock/ca.crt
+    fallback_w: 300            # or one number per GPU, in NVML index order
+    state_dir: /var/lib/powerblock-agent
+
+`fallback_w` is the one number nobody can guess: what each GPU may draw when the controller is not heard.
+The block is safe only if the fallback limits of all nodes together fit under the feed with everything else.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from controller.yaml_config import ConfigError, load
+from protocols.mqtt import Tls
+
+__all__ = ["ConfigError", "MqttConfig", "NodeConfig", "load_node"]
+
+GPUS_MAX: Final = 128  # one driver of the largest host known (NVL72 as one node), with room
+PASSWORD_MAX_CHARS: Final = 1024  # a file larger than this is not a password
+
+# Part of an MQTT topic: no levels, no wildcards.
+TopicName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+PowerW = Annotated[float, Field(gt=0, le=10_000)]  # the largest module in sight is 2.9 kW
+
+
+def _one_or_many(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else (value,)
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class MqttConfig(_Strict):
+    """How to reach the block's broker. A password lives in a file of its own, never here."""
+
+    url: str
+    username: str | None = None
+    password_file: Path | None = None
+    ca: str | None = None
+    cert: str | None = None
+    key: str | None = None
+
+    def password(self) -> str | None:
+        """The password, read now. Raises ConfigError."""
+        if self.password_file is None:
+            return None
+        try:
+            text = self.password_file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"mqtt.password_file: {self.password_file}: {error}; make it readable"
+            ) from None
+        if not 0 < len(text) <= PASSWORD_MAX_CHARS:
+            raise ConfigError(f"mqtt.password_file: {self.password_file} holds no password; write it there")
+        return text
+
+    def tls(self) -> Tls | None:
+        """The TLS files given here; None: none, which is right for mqtt:// and for public authorities."""
+        if self.ca is None and self.cert is None and self.key is None:
+            return None
+        return Tls(self.ca, self.cert, self.key)
+
+
+class GpusConfig(_Strict):
+    count: Annotated[int, Field(ge=1, le=GPUS_MAX)]
+
+
+class NodeConfig(_Strict):
+    """Settings of one node agent."""
+
+    block: TopicName
+    node: TopicName
+    mqtt: MqttConfig
+    gpus: GpusConfig | None = None  # how many the driver should show; None: whatever it shows
+    fallback_w: Annotated[
+        tuple[PowerW, ...], BeforeValidator(_one_or_many), Field(min_length=1, max_length=GPUS_MAX)
+    ]
+    fallback_ramp_w_per_s: Annotated[float, Field(gt=0, le=10_000)] = 50.0  # per GPU, downwards
+    report_period_s: Annotated[float, Field(ge=0.02, le=1.0)] = 0.1  # H100 sensors renew at 10 Hz
+    lease_max_s: Annotated[float, Field(ge=0.5, le=60)] = 10.0
+    waiting_max_s: Annotated[float, Field(ge=1, le=3600)] | None = 30.0  # null: wait for ever
+    call_deadline_s: Annotated[float, Field(ge=0.05, le=5)] = 0.25  # a healthy call takes 1 to 30 ms
+    state_dir: Path
+
+    @model_validator(mode="after")
+    def _fallback_fits_count(self) -> "NodeConfig":
+        count = None if self.gpus is None else self.gpus.count
+        if len(self.fallback_w) > 1 and count != len(self.fallback_w):
+            raise ValueError(
+                f"fallback_w has {len(self.fallback_w)} numbers, gpus.count is {count}; "
+                "give one number for all GPUs, or gpus.count and one number per GPU"
+            )
+        return self
+
+    def fallback_limits_w(self, gpu_count: int) -> tuple[float, ...]:
+        """One fallback limit per GPU. If the driver shows another number of GPUs, the lowest for all."""
+        if len(self.fallback_w) == gpu_count:
+            return self.fallback_w
+        return (min(self.fallback_w),) * gpu_count
+
+
+def load_node(path: Path) -> NodeConfig:
+    """Read `node.yaml`. Raises ConfigError listing everything that is wrong with it."""
+    return load(path, NodeConfig)

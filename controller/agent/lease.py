@@ -1,0 +1,217 @@
+"""The right to hold a limit: who granted it, until when, and what happens when nobody does. Pure.
+
+A node's GPUs hold what the controller's newest order says for as long as its lease runs. The lease counts
+from the agent's own report that the order answers (`echo_at_s`), on the agent's own clock: an order that
+lay in a broker for ten seconds is ten seconds old, whatever anybody else's clock says.
+
+    waiting  --granted-->  leased  --granted-->  leased        observe: never writes, never leaves
+       |                     |  ^
+     lapsed               lapsed |granted
+       v                     v  |
+       +----------------> fallback
+
+waiting   since start; limits stay as they were found: a restart raises nothing
+leased    limits are those of the newest order
+fallback  every GPU ramps down to its fallback limit; one that is lower already stays there
+
+One rule guards every road up: a limit rises only by an order that is strictly newer than all before it.
+The same order repeated, as a controller does that knows nothing new, may lower a limit and never raise one.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from math import inf
+from typing import Final, NamedTuple, Protocol
+
+
+class Mode(StrEnum):
+    OBSERVE = "observe"
+    WAITING = "waiting"
+    LEASED = "leased"
+    FALLBACK = "fallback"
+
+
+class Event(StrEnum):
+    GRANTED = "granted"
+    LAPSED = "lapsed"
+
+
+TRANSITIONS: Final = {
+    (Mode.WAITING, Event.GRANTED): Mode.LEASED,
+    (Mode.LEASED, Event.GRANTED): Mode.LEASED,
+    (Mode.FALLBACK, Event.GRANTED): Mode.LEASED,
+    (Mode.WAITING, Event.LAPSED): Mode.FALLBACK,
+    (Mode.LEASED, Event.LAPSED): Mode.FALLBACK,
+}
+
+
+class Refusal(StrEnum):
+    """Why an order is not obeyed."""
+
+    OBSERVING = "this agent only observes"
+    OTHER_GPU_COUNT = "it is for another number of GPUs"
+    OVERTAKEN = "a newer order is in force: a second controller, or a message that came late"
+    NO_REPORT_HEARD = "it answers no report: the controller must hear this agent first"
+    EARLIER_AGENT = "it answers a report of an agent before this one"
+    FUTURE_REPORT = "it answers a report this agent has not sent yet"
+    LEASE_TOO_LONG = "its lease is longer than this agent allows"
+    EXPIRED = "its lease has run out already"
+
+
+class Order(Protocol):
+    """What an order must tell; `protocols.agent_link.Order` does."""
+
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def seq(self) -> int: ...
+    @property
+    def echo_at_s(self) -> float: ...
+    @property
+    def lease_s(self) -> float: ...
+    @property
+    def limits_w(self) -> tuple[float, ...]: ...
+
+
+class Found(NamedTuple):
+    """What the driver says about one GPU's limit."""
+
+    limit_w: float
+    min_w: float
+    max_w: float
+
+
+class Write(NamedTuple):
+    gpu: int
+    limit_w: float
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseSettings:
+    """Constant for the life of an agent. `fallback_w` has one limit per GPU."""
+
+    fallback_w: tuple[float, ...]
+    fallback_ramp_w_per_s: float
+    lease_max_s: float
+    waiting_max_s: float | None  # None: wait for ever
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """All memory of the lease logic."""
+
+    mode: Mode
+    started_at_s: float
+    until_s: float  # end of the present right: of the lease, or of waiting
+    ramped_at_s: float  # up to when the fallback ramp has come
+    held_w: tuple[float | None, ...]  # None: this GPU is left as it is
+    newest: tuple[int, int] = (0, 0)  # (epoch, seq) of the newest order obeyed
+    refused: Mapping[Refusal, int] = field(default_factory=dict)
+
+
+def begin(settings: LeaseSettings, now_s: float, *, observe: bool) -> Lease:
+    """The lease of an agent that has just started."""
+    waits_for_ever = observe or settings.waiting_max_s is None
+    return Lease(
+        mode=Mode.OBSERVE if observe else Mode.WAITING,
+        started_at_s=now_s,
+        until_s=inf if waits_for_ever else now_s + (settings.waiting_max_s or 0.0),
+        ramped_at_s=now_s,
+        held_w=(None,) * len(settings.fallback_w),
+    )
+
+
+def offer(settings: LeaseSettings, lease: Lease, order: Order, now_s: float) -> tuple[Lease, Refusal | None]:
+    """Obey or refuse an order. Returns the new lease, and why the order was refused, if it was."""
+    for refusal, applies in REFUSALS.items():
+        if applies(settings, lease, order, now_s):
+            count = lease.refused.get(refusal, 0) + 1
+            return replace(lease, refused={**lease.refused, refusal: count}), refusal
+    key, until_s = (order.epoch, order.seq), order.echo_at_s + order.lease_s
+    held_w: tuple[float | None, ...] = order.limits_w
+    if key == lease.newest:
+        held_w = tuple(
+            None if held is None else min(held, ordered)
+            for held, ordered in zip(lease.held_w, order.limits_w, strict=True)
+        )
+        until_s = max(until_s, lease.until_s) if lease.mode is Mode.LEASED else until_s
+    mode = _after(lease.mode, Event.GRANTED)
+    return replace(lease, mode=mode, newest=key, until_s=until_s, held_w=held_w), None
+
+
+def beat(settings: LeaseSettings, lease: Lease, found_w: Sequence[float | None], now_s: float) -> Lease:
+    """Let time pass: leases lapse, the fallback ramp goes down.
+
+    `found_w` is the requested limit of each GPU as last read, None where it could not be read.
+    """
+    if now_s >= lease.until_s:
+        mode = _after(lease.mode, Event.LAPSED)
+        # The ramp begins when the right ended, not when this beat noticed.
+        lease = replace(lease, mode=mode, ramped_at_s=lease.until_s, until_s=inf)
+    if lease.mode is not Mode.FALLBACK:
+        return lease
+    drop_w = settings.fallback_ramp_w_per_s * max(0.0, now_s - lease.ramped_at_s)
+    held_w = tuple(
+        _ramped_w(_lowest_w(held, found), fallback_w, drop_w)
+        for held, found, fallback_w in zip(lease.held_w, found_w, settings.fallback_w, strict=True)
+    )
+    return replace(lease, held_w=held_w, ramped_at_s=max(now_s, lease.ramped_at_s))
+
+
+def due(lease: Lease, found: Sequence[Found | None]) -> tuple[Write, ...]:
+    """What must be written so that the GPUs hold what they should; decreases first.
+
+    A GPU that cannot be read is written while leased, where the order says its limit, and left alone in
+    fallback, where a write could raise what nobody can see.
+    """
+    writes: list[tuple[float, Write]] = []
+    for gpu, (held_w, seen) in enumerate(zip(lease.held_w, found, strict=True)):
+        if held_w is None or (seen is None and lease.mode is Mode.FALLBACK):
+            continue
+        if seen is None:
+            writes.append((0.0, Write(gpu, held_w)))
+            continue
+        want_w = min(max(held_w, seen.min_w), seen.max_w)
+        rise_w = want_w - seen.limit_w
+        if same_limit(want_w, seen.limit_w) or (rise_w > 0 and lease.mode is Mode.FALLBACK):
+            continue
+        writes.append((rise_w, Write(gpu, want_w)))
+    return tuple(write for _, write in sorted(writes))
+
+
+def same_limit(a_w: float, b_w: float) -> bool:
+    """Equal to the milliwatt, which is all a driver can hold."""
+    return round(a_w * 1000) == round(b_w * 1000)
+
+
+# Checked in this order; the first that applies is the reason given. `not (a <= b)` refuses NaN as well.
+REFUSALS: Final[dict[Refusal, Callable[[LeaseSettings, Lease, Order, float], bool]]] = {
+    Refusal.OBSERVING: lambda _s, lease, _o, _t: lease.mode is Mode.OBSERVE,
+    Refusal.OTHER_GPU_COUNT: lambda _s, lease, order, _t: len(order.limits_w) != len(lease.held_w),
+    Refusal.OVERTAKEN: lambda _s, lease, order, _t: (order.epoch, order.seq) < lease.newest,
+    Refusal.NO_REPORT_HEARD: lambda _s, _l, order, _t: order.echo_at_s < 0,
+    Refusal.EARLIER_AGENT: lambda _s, lease, order, _t: not order.echo_at_s >= lease.started_at_s,
+    Refusal.FUTURE_REPORT: lambda _s, _l, order, now_s: not order.echo_at_s <= now_s,
+    Refusal.LEASE_TOO_LONG: lambda settings, _l, order, _t: not order.lease_s <= settings.lease_max_s,
+    Refusal.EXPIRED: lambda _s, _l, order, now_s: not order.echo_at_s + order.lease_s > now_s,
+}
+
+
+def _after(mode: Mode, event: Event) -> Mode:
+    try:
+        return TRANSITIONS[mode, event]
+    except KeyError:
+        raise AssertionError(f"the lease logic let '{event}' happen in mode '{mode}'") from None
+
+
+def _lowest_w(held_w: float | None, found_w: float | None) -> float | None:
+    if held_w is None or found_w is None:
+        return held_w if found_w is None else found_w
+    return min(held_w, found_w)
+
+
+def _ramped_w(present_w: float | None, fallback_w: float, drop_w: float) -> float | None:
+    if present_w is None or present_w <= fallback_w:
+        return present_w
+    return max(fallback_w, present_w - drop_w)

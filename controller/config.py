@@ -1,0 +1,317 @@
+"""What an operator writes into `block.yaml`, checked as a whole before anything starts.
+
+People read kW, so the file says kW; the core knows W alone, and this is where one becomes the other. Every
+error is listed at once, as `file: path: what; remedy`: shape and range first, then what only shows between
+the parts (names that do not exist, a block that cannot reach its own failsafe limit, profiles without the
+point asked for).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Final
+from urllib.parse import urlsplit
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from controller.agent.config import MqttConfig, TopicName
+from controller.core.model import FailsafeSettings, Settings, Topology
+from controller.yaml_config import ConfigError, load
+from protocols.profile import Profile, ProfileError, load_profile
+
+__all__ = ["BlockConfig", "ConfigError", "load_block", "settings_of"]
+
+CONTINUOUS_RATIO: Final = 0.8  # of a breaker's rating for loads that last for hours (NEC 210.20, 215.3)
+SCHEMES: Final = {"modbus": "modbus+tcp", "opcua": "opc.tcp"}
+DEFAULT_PORTS: Final = {"modbus+tcp": 502, "opc.tcp": 4840}
+KW: Final = 1000.0
+
+Kw = Annotated[float, Field(gt=0, le=1_000_000)]
+Watts = Annotated[float, Field(gt=0, le=10_000)]
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class DeviceConfig(_Strict):
+    """A field device: where it is, what it is, which of its points matters here."""
+
+    profile: str  # built-in name, or path of a YAML file
+    url: str
+    unit: Annotated[int, Field(ge=1, le=247)] = 1
+    poll_s: Annotated[float, Field(ge=0.05, le=60)] = 1.0
+    frozen_after_s: Seconds | None = 30.0  # all registers bit-identical for this long: not live any more
+
+
+class MeterConfig(DeviceConfig):
+    point: str = "power_w"
+    age_max_s: Seconds = 1.0
+    lag_s: Annotated[float, Field(ge=0, le=10)] = 0.1  # of the instrument itself
+
+
+class InletConfig(DeviceConfig):
+    name: str
+    feed: str
+    rating_a: Annotated[float, Field(gt=0, le=5000)]
+    voltage_v: Annotated[float, Field(ge=50, le=1000)]  # phase to neutral
+    phases: Annotated[int, Field(ge=1, le=3)] = 3
+    point: str = "power_w"
+
+    @property
+    def continuous_w(self) -> float:
+        return CONTINUOUS_RATIO * self.rating_a * self.voltage_v * self.phases
+
+
+class CoolingConfig(DeviceConfig):
+    capacity_point: str = "capacity_w"
+    blind_kw: Kw  # block power while the plant's capacity is unknown
+    age_max_s: Seconds = 5.0
+
+
+class NodeEntry(_Strict):
+    name: TopicName
+    gpus: Annotated[int, Field(ge=1, le=128)]
+    min_w: Watts
+    max_w: Watts
+    tier: str = "standard"
+
+
+class RackConfig(_Strict):
+    name: str
+    inlets: Annotated[tuple[InletConfig, ...], Field(min_length=1, max_length=8)]
+    nodes: Annotated[tuple[NodeEntry, ...], Field(min_length=1, max_length=128)]
+    base_max_kw: Kw | None = None  # None: its share of base_load.max_kw
+
+
+class TierConfig(_Strict):
+    """What flexibility was agreed for a group of GPUs."""
+
+    weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    floor_w: Watts
+
+
+class SiteConfig(_Strict):
+    openadr_topics: Annotated[tuple[str, ...], Field(min_length=1, max_length=64)]
+    heartbeat_topic: str
+    heartbeat_timeout_s: Annotated[float, Field(ge=0.5, le=3600)] = 5.0
+    failsafe_kw: Kw
+    failsafe_release_after_s: Seconds | None = None  # null: hold until the site is back
+    ramp_down_kw_per_s: Kw
+    ramp_up_kw_per_s: Kw
+    arrive_at_start: bool = False  # true: be at the limit when its window opens, not start then
+
+
+class FeedConfig(_Strict):
+    rating_kw: Kw
+
+
+class BaseLoadConfig(_Strict):
+    min_kw: Kw
+    max_kw: Kw
+    margin_kw: Annotated[float, Field(ge=0, le=10_000)] | None = None  # None: 0.2 % of the feed rating
+
+
+class SupplyConfig(_Strict):
+    """Power supplies: a watt at the GPU in watts at the meter."""
+
+    block_w_per_gpu_w: Annotated[float, Field(ge=1.0, le=1.5)] = 1.06
+
+
+class JournalConfig(_Strict):
+    path: Path
+    file_max_mib: Annotated[int, Field(ge=1, le=4096)] = 64
+    files_max: Annotated[int, Field(ge=2, le=100)] = 8
+
+
+class AgentLinkConfig(_Strict):
+    lease_s: Annotated[float, Field(ge=0.5, le=10)] = 3.0
+    silent_max_after_s: Seconds = 10.0
+
+
+class BlockConfig(_Strict):
+    """All of `block.yaml`."""
+
+    block: TopicName
+    state_dir: Path
+    run_dir: Path
+    journal: JournalConfig
+    mqtt: MqttConfig
+    site: SiteConfig
+    feed: FeedConfig
+    base_load: BaseLoadConfig
+    supply: SupplyConfig = SupplyConfig()
+    meter: MeterConfig
+    racks: Annotated[tuple[RackConfig, ...], Field(min_length=1, max_length=512)]
+    tiers: dict[str, TierConfig]
+    cooling: CoolingConfig | None = None
+    agents: AgentLinkConfig = AgentLinkConfig()
+    beat_hz: Annotated[int, Field(ge=2, le=100)] = 20
+
+    @property
+    def nodes(self) -> tuple[NodeEntry, ...]:
+        return tuple(node for rack in self.racks for node in rack.nodes)
+
+    @property
+    def inlets(self) -> tuple[InletConfig, ...]:
+        return tuple(inlet for rack in self.racks for inlet in rack.inlets)
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A device URL taken apart."""
+
+    scheme: str
+    host: str
+    port: int
+
+
+def endpoint(url: str) -> Endpoint:
+    """Raises ValueError with a remedy."""
+    parts = urlsplit(url)
+    if parts.scheme not in DEFAULT_PORTS:
+        raise ValueError(f"unknown scheme {parts.scheme!r}; use modbus+tcp:// or opc.tcp://")
+    if not parts.hostname:
+        raise ValueError(f"no host in {url!r}; write {parts.scheme}://host:port")
+    return Endpoint(parts.scheme, parts.hostname, parts.port or DEFAULT_PORTS[parts.scheme])
+
+
+def load_block(path: Path) -> BlockConfig:
+    """Read `block.yaml`. Raises ConfigError listing everything that is wrong with it."""
+    config = load(path, BlockConfig)
+    errors = [f"{path.name}: {error}" for error in _cross_errors(config)]
+    if errors:
+        raise ConfigError("\n".join(errors))
+    return config
+
+
+def settings_of(config: BlockConfig) -> Settings:
+    """The law's view of the configuration, in W and s."""
+    nodes, racks = config.nodes, config.racks
+    rack_of = {node.name: index for index, rack in enumerate(racks) for node in rack.nodes}
+    counts = [node.gpus for node in nodes]
+    tier_of = [config.tiers[node.tier] for node in nodes]
+
+    def per_gpu(values: list[float]) -> "np.typing.NDArray[np.float64]":
+        return np.repeat(np.array(values, dtype=np.float64), counts)
+
+    topology = Topology(
+        node_names=tuple(node.name for node in nodes),
+        rack_names=tuple(rack.name for rack in racks),
+        inlet_names=tuple(inlet.name for inlet in config.inlets),
+        gpu_node=np.repeat(np.arange(len(nodes)), counts),
+        gpu_rack=np.repeat(np.array([rack_of[node.name] for node in nodes]), counts),
+        inlet_rack=np.repeat(np.arange(len(racks)), [len(rack.inlets) for rack in racks]),
+        inlet_continuous_w=np.array([inlet.continuous_w for inlet in config.inlets]),
+        gpu_min_w=per_gpu([node.min_w for node in nodes]),
+        gpu_max_w=per_gpu([node.max_w for node in nodes]),
+        gpu_floor_w=per_gpu([tier.floor_w for tier in tier_of]),
+        gpu_weight=per_gpu([tier.weight for tier in tier_of]),
+    )
+    rating_w, base_max_w = config.feed.rating_kw * KW, config.base_load.max_kw * KW
+    margin_kw = config.base_load.margin_kw
+    rack_base_kw = [rack.base_max_kw or config.base_load.max_kw / len(racks) for rack in racks]
+    site, cooling = config.site, config.cooling
+    return Settings(
+        topology=topology,
+        failsafe=FailsafeSettings(
+            limit_w=site.failsafe_kw * KW,
+            heartbeat_timeout_s=site.heartbeat_timeout_s,
+            release_after_s=site.failsafe_release_after_s,
+        ),
+        tick_s=1.0 / config.beat_hz,
+        feed_rating_w=rating_w,
+        ramp_down_w_per_s=site.ramp_down_kw_per_s * KW,
+        ramp_up_w_per_s=site.ramp_up_kw_per_s * KW,
+        block_w_per_gpu_w=config.supply.block_w_per_gpu_w,
+        base_min_w=config.base_load.min_kw * KW,
+        base_max_w=base_max_w,
+        base_margin_w=0.002 * rating_w if margin_kw is None else margin_kw * KW,
+        rack_base_max_w=np.array(rack_base_kw) * KW,
+        cooling_blind_w=None if cooling is None else cooling.blind_kw * KW,
+        silent_max_after_s=config.agents.silent_max_after_s,
+        meter_age_max_s=config.meter.age_max_s,
+        meter_lag_s=config.meter.lag_s,
+        cooling_age_max_s=5.0 if cooling is None else cooling.age_max_s,
+        witness_tolerance_w=0.03 * rating_w,
+    )
+
+
+def _cross_errors(config: BlockConfig) -> Iterator[str]:
+    yield from _name_errors(config)
+    yield from _device_errors(config)
+    yield from _power_errors(config)
+
+
+def _name_errors(config: BlockConfig) -> Iterator[str]:
+    for r, rack in enumerate(config.racks):
+        for n, node in enumerate(rack.nodes):
+            where = f"racks[{r}].nodes[{n}]"
+            if node.tier not in config.tiers:
+                known = ", ".join(config.tiers) or "none"
+                yield f"{where}.tier: no tier {node.tier!r}; name one of: {known}"
+            if node.min_w > node.max_w:
+                yield f"{where}.min_w: {node.min_w:g} is above max_w {node.max_w:g}; swap or correct them"
+    for kind, names in (
+        ("racks", [rack.name for rack in config.racks]),
+        ("nodes", [node.name for node in config.nodes]),
+        ("inlets", [inlet.name for inlet in config.inlets]),
+    ):
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            yield f"racks: {kind}: {name!r} is used twice; give each its own name"
+
+
+def devices(config: BlockConfig) -> Iterator[tuple[str, DeviceConfig, str]]:
+    """All field devices as (path in the file, device, point that is needed)."""
+    yield "meter", config.meter, config.meter.point
+    for r, rack in enumerate(config.racks):
+        for i, inlet in enumerate(rack.inlets):
+            yield f"racks[{r}].inlets[{i}]", inlet, inlet.point
+    if config.cooling is not None:
+        yield "cooling", config.cooling, config.cooling.capacity_point
+
+
+def _device_errors(config: BlockConfig) -> Iterator[str]:
+    for where, device, point in devices(config):
+        try:
+            profile = load_profile(device.profile)
+        except ProfileError as error:
+            yield f"{where}.profile: {error}"
+            continue
+        if point not in profile.points:
+            known = ", ".join(profile.points)
+            yield f"{where}: profile {device.profile} has no point {point!r}; it has {known}"
+        elif profile.points[point].unit != "W":
+            yield f"{where}: point {point!r} is in {profile.points[point].unit}; a power in W is needed"
+        yield from _url_errors(where, device, profile)
+
+
+def _url_errors(where: str, device: DeviceConfig, profile: Profile) -> Iterator[str]:
+    try:
+        scheme = endpoint(device.url).scheme
+    except ValueError as error:
+        yield f"{where}.url: {error}"
+        return
+    if scheme != SCHEMES[profile.protocol]:
+        yield f"{where}.url: profile {device.profile} needs {SCHEMES[profile.protocol]}://, not {scheme}://"
+
+
+def _power_errors(config: BlockConfig) -> Iterator[str]:
+    base = config.base_load
+    if base.min_kw > base.max_kw:
+        yield f"base_load.min_kw: {base.min_kw:g} is above max_kw {base.max_kw:g}; swap or correct them"
+    if config.site.failsafe_kw > config.feed.rating_kw:
+        yield (
+            f"site.failsafe_kw: {config.site.failsafe_kw:g} is above feed.rating_kw"
+            f" {config.feed.rating_kw:g}; choose what the block may draw when nobody is heard"
+        )
+    least_kw = (
+        base.max_kw + config.supply.block_w_per_gpu_w * sum(n.gpus * n.min_w for n in config.nodes) / KW
+    )
+    if least_kw > config.site.failsafe_kw:
+        yield (
+            f"site.failsafe_kw: {config.site.failsafe_kw:g} cannot be reached: base load and GPUs at their"
+            f" lowest limits draw up to {least_kw:.2f} kW; raise it, or lower base_load.max_kw"
+        )

@@ -1,0 +1,95 @@
+"""`status.json`: what the daemon tells people and programs on its own host, four times a second.
+
+Replaced as a whole in the run directory (tmpfs), so a reader sees one moment or none. `powerblock status`
+draws it; anything else may read it too. Powers are in W, keys carry their units, times are UTC.
+"""
+
+import os
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+import structlog
+
+from controller.core.model import Decision, Limit, Settings, Snapshot
+
+VERSION: Final = 1
+PERIOD_S: Final = 0.25
+
+log = structlog.get_logger(__name__)
+
+
+def limit_status(limit: Limit) -> dict[str, Any]:
+    return {"power_w": limit.power_w, "source": limit.source, "protection": limit.protection}
+
+
+def block_status(settings: Settings, snapshot: Snapshot, decision: Decision) -> dict[str, Any]:
+    """The law's part: power, budget, binding limit and why, racks and nodes, alarms."""
+    topology, gpus = settings.topology, snapshot.gpus
+    fresh = snapshot.now_s - gpus.node_at_s <= settings.report_age_max_s
+    gpu_w = np.nan_to_num(np.where(fresh[topology.gpu_node], gpus.power_w, 0.0))
+    racks = len(topology.rack_names)
+
+    def per_rack(values: Any) -> list[float]:
+        return [float(v) for v in np.bincount(topology.gpu_rack, weights=values, minlength=racks)]
+
+    inlet_w = np.bincount(topology.inlet_rack, weights=snapshot.inlets.power_w, minlength=racks)
+    return {
+        "at_utc_s": snapshot.now_utc_s,
+        "mode": decision.mode.value,
+        "power_w": snapshot.meter.value if snapshot.meter.is_usable(snapshot.now_s, settings.meter_age_max_s) else None,
+        "budget_w": decision.budget_w,
+        "aim_w": decision.state.pace.aim_w,
+        "feed_rating_w": settings.feed_rating_w,
+        "base_w": decision.base_w,
+        "shortfall_w": decision.shortfall_w,
+        "binding": limit_status(decision.binding),
+        "limits": [limit_status(limit) for limit in decision.limits],
+        "why": decision.why,
+        "alarms": [{"key": alarm.key, "text": alarm.text} for alarm in decision.alarms],
+        "racks": [
+            {"name": name, "power_w": float(power_w), "gpu_w": drawn_w, "gpu_limit_w": limit_w, "gpu_room_w": room_w}
+            for name, power_w, drawn_w, limit_w, room_w in zip(
+                topology.rack_names,
+                inlet_w,
+                per_rack(gpu_w),
+                per_rack(decision.gpu_limits_w),
+                decision.state.shares.rack_budget_w.tolist(),
+                strict=True,
+            )
+        ],
+        "nodes": [
+            {
+                "name": name,
+                "heard": bool(fresh[node]),
+                "leased": bool(gpus.node_leased[node]),
+                "gpus": int((topology.gpu_node == node).sum()),
+                "power_w": float(gpu_w[topology.gpu_node == node].sum()),
+                "limit_w": float(decision.gpu_limits_w[topology.gpu_node == node].sum()),
+                "order": int(decision.node_seq[node]),
+                "confirmed": int(gpus.node_seq[node]),
+            }
+            for node, name in enumerate(topology.node_names)
+        ],
+    }
+
+
+class StatusFile:
+    """Writer of `status.json`; a full or read-only run directory is said once and does not stop the beat."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.path = run_dir / "status.json"
+        self._temporary = run_dir / "status.json.new"
+        self._fault = ""
+
+    def write(self, content: dict[str, Any]) -> None:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._temporary.write_bytes(msgspec.json.encode({"v": VERSION, **content}))
+            os.replace(self._temporary, self.path)
+            self._fault = ""
+        except OSError as error:
+            if not self._fault:
+                log.error("status not written", path=str(self.path), why=error.strerror)
+            self._fault = str(error)

@@ -1,0 +1,81 @@
+"""The cooling of the block: one coolant distribution unit (CDU) between racks and facility water.
+
+Heat warms the secondary loop, which has inertia; a valve lets facility water take it out again. With the
+valve fully open the exchanger carries `ua_w_per_k` times the difference between loop and facility water:
+
+    loop_j_per_k * d(loop)/dt = heat - valve * ua * (loop - facility)
+
+So what the CDU *can* take away, its capacity, is ua * (hottest allowed loop - facility water), and it falls
+when a chiller derates and facility water turns warm, long before anything is hot. Facility water itself
+has inertia: a derated chiller shows over `facility_tau_s`.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+WATER_J_PER_KG_K: Final = 4180.0
+PUMP_IDLE_W: Final = 120.0
+PUMP_MAX_W: Final = 450.0
+PUMP_SPEED_MIN_RATIO: Final = 0.3
+VALVE_GAIN_PER_K: Final = 0.25  # opening per kelvin above the setpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class CduType:
+    ua_w_per_k: float = 1000.0
+    loop_j_per_k: float = 170e3  # 40 kg of water and as much metal
+    flow_kg_per_s: float = 0.5
+    setpoint_c: float = 36.0
+    loop_max_c: float = 44.0  # above it the hottest cold plate leaves its range
+    facility_c: float = 22.0
+    facility_tau_s: float = 6.0  # minutes on a real site; a demonstration has less
+
+
+class Cdu:
+    """Temperatures in degrees Celsius, heat and power in W."""
+
+    def __init__(self, cdu_type: CduType) -> None:
+        self.type = cdu_type
+        self.facility_target_c = cdu_type.facility_c
+        self.facility_c = cdu_type.facility_c
+        self.loop_c = cdu_type.setpoint_c
+        self.heat_w = 0.0
+        self.pump_speed_ratio = 0.5
+
+    @property
+    def pump_w(self) -> float:
+        """Electrical power; affinity law between idle and full speed."""
+        return PUMP_IDLE_W + (PUMP_MAX_W - PUMP_IDLE_W) * self.pump_speed_ratio**3
+
+    @property
+    def capacity_w(self) -> float:
+        """Heat it can carry with the valve open and the loop as hot as it may be."""
+        return max(0.0, self.type.ua_w_per_k * (self.type.loop_max_c - self.facility_c))
+
+    @property
+    def supply_c(self) -> float:
+        return self.loop_c - self._half_rise_k
+
+    @property
+    def return_c(self) -> float:
+        return self.loop_c + self._half_rise_k
+
+    @property
+    def flow_lpm(self) -> float:
+        return self.type.flow_kg_per_s * 60.0
+
+    @property
+    def _half_rise_k(self) -> float:
+        return self.heat_w / (2 * self.type.flow_kg_per_s * WATER_J_PER_KG_K)
+
+    def step(self, dt_s: float, heat_w: float) -> None:
+        self.heat_w = heat_w
+        keep = float(np.exp(-dt_s / self.type.facility_tau_s))
+        self.facility_c = self.facility_target_c + (self.facility_c - self.facility_target_c) * keep
+        balance = heat_w / max(self.type.ua_w_per_k * (self.loop_c - self.facility_c), 1.0)  # feed forward
+        valve = min(1.0, max(0.0, balance + VALVE_GAIN_PER_K * (self.loop_c - self.type.setpoint_c)))
+        removed_w = valve * self.type.ua_w_per_k * max(0.0, self.loop_c - self.facility_c)
+        self.loop_c += (heat_w - removed_w) / self.type.loop_j_per_k * dt_s
+        self.pump_speed_ratio = max(PUMP_SPEED_MIN_RATIO, valve)

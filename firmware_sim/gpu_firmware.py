@@ -1,0 +1,227 @@
+"""GPUs without silicon: the memory behind a simulated `libnvidia-ml.so.1`, and the library itself.
+
+The agent under test is the real one: it imports the unmodified `pynvml`, which loads whatever
+`libnvidia-ml.so.1` stands first on LD_LIBRARY_PATH. Ours (nvml/libnvidia-ml.c, compiled on first use) keeps
+every value in a file that is mapped into all who need it. The plant maps the same file and sees it as one
+NumPy structured array, a row per GPU: it writes powers, clocks and temperatures, reads the requested limits,
+and a scenario writes the fault columns. All fields are aligned 32 or 64 bit words, so neither side can see
+half a value and nobody needs a lock.
+
+    library = build_library(cache_dir)
+    memory = GpuMemory.create(path, 8, node="n01")
+    subprocess.Popen([...agent...], env={**os.environ, **environment(library, memory.path)})
+    memory.gpus["instant_mw"][:] = plant_power_w * 1000
+    limits_mw = memory.enforced_mw()
+"""
+
+import hashlib
+import mmap
+import os
+import shutil
+import subprocess
+import tempfile
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+SOURCE_DIR: Final = Path(__file__).parent / "nvml"
+SOURCES: Final = ("libnvidia-ml.c", "rig_gpus.h")
+SONAME: Final = "libnvidia-ml.so.1"
+FLAGS: Final = ("-std=c11", "-Wall", "-Wextra", "-Werror", "-O2", "-shared", "-fPIC", "-pthread")
+COMPILE_MAX_S: Final = 120.0  # 0.3 s on a laptop; a loaded CI machine may take its time
+
+MAGIC: Final = 0x31555047474952  # "RIGGPU1"
+VERSION: Final = 1
+GPUS_MAX: Final = 1024  # same bound as the library
+NONE: Final = 0xFFFF_FFFF  # no out-of-band limit, no clock lock
+BLOCK_READS: Final = 1
+BLOCK_WRITES: Final = 2
+GPU_IS_LOST: Final = 15  # nvmlReturn for `forced_error`
+NO_PERMISSION: Final = 4  # nvmlReturn for `write_error`
+DRIVER_NOT_LOADED: Final = 9  # nvmlReturn for `driver_error`
+
+HEADER: Final = np.dtype(
+    [
+        ("magic", "<u8"),
+        ("version", "<u4"),
+        ("header_bytes", "<u4"),
+        ("record_bytes", "<u4"),
+        ("gpu_count", "<u4"),
+        ("driver_error", "<u4"),
+        ("serialised", "<u4"),
+        ("driver_version", "S32"),
+        ("reserved", "S64"),
+    ]
+)
+# Meaning of every column: nvml/rig_gpus.h. Powers in mW, energy in mJ, as NVML counts.
+RECORD: Final = np.dtype(
+    [
+        ("energy_mj", "<u8"),
+        ("clock_reasons", "<u8"),
+        ("instant_mw", "<u4"),
+        ("average_mw", "<u4"),
+        ("clock_mhz", "<u4"),
+        ("memory_clock_mhz", "<u4"),
+        ("temperature_c", "<u4"),
+        ("requested_mw", "<u4"),
+        ("oob_limit_mw", "<u4"),
+        ("min_mw", "<u4"),
+        ("max_mw", "<u4"),
+        ("default_mw", "<u4"),
+        ("locked_clock_min_mhz", "<u4"),
+        ("locked_clock_max_mhz", "<u4"),
+        ("persistence_mode", "<u4"),
+        ("mig_mode", "<u4"),
+        ("forced_error", "<u4"),
+        ("write_error", "<u4"),
+        ("ignores_writes", "<u4"),
+        ("blocked", "<u4"),
+        ("call_delay_us", "<u4"),
+        ("unsupported_fields", "<u4"),
+        ("write_count", "<u8"),
+        ("last_write_ns", "<u8"),
+        ("refused_count", "<u8"),
+        ("uuid", "S48"),
+        ("name", "S88"),
+    ]
+)
+
+
+class FirmwareError(RuntimeError):
+    """The simulated driver cannot be built or its memory cannot be used; the text says why and what to do."""
+
+
+def build_library(cache_dir: Path) -> Path:
+    """Compile the simulated driver once per source version; return the folder for LD_LIBRARY_PATH.
+
+    Safe to call from many processes at once: each compiles beside the target and renames into place.
+    Raises FirmwareError when there is no C compiler or it refuses the source.
+    """
+    digest = hashlib.sha256(" ".join(FLAGS).encode())
+    for name in SOURCES:
+        digest.update((SOURCE_DIR / name).read_bytes())
+    folder = cache_dir / f"nvml-{digest.hexdigest()[:16]}"
+    if (folder / SONAME).exists():
+        return folder
+    compiler = shutil.which("cc")
+    if compiler is None:
+        raise FirmwareError("no C compiler `cc` on PATH for the simulated GPU driver; install gcc or clang")
+    folder.mkdir(parents=True, exist_ok=True)
+    handle, beside = tempfile.mkstemp(dir=folder, prefix=".building-")
+    os.close(handle)
+    command = [compiler, *FLAGS, f"-Wl,-soname,{SONAME}", "-o", beside, str(SOURCE_DIR / SOURCES[0])]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_MAX_S, check=False)  # noqa: S603
+        if done.returncode != 0:
+            raise FirmwareError(f"{compiler} refuses the simulated GPU driver: {done.stderr.strip()}")
+        Path(beside).chmod(0o755)
+        Path(beside).replace(folder / SONAME)
+    finally:
+        Path(beside).unlink(missing_ok=True)
+    return folder
+
+
+def environment(library_dir: Path, memory_path: Path) -> dict[str, str]:
+    """Environment of a child process that shall find these GPUs and this driver."""
+    return {"LD_LIBRARY_PATH": str(library_dir), "POWERBLOCK_RIG_GPUS": str(memory_path)}
+
+
+def gpu_uuid(node: str, index: int) -> str:
+    """UUID of GPU `index` of `node`: the same in every run, different on every node."""
+    return f"GPU-{uuid.uuid5(uuid.NAMESPACE_DNS, f'{index}.{node}.powerblock.invalid')}"
+
+
+class GpuMemory:
+    """All GPUs of one node: `gpus` is a structured array of dtype RECORD, shape (gpu_count,), live.
+
+    Write whole columns (`memory.gpus["instant_mw"][:] = ...`) or cells; never keep copies of rows.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Map an existing file. Raises FirmwareError if it is not one of this version."""
+        self.path = path
+        with path.open("r+b") as file:
+            size_bytes = os.fstat(file.fileno()).st_size
+            if size_bytes < HEADER.itemsize:
+                raise FirmwareError(f"{path}: {size_bytes} bytes are no GPU memory; use GpuMemory.create")
+            self._map = mmap.mmap(file.fileno(), size_bytes)
+        self.header = np.frombuffer(self._map, HEADER, count=1)
+        found = tuple(
+            int(self.header[key][0]) for key in ("magic", "version", "header_bytes", "record_bytes")
+        )
+        if found != (MAGIC, VERSION, HEADER.itemsize, RECORD.itemsize):
+            raise FirmwareError(
+                f"{path}: not the GPU memory of this version ({found}); delete it and create it anew"
+            )
+        count = int(self.header["gpu_count"][0])
+        self.gpus: NDArray[np.void] = np.frombuffer(self._map, RECORD, count=count, offset=HEADER.itemsize)
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        gpu_count: int,
+        *,
+        node: str,
+        min_w: float = 200.0,
+        max_w: float = 700.0,
+        default_w: float = 700.0,
+        idle_w: float = 70.0,
+        name: str = "Simulated H200",
+    ) -> Self:
+        """Make the memory of a node's GPUs, idle, at their default limit. Defaults: H200 SXM envelope.
+
+        The file appears complete or not at all; an older one of that name is replaced.
+        """
+        if not 0 < gpu_count <= GPUS_MAX:
+            raise FirmwareError(f"{gpu_count} GPUs on {node}: 1 to {GPUS_MAX} fit one driver")
+        beside = path.with_name(f".{path.name}.{os.getpid()}")
+        columns_w = {
+            "min_mw": min_w,
+            "max_mw": max_w,
+            "default_mw": default_w,
+            "requested_mw": default_w,
+            "instant_mw": idle_w,
+            "average_mw": idle_w,
+        }
+        beside.write_bytes(_fresh_header(gpu_count) + _fresh_gpus(gpu_count, node, name, columns_w))
+        beside.replace(path)
+        return cls(path)
+
+    def enforced_mw(self) -> NDArray[np.uint32]:
+        """What the boards enforce: the lower of requested and out-of-band limit, shape (gpu_count,)."""
+        lower: NDArray[np.uint32] = np.minimum(self.gpus["requested_mw"], self.gpus["oob_limit_mw"])
+        return lower
+
+    def reset_limits(self) -> None:
+        """What a driver reload does: every limit back to its default, clock locks gone."""
+        self.gpus["requested_mw"] = self.gpus["default_mw"]
+        self.gpus["locked_clock_min_mhz"] = 0
+        self.gpus["locked_clock_max_mhz"] = NONE
+
+
+def _fresh_header(gpu_count: int) -> bytes:
+    header = np.zeros(1, HEADER)
+    header["magic"], header["version"] = MAGIC, VERSION
+    header["header_bytes"], header["record_bytes"] = HEADER.itemsize, RECORD.itemsize
+    header["gpu_count"] = gpu_count
+    header["driver_version"] = b"595.71.05"
+    return header.tobytes()
+
+
+def _fresh_gpus(gpu_count: int, node: str, name: str, columns_w: Mapping[str, float]) -> bytes:
+    gpus = np.zeros(gpu_count, RECORD)
+    for column, power_w in columns_w.items():
+        gpus[column] = round(power_w * 1000)
+    gpus["oob_limit_mw"] = NONE
+    gpus["locked_clock_max_mhz"] = NONE
+    gpus["clock_mhz"], gpus["memory_clock_mhz"] = 1980, 3201
+    gpus["temperature_c"] = 35
+    gpus["persistence_mode"] = 1
+    gpus["name"] = name.encode()
+    gpus["uuid"] = [gpu_uuid(node, index).encode() for index in range(gpu_count)]
+    return gpus.tobytes()

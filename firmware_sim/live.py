@@ -1,0 +1,85 @@
+"""The run while it happens: progress, power against budget, and the last events, on a terminal."""
+
+from collections import deque
+from typing import Any, Final
+
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from firmware_sim.recorder import beat_of
+from firmware_sim.rig import Outcome, View
+from firmware_sim.scenario import Scenario
+
+BARS: Final = " ▁▂▃▄▅▆▇█"
+HISTORY: Final = 72  # columns, one per view
+MARKS_SHOWN: Final = 5
+
+
+class LiveView:
+    """Turns views into something rich can show."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        self._scenario = scenario
+        self._history_w: deque[float] = deque(maxlen=HISTORY)
+
+    def render(self, view: View) -> RenderableType:
+        self._history_w.append(view.sample.block_w)
+        scenario = self._scenario
+        total_s = scenario.warm_up_s + scenario.duration_s
+        phase = "warming up" if view.t_s < 0 else "running"
+        head = Text(f"{scenario.name}  {phase}  {view.t_s:6.1f} s", style="bold")
+        bar = ProgressBar(total=total_s, completed=min(total_s, view.t_s + scenario.warm_up_s), width=HISTORY)
+        spark = Text(_sparkline(self._history_w), style="blue")
+        return Panel(Group(head, bar, spark, _numbers(view), _marks(view)), width=HISTORY + 6)
+
+
+def verdict_table(outcome: Outcome) -> Table:
+    """Every expectation with its value, then the other figures."""
+    verdict = outcome.verdict
+    title = "[bold green]PASSED" if verdict.passed else "[bold red]FAILED"
+    table = Table("figure", "value", "at least", "at most", "", title=title, title_justify="left")
+    judged = {e.key for e in verdict.expectations}
+    for e in verdict.expectations:
+        met = "[green]ok" if e.met else "[bold red]FAILED"
+        table.add_row(e.key, _number(e.value), _number(e.lowest, ""), _number(e.highest, ""), met)
+    table.add_section()
+    for key, value in verdict.figures.items():
+        if key not in judged:
+            table.add_row(key, _number(value), "", "", "", style="dim")
+    return table
+
+
+def _numbers(view: View) -> Table:
+    sample, beat = view.sample, beat_of(view.status)
+    table = Table.grid(padding=(0, 2))
+    table.add_row("block", _kw(sample.block_w), "meter", _kw(sample.metered_w), "GPUs", _kw(sample.gpu_w))
+    budget = "?" if beat is None else _kw(beat.budget_w)
+    table.add_row(
+        "budget", budget, "cooling", _kw(sample.capacity_w), "tokens/s", f"{sample.tokens_per_s:,.0f}"
+    )
+    if beat is not None:
+        table.add_row("mode", beat.mode, "binding", beat.binding, "alarms", ", ".join(beat.alarms) or "none")
+    return table
+
+
+def _marks(view: View) -> Text:
+    return Text(
+        "\n".join(f"{mark.t_s:7.1f} s  {mark.text}" for mark in view.marks[-MARKS_SHOWN:]), style="yellow"
+    )
+
+
+def _sparkline(values: Any) -> str:
+    lowest, highest = min(values), max(values)
+    span = max(highest - lowest, 0.05 * highest)  # noise must not look like an event
+    return "".join(BARS[1 + int((value - lowest) / span * (len(BARS) - 2))] for value in values)
+
+
+def _kw(power_w: float) -> str:
+    return f"{power_w / 1000:.2f} kW"
+
+
+def _number(value: float | None, missing: str = "none") -> str:
+    return missing if value is None else f"{value:.4g}"

@@ -1,0 +1,112 @@
+"""The run as one picture: power, budget and limit above, tokens per second below."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from firmware_sim.recorder import Mark
+from firmware_sim.verdict import MEAN_S, Contract, Floats, Request, Trace, Verdict, line_w, mean_of
+
+INK: Final = "#1f2933"
+GREY: Final = "#9aa5b1"
+POWER: Final = "#1565c0"
+BUDGET: Final = "#2e7d32"
+LIMIT: Final = "#c62828"
+TOKENS: Final = "#6a1b9a"
+MARK: Final = {"event": "#c62828", "fault": "#ef6c00"}
+
+
+def draw(
+    path: Path,
+    title: str,
+    trace: Trace,
+    budget_w: Floats,
+    requests: Sequence[Request],
+    contract: Contract,
+    marks: Sequence[Mark],
+    verdict: Verdict,
+) -> None:
+    """Write a PNG."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, (power, tokens) = plt.subplots(
+        2, 1, figsize=(12, 7.2), sharex=True, height_ratios=(3, 1), layout="constrained", facecolor="white"
+    )
+    _draw_power(power, trace, budget_w, requests, contract)
+    tokens.plot(trace.t_s, trace.tokens_per_s / 1000, color=TOKENS, linewidth=0.4, alpha=0.35)
+    centre_s = trace.t_s - MEAN_S / 2  # a mean belongs to the middle of its second
+    tokens.plot(centre_s, mean_of(trace, trace.tokens_per_s) / 1000, color=TOKENS, linewidth=1.8)
+    tokens.set_ylabel("thousand tokens/s")
+    tokens.set_xlabel("seconds")
+    tokens.set_ylim(bottom=0)
+    for axes in (power, tokens):
+        axes.grid(color="#e4e7eb", linewidth=0.8)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.margins(x=0)
+        for request in requests:
+            axes.axvspan(request.signal_s, min(request.ends_s, trace.t_s[-1]), color="#fff3e0", zorder=0)
+    _draw_marks(power, marks)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=15, fontweight="bold", color=INK)
+    power.set_title(_headline(verdict), loc="left", fontsize=10, color="#52606d")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def _draw_power(
+    axes: Any, trace: Trace, budget_w: Floats, requests: Sequence[Request], contract: Contract
+) -> None:
+    axes.plot(
+        trace.t_s, trace.block_w / 1000, color=POWER, linewidth=0.5, alpha=0.35, label="block power, 50 ms"
+    )
+    axes.plot(
+        trace.t_s - MEAN_S / 2,
+        mean_of(trace, trace.block_w) / 1000,
+        color=POWER,
+        linewidth=2.0,
+        label="block power, 1 s mean",
+    )
+    if not np.isnan(budget_w).all():
+        axes.plot(trace.t_s, budget_w / 1000, color=BUDGET, linewidth=1.3, label="budget of the controller")
+    if trace.capacity_w.min() < contract.rating_w:
+        axes.plot(
+            trace.t_s, trace.capacity_w / 1000, color="#00838f", linewidth=1.3, label="cooling capacity"
+        )
+    for i, request in enumerate(requests):
+        near = (trace.t_s > request.signal_s - 1) & (trace.t_s < request.ends_s + 60)
+        axes.plot(
+            trace.t_s[near], line_w(trace.t_s[near], request, contract) / 1000,
+            color=LIMIT, linewidth=1.2, linestyle=(0, (4, 3)), label=None if i else "line of the contract",
+        )  # fmt: skip
+    lowest_w, highest_w = float(trace.block_w.min()), float(trace.block_w.max())
+    room_w = 0.15 * (highest_w - lowest_w) + 200
+    axes.set_ylim((lowest_w - room_w) / 1000, (highest_w + 1.6 * room_w) / 1000)
+    axes.set_ylabel("kW")
+    axes.legend(loc="lower right", frameon=False, fontsize=9)
+
+
+def _draw_marks(axes: Any, marks: Sequence[Mark]) -> None:
+    transform = axes.get_xaxis_transform()
+    for i, mark in enumerate(marks):
+        colour = MARK[mark.kind]
+        axes.axvline(mark.t_s, color=colour, linewidth=0.9, linestyle=":")
+        height = 0.98 - 0.05 * (i % 3)  # neighbours do not overwrite each other
+        axes.text(mark.t_s, height, f" {mark.text}", transform=transform, color=colour, fontsize=9, va="top")
+
+
+def _headline(verdict: Verdict) -> str:
+    parts = []
+    for key, text, scale in (
+        ("reaction_s", "reacts in {:.2f} s", 1),
+        ("overshoot_ratio", "at most {:.1f} % above the limit", 100),
+        ("ramp_error_rms_ratio", "ramp within {:.1f} % rms of rating", 100),
+        ("tokens_kept_ratio", "keeps {:.0f} % of the tokens", 100),
+    ):
+        value = verdict.figures.get(key)
+        if value is not None:
+            parts.append(text.format(value * scale))
+    return "   ·   ".join(parts)

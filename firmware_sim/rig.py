@@ -1,0 +1,345 @@
+"""The rig: one scenario, the simulated facility around it, and the device under test as child processes.
+
+The device under test is started as an operator would start it, `powerblock run block.yaml` on the edge host
+and `powerblock agent node.yaml` on each GPU host, and is never imported. It meets the facility at the wire
+only: Modbus TCP, OPC UA, MQTT, and an NVML library whose GPUs are the plant's.
+
+Order of things: devices serve, broker and children start, everything warms up, time 0, the time line plays,
+children are ended whatever happened, and the report is written from what was recorded.
+"""
+
+import asyncio
+import gc
+import heapq
+import json
+import shutil
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from firmware_sim import bench_config, plot, recorder
+from firmware_sim.child import Child
+from firmware_sim.facility import Facility, Heal, Sample, free_port
+from firmware_sim.gpu_firmware import build_library, environment
+from firmware_sim.grid_operator import GridEvent, GridOperator
+from firmware_sim.recorder import Beat, Mark
+from firmware_sim.scenario import Event, Fault, Scenario
+from firmware_sim.verdict import Contract, Request, Verdict, judge
+
+BROKER_START_MAX_S: Final = 10.0
+BASELINE_S: Final = 5.0  # what "25 % less" is less than
+VIEW_PERIOD_S: Final = 0.25
+CHILD_CHECK_S: Final = 0.5
+RIG_LOST_MAX_S: Final = 0.25  # a rig that lost more real time than this judges nobody
+
+Act = Callable[[], Awaitable[None]]
+
+
+class RigError(RuntimeError):
+    """The run cannot start or go on; the text says whose fault it is and what to do."""
+
+
+@dataclass(frozen=True)
+class View:
+    """What there is to see at one moment. `t_s` is negative during the warm-up."""
+
+    t_s: float
+    sample: Sample
+    status: dict[str, Any]
+    marks: tuple[Mark, ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    verdict: Verdict
+    alarms: tuple[str, ...]
+    report_dir: Path
+
+
+class Rig:
+    """One run of one scenario. `powerblock`: command of the device under test; None: facility alone."""
+
+    def __init__(self, scenario: Scenario, report_dir: Path, powerblock: Path | None) -> None:
+        self.scenario = scenario
+        self.report_dir = report_dir
+        self.work_dir = report_dir / "work"
+        shutil.rmtree(self.work_dir, ignore_errors=True)  # yesterday's state must not steer today's run
+        self.work_dir.mkdir(parents=True)
+        self.marks: list[Mark] = []
+        self.requests: dict[str, Request] = {}
+        self._powerblock = powerblock
+        self._zero_s = scenario.warm_up_s  # plant time of the time line's 0
+        self._agenda: list[tuple[float, int, Act]] = []
+        self._order = count()
+
+    async def run(self, watch: Callable[[View], None]) -> Outcome:
+        """Play the scenario and judge it. Raises RigError when it cannot be played."""
+        async with self.facility() as facility:
+            self._start_dut()
+            self._plan()
+            background = [
+                asyncio.create_task(self._show(watch), name="live view"),
+                asyncio.create_task(self._guard(), name="guard of the children"),
+            ]
+            play = asyncio.create_task(self._play(), name="time line")
+            try:
+                await asyncio.wait([play, *background], return_when=asyncio.FIRST_COMPLETED)
+                for task in (play, *background):
+                    if task.done():
+                        task.result()  # the time line has ended, or somebody failed: raise it
+            finally:
+                await _cancel([play, *background])
+            samples = list(facility.samples)
+            lost_s = facility.lost_s
+        return self._report(samples, lost_s)
+
+    @asynccontextmanager
+    async def facility(self) -> AsyncIterator[Facility]:
+        """Everything but the device under test, running."""
+        broker_url = self.scenario.broker_url or f"mqtt://127.0.0.1:{free_port()}"
+        address = urlsplit(broker_url)
+        host, port = address.hostname or "127.0.0.1", address.port or 1883
+        self._broker = self._child(
+            "broker", [sys.executable, "-m", "firmware_sim.broker", "--port", str(port)]
+        )
+        self._own_broker = not self.scenario.broker_url
+        self._operator = GridOperator(
+            host=host, port=port,
+            event_topic=bench_config.EVENT_TOPIC, heartbeat_topic=bench_config.HEARTBEAT_TOPIC,
+        )  # fmt: skip
+        self._children: dict[str, Child] = {}
+        tasks: list[asyncio.Task[None]] = []
+        async with Facility(self.scenario, self.work_dir) as facility:
+            self._facility = facility
+            try:
+                if self._own_broker:
+                    self._broker.start()
+                    self._children["broker"] = self._broker
+                await self._wait_for_broker(host, port)
+                urls = {name: device.url for name, device in facility.devices.items()}
+                self.broker_url, self.device_urls = broker_url, urls
+                self.block_path, self.node_paths = bench_config.write_configs(
+                    self.scenario, self.work_dir, broker_url, urls
+                )
+                gc.collect()
+                gc.freeze()  # an OPC UA address space would cost 100 ms per full collection
+                tasks.append(asyncio.create_task(facility.run(), name="plant"))
+                tasks.append(asyncio.create_task(self._operator.run(), name="grid operator"))
+                yield facility
+            finally:
+                await _cancel(tasks)
+                await asyncio.gather(*(child.stop() for child in reversed(self._children.values())))
+
+    # ---- device under test ----------------------------------------------------------------------------
+
+    def _child(self, name: str, argv: list[str], env: dict[str, str] | None = None) -> Child:
+        return Child(name, argv, self.work_dir / f"{name}.log", env)
+
+    def _start_dut(self) -> None:
+        if self._powerblock is None:
+            return
+        command = str(self._powerblock)
+        library = build_library(self.work_dir)
+        for node, path in self.node_paths.items():
+            env = environment(library, self._facility.memories[node].path)
+            self._children[f"agent {node}"] = self._child(node, [command, "agent", str(path)], env)
+        self._children["controller"] = self._child("controller", [command, "run", str(self.block_path)])
+        for child in self._children.values():
+            if child is not self._broker:
+                child.start()
+
+    async def _wait_for_broker(self, host: str, port: int) -> None:
+        deadline_s = time.monotonic() + BROKER_START_MAX_S
+        while time.monotonic() < deadline_s:
+            if self._own_broker and self._broker.died:
+                break
+            try:
+                _, writer = await asyncio.open_connection(host, port)
+            except OSError:
+                await asyncio.sleep(0.05)
+                continue
+            writer.close()
+            return
+        raise RigError(
+            f"no MQTT broker at {host}:{port} after {BROKER_START_MAX_S:.0f} s:\n{self._broker.tail()}"
+        )
+
+    async def _guard(self) -> None:
+        while True:
+            for child in self._children.values():
+                if child.died:
+                    raise RigError(
+                        f"{child.name} ended by itself with status {child.returncode}; "
+                        f"last lines of {child.log_path}:\n{child.tail()}"
+                    )
+            await asyncio.sleep(CHILD_CHECK_S)
+
+    async def _show(self, watch: Callable[[View], None]) -> None:
+        while True:
+            await asyncio.sleep(VIEW_PERIOD_S)
+            if self._facility.samples:
+                status = recorder.read_status(bench_config.status_path(self.work_dir))
+                watch(View(self._now_s(), self._facility.samples[-1], status, tuple(self.marks)))
+
+    # ---- time line ------------------------------------------------------------------------------------
+
+    def _now_s(self) -> float:
+        return self._facility.now_s() - self._zero_s
+
+    def _at(self, at_s: float, act: Act) -> None:
+        heapq.heappush(self._agenda, (at_s, next(self._order), act))
+
+    def _plan(self) -> None:
+        for moment in self.scenario.timeline:
+            if moment.event is not None:
+                self._at(moment.at_s, partial(self._publish, moment.event))
+            elif moment.cancel is not None:
+                self._at(moment.at_s, partial(self._withdraw, moment.cancel))
+            elif moment.fault is not None:
+                self._at(moment.at_s, partial(self._break, moment.fault))
+
+    async def _play(self) -> None:
+        while self._agenda:
+            at_s, _, act = heapq.heappop(self._agenda)
+            if at_s > self.scenario.duration_s:
+                break
+            await asyncio.sleep(max(0.0, at_s - self._now_s()))
+            await act()
+        await asyncio.sleep(max(0.0, self.scenario.duration_s - self._now_s()))
+
+    async def _publish(self, event: Event) -> None:
+        baseline_w = self._recent_w()
+        limit_w = (
+            event.limit_kw * 1000
+            if event.limit_kw is not None
+            else baseline_w * (1 - (event.reduce_ratio or 0))
+        )
+        now_s, now_utc_s = self._now_s(), time.time()
+        starts_s = now_s + event.notice_s
+        ends_s = np.inf if event.duration_s is None else starts_s + event.duration_s
+        self.requests[event.id] = Request(now_s, starts_s, ends_s, baseline_w, limit_w)
+        self._mark(f"{event.id}: {limit_w / 1000:.1f} kW", "event")
+        await self._operator.publish(
+            GridEvent(
+                id=event.id, type=event.type, value=round(limit_w / 1000, 3), priority=event.priority,
+                starts_utc_s=now_utc_s + event.notice_s, duration_s=event.duration_s,
+            )
+        )  # fmt: skip
+
+    async def _withdraw(self, event_id: str) -> None:
+        self.requests[event_id] = replace(self.requests[event_id], ends_s=self._now_s())
+        self._mark(f"{event_id} cancelled", "event")
+        await self._operator.cancel(event_id)
+
+    def _recent_w(self) -> float:
+        recent = [
+            s.block_w for s in self._facility.samples if s.t_s > self._facility.plant.now_s - BASELINE_S
+        ]
+        return float(np.mean(recent))
+
+    def _mark(self, text: str, kind: str) -> None:
+        self.marks.append(Mark(self._now_s(), text, kind))
+
+    # ---- faults ---------------------------------------------------------------------------------------
+
+    async def _break(self, fault: Fault) -> None:
+        breakers: dict[str, Callable[[Fault], Awaitable[Heal]]] = {
+            "device": self._facility.break_device,
+            "gpu": self._facility.break_gpu,
+            "feed": self._facility.break_feed,
+            "chiller": self._facility.break_chiller,
+            "operator": self._break_operator,
+            "broker": self._break_child,
+            "agent": self._break_child,
+            "controller": self._break_child,
+        }
+        self._mark(str(fault), "fault")
+        heal = await breakers[fault.target](fault)
+        if fault.for_s is not None:
+            self._at(self._now_s() + fault.for_s, partial(self._heal, fault, heal))
+
+    async def _heal(self, fault: Fault, heal: Heal) -> None:
+        self._mark(f"{fault} over", "fault")
+        await heal()
+
+    async def _break_operator(self, _fault: Fault) -> Heal:
+        self._operator.silent = True
+
+        async def heal() -> None:
+            self._operator.silent = False
+
+        return heal
+
+    async def _break_child(self, fault: Fault) -> Heal:
+        name = f"{fault.target} {fault.name}".strip()
+        child = self._children.get(name)
+        if child is None:
+            raise RigError(f"the rig did not start the {name} and cannot {fault.mode} it; remove the fault")
+        killing = fault.mode == "kill"
+        (child.kill if killing else child.freeze)()
+
+        async def heal() -> None:
+            (child.start if killing else child.thaw)()
+
+        return heal
+
+    # ---- report ---------------------------------------------------------------------------------------
+
+    def _report(self, samples: list[Sample], lost_s: float) -> Outcome:
+        scenario, block = self.scenario, self.scenario.block
+        beats = recorder.read_journal(bench_config.journal_path(self.work_dir))
+        aligned = recorder.align(samples, beats)
+        trace = recorder.trace_of(samples, self._zero_s)
+        contract = Contract(
+            block.ramp_down_kw_per_s * 1000, block.ramp_up_kw_per_s * 1000,
+            block.feed_rating_kw * 1000, scenario.response_s,
+        )  # fmt: skip
+        bounds = {key: (bound.min, bound.max) for key, bound in scenario.expect.items()}
+        requests = list(self.requests.values())
+        verdict = judge(
+            trace, requests, contract, bounds | {"rig_lost_s": (None, RIG_LOST_MAX_S)}, {"rig_lost_s": lost_s}
+        )
+        started_utc_s = samples[0].utc_s + self._zero_s - samples[0].t_s
+        alarms = tuple(dict.fromkeys(key for b in beats if b.utc_s >= started_utc_s for key in b.alarms))
+        recorder.write_csv(self.report_dir / "record.csv", samples, self._zero_s, aligned)
+        self._write_verdict(verdict, alarms, beats)
+        plot.draw(
+            self.report_dir / "plot.png", f"{scenario.name}: {scenario.about}".rstrip(": "), trace,
+            recorder.budget_w(aligned), requests, contract, self.marks, verdict,
+        )  # fmt: skip
+        return Outcome(verdict, alarms, self.report_dir)
+
+    def _write_verdict(self, verdict: Verdict, alarms: tuple[str, ...], beats: list[Beat]) -> None:
+        document = {
+            "scenario": self.scenario.name,
+            "seed": self.scenario.seed,
+            "passed": verdict.passed,
+            **verdict.figures,
+            "expectations": [asdict(e) | {"met": e.met} for e in verdict.expectations],
+            "requests": {
+                key: {k: None if v == np.inf else v for k, v in asdict(request).items()}
+                for key, request in self.requests.items()
+            },
+            "marks": [asdict(mark) for mark in self.marks],
+            "alarms": list(alarms),
+            "journal_beats": len(beats),
+        }
+        (self.report_dir / "verdict.json").write_text(json.dumps(document, indent=2, allow_nan=False) + "\n")
+
+
+async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
+    """End tasks; one that failed on its own raises here."""
+    for task in tasks:
+        task.cancel()
+    for task in tasks:
+        with suppress(asyncio.CancelledError):
+            await task

@@ -1,0 +1,303 @@
+"""A scenario: which block, which work, what happens when, and what must come of it. One YAML file.
+
+    name: curtailment
+    block:     racks, nodes, devices, ratings, ramps
+    workloads: what the GPUs of each node do
+    timeline:  grid events and faults, in seconds from the start (after the warm-up)
+    expect:    bounds on keys of the verdict; one broken bound fails the run
+
+A file loads whole or not at all; a refusal lists every error at once.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from firmware_sim.cooling import CduType
+from firmware_sim.electrical import Host, Rack
+from firmware_sim.gpu_power import MODELS
+from firmware_sim.grid_operator import UNITS
+from firmware_sim.plant import PlantType
+from firmware_sim.workload import Job, Kind
+
+FILE_MAX_BYTES: Final = 256 * 1024  # the largest example has 4 kB
+DURATION_MAX_S: Final = 3600.0
+GPUS_MAX: Final = 72 * 16  # what the plant steps in real time on one core
+
+# target -> mode -> needs `name`, and which
+FAULTS: Final[dict[str, dict[str, str]]] = {
+    "device": dict.fromkeys(("frozen", "silent", "refusing", "lying", "nan"), "device"),
+    "gpu": dict.fromkeys(("lost", "oob_limit", "reset"), "gpu"),
+    "feed": {"lost": "feed"},
+    "chiller": {"derate": ""},
+    "broker": {"kill": "", "freeze": ""},
+    "operator": {"silent": ""},
+    "agent": dict.fromkeys(("kill", "freeze"), "node"),
+    "controller": {"kill": "", "freeze": ""},
+}
+
+
+class ScenarioError(ValueError):
+    """A scenario that must not be run; one line per error."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Node(_Strict):
+    name: str
+    rack: str
+    gpus: int = Field(8, ge=1, le=1024)
+    tier: Literal["standard", "critical"] = "standard"
+
+
+class RackSpec(_Strict):
+    name: str
+    share_a_ratio: float = Field(0.5, ge=0, le=1)
+    rating_a: float = Field(32, gt=0)
+    voltage_v: float = Field(230, gt=0)
+    phases: Literal[1, 3] = 3
+
+
+class Cooling(_Strict):
+    capacity_kw: float = Field(22, gt=0)  # with the facility water of a good day
+    blind_kw: float = Field(11, gt=0)
+
+
+class Block(_Strict):
+    name: str = "demo"
+    gpu: str = "H100"
+    feed_rating_kw: float = Field(20, gt=0)
+    base_load_min_kw: float = Field(0.5, ge=0)
+    base_load_max_kw: float = Field(5, gt=0)
+    failsafe_kw: float = Field(9, gt=0)
+    heartbeat_timeout_s: float = Field(5, gt=0)
+    ramp_down_kw_per_s: float = Field(0.6, gt=0)
+    ramp_up_kw_per_s: float = Field(0.4, gt=0)
+    cooling: Cooling = Cooling()
+    racks: tuple[RackSpec, ...] = Field(min_length=1)
+    nodes: tuple[Node, ...] = Field(min_length=1)
+
+
+class Workload(_Strict):
+    node: str
+    kind: Kind
+    tokens_per_s: float = Field(1000, ge=0)
+    intensity_ratio: float = Field(0.92, ge=0, le=1)
+    swing_ratio: float = Field(1, ge=0, le=1)
+    step_s: float = Field(0.25, gt=0)
+    exchange_share_ratio: float = Field(0.10, ge=0, lt=1)
+    exchange_demand_ratio: float = Field(0.75, ge=0, le=1)
+    checkpoint_every_s: float = Field(0, ge=0)
+    checkpoint_s: float = Field(2, gt=0)
+
+
+class Event(_Strict):
+    """A grid event. Its size is `reduce_ratio` of the power just before it, or `limit_kw`."""
+
+    id: str
+    type: Literal[tuple(UNITS)] = "IMPORT_CAPACITY_LIMIT"  # type: ignore[valid-type]
+    reduce_ratio: float | None = Field(None, gt=0, lt=1)
+    limit_kw: float | None = Field(None, gt=0)
+    duration_s: float | None = Field(None, gt=0)
+    notice_s: float = Field(0, ge=0)
+    priority: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _has_one_size(self) -> Self:
+        if (self.reduce_ratio is None) == (self.limit_kw is None):
+            raise ValueError("give either reduce_ratio or limit_kw")
+        return self
+
+
+class Fault(_Strict):
+    target: Literal[tuple(FAULTS)]  # type: ignore[valid-type]
+    mode: str
+    name: str = ""  # device: r1-a, meter, cdu; gpu: node-a/3; agent: node-a; feed: a
+    for_s: float | None = Field(None, gt=0)  # None: to the end of the run
+    scale_ratio: float = Field(0.5, gt=0)  # lying
+    limit_w: float = Field(300, gt=0)  # oob_limit
+    facility_c: float = Field(34, ge=5, le=60)  # derate
+
+    def __str__(self) -> str:
+        return " ".join(filter(None, (self.target, self.name, self.mode)))
+
+
+class Moment(_Strict):
+    """One entry of the time line: exactly one of event, cancel (an event's id) and fault."""
+
+    at_s: float = Field(ge=0)
+    event: Event | None = None
+    cancel: str | None = None
+    fault: Fault | None = None
+
+    @model_validator(mode="after")
+    def _is_one_thing(self) -> Self:
+        if sum(x is not None for x in (self.event, self.cancel, self.fault)) != 1:
+            raise ValueError("give exactly one of event, cancel, fault")
+        return self
+
+
+class Bound(_Strict):
+    max: float | None = None
+    min: float | None = None
+
+
+class Scenario(_Strict):
+    name: str
+    about: str = ""
+    seed: int = 1
+    warm_up_s: float = Field(20, ge=0, le=DURATION_MAX_S)
+    duration_s: float = Field(gt=0, le=DURATION_MAX_S)
+    broker_url: str = ""  # empty: the rig starts its own
+    response_s: float = Field(0.5, ge=0)  # promised dead time between signal and obeyed limit
+    block: Block
+    workloads: tuple[Workload, ...] = ()
+    timeline: tuple[Moment, ...] = ()
+    expect: dict[str, Bound] = {}
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Names of all field devices: PDUs, block meter, CDU."""
+        inlets = tuple(f"{rack.name}-{feed}" for rack in self.block.racks for feed in "ab")
+        return (*inlets, "meter", "cdu")
+
+    def plant_type(self) -> PlantType:
+        """The plant of this scenario."""
+        rows = _gpu_rows(self.block.nodes)
+        model = MODELS[self.block.gpu]
+        spare_k = CduType().loop_max_c - CduType().facility_c
+        jobs = tuple(
+            Job(gpus=rows[work.node], **work.model_dump(exclude={"node"})) for work in self.workloads
+        )
+        return PlantType(
+            gpu=model,
+            hosts=tuple(
+                Host(
+                    name=node.name,
+                    rack=node.rack,
+                    gpus=rows[node.name],
+                    gpu_heat_max_w=node.gpus * model.max_w,
+                )
+                for node in self.block.nodes
+            ),
+            racks=tuple(Rack(name=rack.name, share_a_ratio=rack.share_a_ratio) for rack in self.block.racks),
+            jobs=jobs,
+            cdu=CduType(ua_w_per_k=self.block.cooling.capacity_kw * 1000 / spare_k),
+            seed=self.seed,
+        )
+
+    def gpu_index(self, name: str) -> tuple[str, int]:
+        """Node and index of a GPU written as node/index."""
+        node, _, index = name.partition("/")
+        return node, int(index)
+
+
+def load_scenario(path: Path) -> Scenario:
+    """The scenario in that file. Raises ScenarioError with every error, one per line."""
+    try:
+        if path.stat().st_size > FILE_MAX_BYTES:
+            raise ScenarioError(f"{path}: larger than {FILE_MAX_BYTES} bytes; this is not a scenario")
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ScenarioError(f"{path}: cannot be read: {error.strerror}; check the path") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ScenarioError(f"{path}: not YAML: {error}") from error
+    if not isinstance(document, dict):
+        raise ScenarioError(f"{path}: a scenario is a mapping of name, block, workloads, timeline, expect")
+    return parse_scenario(document, path.name)
+
+
+def parse_scenario(document: dict[str, Any], name: str) -> Scenario:
+    """Check shape, then meaning. Raises ScenarioError with every error, one per line."""
+    try:
+        scenario = Scenario.model_validate(document)
+    except ValidationError as failure:
+        lines = [
+            f"{name}: {'.'.join(map(str, error['loc']))}: {error['msg']}"
+            for error in failure.errors(include_url=False)
+        ]
+        raise ScenarioError("\n".join(lines)) from failure
+    if complaints := list(_complaints(scenario)):
+        raise ScenarioError("\n".join(f"{name}: {line}" for line in complaints))
+    return scenario
+
+
+def _complaints(scenario: Scenario) -> Iterator[str]:
+    yield from _block_complaints(scenario.block)
+    nodes = [node.name for node in scenario.block.nodes]
+    for i, work in enumerate(scenario.workloads):
+        if work.node not in nodes:
+            yield f"workloads.{i}.node: no node {work.node!r}; use one of {', '.join(nodes)}"
+    for twice in _repeated(work.node for work in scenario.workloads):
+        yield f"workloads: two for node {twice!r}; a node does one thing"
+    events: set[str] = set()
+    for i, moment in enumerate(scenario.timeline):
+        yield from (f"timeline.{i}.{line}" for line in _moment_complaints(moment, scenario, events))
+
+
+def _block_complaints(block: Block) -> Iterator[str]:
+    racks = [rack.name for rack in block.racks]
+    for twice in _repeated(racks):
+        yield f"block.racks: {twice!r} stands there twice; names must differ"
+    for twice in _repeated(node.name for node in block.nodes):
+        yield f"block.nodes: {twice!r} stands there twice; names must differ"
+    for i, node in enumerate(block.nodes):
+        if node.rack not in racks:
+            yield f"block.nodes.{i}.rack: no rack {node.rack!r}; use one of {', '.join(racks)}"
+    if block.gpu not in MODELS:
+        yield f"block.gpu: no model {block.gpu!r}; use one of {', '.join(MODELS)}"
+    if sum(node.gpus for node in block.nodes) > GPUS_MAX:
+        yield f"block.nodes: more than {GPUS_MAX} GPUs; the plant could not keep real time"
+
+
+def _repeated(names: Iterable[str]) -> Iterator[str]:
+    return (name for name, count in Counter(names).items() if count > 1)
+
+
+def _moment_complaints(moment: Moment, scenario: Scenario, events: set[str]) -> Iterator[str]:
+    if moment.at_s > scenario.duration_s:
+        yield f"at_s: {moment.at_s} is after the end at {scenario.duration_s} s"
+    if moment.event is not None:
+        events.add(moment.event.id)
+    if moment.cancel is not None and moment.cancel not in events:
+        yield f"cancel: no event {moment.cancel!r} before it"
+    if moment.fault is None:
+        return
+    fault = moment.fault
+    modes = FAULTS[fault.target]
+    if fault.mode not in modes:
+        yield f"fault.mode: a {fault.target} cannot {fault.mode!r}; use {', '.join(modes)}"
+        return
+    known = _names(modes[fault.mode], scenario)
+    if known is None:
+        if fault.name:
+            yield f"fault.name: there is one {fault.target}; remove the name"
+    elif fault.name not in known:
+        yield f"fault.name: no {fault.target} {fault.name!r}; use {', '.join(known)}"
+    if fault.target == "device" and fault.name == "cdu" and fault.mode == "silent":
+        yield "fault.mode: the CDU cannot be silent; use refusing"
+
+
+def _names(what: str, scenario: Scenario) -> tuple[str, ...] | None:
+    nodes = scenario.block.nodes
+    return {
+        "": None,
+        "device": scenario.devices,
+        "node": tuple(node.name for node in nodes),
+        "feed": ("a", "b"),
+        "gpu": tuple(f"{node.name}/{i}" for node in nodes for i in range(node.gpus)),
+    }[what]
+
+
+def _gpu_rows(nodes: tuple[Node, ...]) -> dict[str, tuple[int, ...]]:
+    rows, first = {}, 0
+    for node in nodes:
+        rows[node.name] = tuple(range(first, first + node.gpus))
+        first += node.gpus
+    return rows

@@ -1,0 +1,294 @@
+"""The OPC UA client against a real server that starts, stops, freezes and lacks what was promised."""
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import math
+import socket
+from dataclasses import replace
+
+import pytest
+from asyncua import Server, ua
+
+from protocols.opcua import OpcUaDevice
+from protocols.profile import ProfileError, load_profile
+
+PROFILE = load_profile("opcua_cdu")
+VALUES = {
+    "Cdu.CoolantSupply": 32.0,
+    "Cdu.CoolantReturn": 44.5,
+    "Cdu.Flow": 1200.0,
+    "Cdu.HeatKw": 812.5,
+    "Cdu.CapacityKw": 1500.0,
+    "Cdu.PumpSpeedPercent": 65.0,
+    "Cdu.Running": True,
+}
+SILENCE_MAX_S = 0.6
+
+
+@pytest.fixture(autouse=True)
+def _quiet():
+    """Dead peers are the subject here; the library's tracebacks about them are not."""
+    logging.getLogger("asyncua").setLevel(logging.CRITICAL)
+    yield
+    logging.getLogger("asyncua").setLevel(logging.NOTSET)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Cdu:
+    """An asyncua server with the tree of the template profile; `extra` namespaces shift the index."""
+
+    def __init__(self, port, values=VALUES, extra=()):
+        self.url = f"opc.tcp://127.0.0.1:{port}"
+        self.values, self.extra = values, extra
+
+    async def __aenter__(self):
+        self.server = Server()
+        await self.server.init()
+        self.server.set_endpoint(self.url)
+        self.server.set_security_policy([ua.SecurityPolicyType.NoSecurity])
+        for uri in self.extra:
+            await self.server.register_namespace(uri)
+        index = await self.server.register_namespace("urn:powerblock:cdu")
+        self.nodes = {
+            name: await self.server.nodes.objects.add_variable(ua.NodeId(name, index), name, value)
+            for name, value in self.values.items()
+        }
+        await self.server.start()
+        return self
+
+    async def __aexit__(self, *_):
+        await self.server.stop()
+
+    async def say(self, name, value, status=ua.StatusCodes.Good):
+        code = ua.StatusCode(status)
+        await self.nodes[name].write_value(ua.DataValue(ua.Variant(value), StatusCode=code))
+
+
+class Relay:
+    """Stands between client and server, and can fall silent without closing anything."""
+
+    def __init__(self, target_port):
+        self.target_port, self.frozen, self.tasks = target_port, False, []
+
+    async def __aenter__(self):
+        self.server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.url = f"opc.tcp://127.0.0.1:{self.server.sockets[0].getsockname()[1]}"
+        return self
+
+    async def __aexit__(self, *_):
+        self.server.close()
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+
+    async def _serve(self, reader, writer):
+        there, back = await asyncio.open_connection("127.0.0.1", self.target_port)
+        self.tasks += [
+            asyncio.create_task(self._pump(reader, back)),
+            asyncio.create_task(self._pump(there, writer)),
+        ]
+
+    async def _pump(self, reader, writer):
+        try:
+            while chunk := await reader.read(65536):
+                if not self.frozen:
+                    writer.write(chunk)
+        except OSError:
+            pass
+        finally:
+            writer.transport.abort()
+
+
+class Readings(list):
+    def __init__(self):
+        super().__init__()
+        self._more = asyncio.Event()
+
+    def put(self, reading):
+        self.append(reading)
+        self._more.set()
+
+    async def until(self, wanted=lambda _reading: True, within_s=5.0):
+        seen = len(self)
+        async with asyncio.timeout(within_s):
+            while True:
+                for reading in self[seen:]:
+                    if wanted(reading):
+                        return reading
+                seen = len(self)
+                self._more.clear()
+                await self._more.wait()
+
+
+@contextlib.asynccontextmanager
+async def watching(url, readings, **options):
+    ticks = itertools.count(1)
+    options = {"profile": PROFILE, "silence_max_s": SILENCE_MAX_S} | options
+    profile = options.pop("profile")
+    device = OpcUaDevice(
+        "cdu", url, profile, on_reading=readings.put, clock=lambda: float(next(ticks)), **options
+    )
+    task = asyncio.create_task(device.run())
+    try:
+        yield
+        assert not task.done(), task.result()
+    finally:
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+def healthy(reading):
+    return reading.link == "up" and not reading.fault
+
+
+async def test_values_arrive_in_the_units_of_the_house_and_changes_come_at_once():
+    async with Cdu(free_port(), extra=("urn:vendor:first", "urn:vendor:second")) as cdu:
+        readings = Readings()
+        async with watching(cdu.url, readings, silence_max_s=20):
+            first = await readings.until()
+            assert healthy(first)
+            assert first.values == pytest.approx({
+                "coolant_supply_c": 32.0, "coolant_return_c": 44.5, "flow_l_per_min": 1200.0,
+                "heat_w": 812_500.0, "capacity_w": 1_500_000.0, "pump_speed_ratio": 0.65, "running": 1.0,
+            })  # fmt: skip
+            await asyncio.sleep(0.2)  # the subscription's own first notifications are over
+            await cdu.say("Cdu.HeatKw", 900.0)
+            changed = await readings.until(lambda r: r.values["heat_w"] == 900_000.0, within_s=1.0)
+            assert changed.unchanged_since_s == changed.taken_at_s > first.taken_at_s
+
+
+async def test_a_server_at_rest_is_still_read_every_beat_and_shows_its_last_change():
+    async with Cdu(free_port()) as cdu:
+        readings = Readings()
+        async with watching(cdu.url, readings):
+            first = await readings.until()
+            for _ in range(3):
+                await readings.until()
+            assert readings[-1].taken_at_s > first.taken_at_s
+            assert readings[-1].unchanged_since_s == first.taken_at_s
+
+
+async def test_a_missing_node_a_text_and_an_unknown_namespace_are_their_own_fault_and_nobody_elses():
+    values = {name: value for name, value in VALUES.items() if name != "Cdu.Flow"} | {
+        "Cdu.CapacityKw": "much"
+    }
+    elsewhere = replace(PROFILE.points["running"], node="nsu=urn:elsewhere;s=Running")
+    profile = replace(PROFILE, points={**PROFILE.points, "running": elsewhere})
+    async with Cdu(free_port(), values) as cdu:
+        readings = Readings()
+        async with watching(cdu.url, readings, profile=profile, silence_max_s=20):
+            reading = await readings.until()
+            assert reading.values["flow_l_per_min"] is None
+            assert reading.values["heat_w"] == 812_500.0
+            assert reading.values["capacity_w"] is reading.values["running"] is None
+            assert "running: the server has no namespace urn:elsewhere" in reading.fault
+            assert "flow_l_per_min: BadNodeIdUnknown" in reading.fault
+            assert "capacity_w: a str where a number belongs" in reading.fault
+            await asyncio.sleep(0.2)
+            await cdu.say("Cdu.HeatKw", 1.0)  # and the others are still subscribed
+            await readings.until(lambda r: r.values["heat_w"] == 1000.0, within_s=1.0)
+
+
+async def test_only_a_good_plausible_number_is_a_value():
+    lies = [
+        (1200.0, ua.StatusCodes.BadSensorFailure, "BadSensorFailure"),
+        (1200.0, ua.StatusCodes.UncertainLastUsableValue, "UncertainLastUsableValue"),
+        (math.nan, ua.StatusCodes.Good, "nan is implausible"),
+        (1e9, ua.StatusCodes.Good, "1000000000.0 is implausible; expected 0.0 to 20000.0 L/min"),
+    ]
+    async with Cdu(free_port()) as cdu:
+        readings = Readings()
+        async with watching(cdu.url, readings):
+            await readings.until(healthy)
+            for value, status, sentence in lies:
+                await cdu.say("Cdu.Flow", value, status)
+                told = await readings.until(lambda r, s=sentence: f"flow_l_per_min: {s}" in r.fault)
+                assert told.values["flow_l_per_min"] is None
+                assert told.values["heat_w"] == 812_500.0
+            await cdu.say("Cdu.Flow", 1.0, ua.StatusCodes.GoodLocalOverride)
+            await readings.until(lambda r: r.values["flow_l_per_min"] == 1.0)
+
+
+async def test_a_server_that_stops_is_reported_and_found_again_with_its_subscription():
+    port = free_port()
+    readings = Readings()
+    async with watching(f"opc.tcp://127.0.0.1:{port}", readings):
+        absent = await readings.until()
+        assert (absent.link, set(absent.values.values())) == ("down", {None})
+        assert f"opc.tcp://127.0.0.1:{port}" in absent.fault
+        for restart in (1.0, 2.0):
+            async with Cdu(port) as cdu:
+                await readings.until(healthy)
+                await asyncio.sleep(0.2)
+                await cdu.say("Cdu.HeatKw", restart)
+                await readings.until(lambda r, kw=restart: r.values["heat_w"] == kw * 1000)
+            down = await readings.until(lambda r: r.link == "down")
+            assert set(down.values.values()) == {None}
+
+
+async def test_a_server_that_freezes_is_found_within_the_silence_allowed():
+    port = free_port()
+    async with Cdu(port), Relay(port) as relay:
+        readings = Readings()
+        loop = asyncio.get_running_loop()
+        async with watching(relay.url, readings):
+            await readings.until(healthy)
+            relay.frozen = True
+            frozen_at_s = loop.time()
+            await readings.until(lambda r: r.link == "down")
+            assert loop.time() - frozen_at_s < SILENCE_MAX_S + 0.2
+            relay.frozen = False
+            await readings.until(healthy)
+
+
+async def test_an_end_that_is_asked_for_comes_at_any_moment():
+    """The library swallows a cancellation that meets it taking leave, and would then go on for ever."""
+    async with Cdu(free_port()) as cdu:
+        for step in range(24):
+            readings = Readings()
+            device = OpcUaDevice("cdu", cdu.url, PROFILE, on_reading=readings.put, clock=lambda: 0.0)
+            task = asyncio.create_task(device.run())
+            await readings.until(healthy)
+            for connection in list(cdu.server.bserver.clients):
+                connection.transport.abort()
+            await readings.until(lambda r: r.link == "down")
+            for _ in range(step % 8):
+                await asyncio.sleep(0)
+            task.cancel()
+            done, _ = await asyncio.wait({task}, timeout=2)
+            assert done, f"still running, cancelled {step % 8} turns of the loop after the loss"
+
+
+async def test_a_peer_that_is_no_opc_ua_server_is_a_fault_not_an_end():
+    async def babble(_reader, writer):
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(babble, "127.0.0.1", 0)
+    url = f"opc.tcp://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    readings = Readings()
+    async with watching(url, readings):
+        await readings.until(lambda r: r.link == "down")
+        await readings.until(lambda r: r.link == "down")
+    server.close()
+
+
+async def test_a_device_that_cannot_work_is_refused_when_built():
+    def build(**options):
+        profile = options.pop("profile", PROFILE)
+        OpcUaDevice("cdu", "opc.tcp://x", profile, on_reading=print, clock=lambda: 0.0, **options)
+
+    with pytest.raises(ProfileError, match="no point 'heat_kw'"):
+        build(points=("heat_kw",))
+    with pytest.raises(ProfileError, match="speaks modbus, not opcua"):
+        build(profile=load_profile("xerus_pdu"))
+    with pytest.raises(ProfileError, match="silence_max_s 0"):
+        build(silence_max_s=0)
