@@ -4,7 +4,6 @@ Replaced as a whole in the run directory (tmpfs), so a reader sees one moment or
 draws it; anything else may read it too. Powers are in W, keys carry their units, times are UTC.
 """
 
-import os
 from pathlib import Path
 from typing import Any, Final
 
@@ -38,7 +37,9 @@ def block_status(settings: Settings, snapshot: Snapshot, decision: Decision) -> 
     return {
         "at_utc_s": snapshot.now_utc_s,
         "mode": decision.mode.value,
-        "power_w": snapshot.meter.value if snapshot.meter.is_usable(snapshot.now_s, settings.meter_age_max_s) else None,
+        "power_w": snapshot.meter.value
+        if snapshot.meter.is_usable(snapshot.now_s, settings.meter_age_max_s)
+        else None,
         "budget_w": decision.budget_w,
         "aim_w": decision.state.pace.aim_w,
         "feed_rating_w": settings.feed_rating_w,
@@ -49,7 +50,13 @@ def block_status(settings: Settings, snapshot: Snapshot, decision: Decision) -> 
         "why": decision.why,
         "alarms": [{"key": alarm.key, "text": alarm.text} for alarm in decision.alarms],
         "racks": [
-            {"name": name, "power_w": float(power_w), "gpu_w": drawn_w, "gpu_limit_w": limit_w, "gpu_room_w": room_w}
+            {
+                "name": name,
+                "power_w": float(power_w),
+                "gpu_w": drawn_w,
+                "gpu_limit_w": limit_w,
+                "gpu_room_w": room_w,
+            }
             for name, power_w, drawn_w, limit_w, room_w in zip(
                 topology.rack_names,
                 inlet_w,
@@ -87,7 +94,7 @@ class StatusFile:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._temporary.write_bytes(msgspec.json.encode({"v": VERSION, **content}))
-            os.replace(self._temporary, self.path)
+            self._temporary.replace(self.path)
             self._fault = ""
         except OSError as error:
             if not self._fault:

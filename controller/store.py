@@ -1,11 +1,12 @@
 """What must survive `kill -9` at any instant: one small file, replaced as a whole.
 
-Written before it is acted upon. `os.replace` makes the new content visible at once and whole: a process
+Written before it is acted upon. The rename makes the new content visible at once and whole: a process
 killed in the middle leaves the old file or the new one, never half of either. Against loss of power the
 file is also synced, by a thread, at most once in `SYNC_S`: the loop does not wait for a disk.
 
 Limits are kept with both clocks. Within one boot of the host the monotonic one decides, so that a wall
-clock that was stepped meanwhile neither ends nor stretches a limit; after a reboot only the wall clock is left.
+clock that was stepped meanwhile neither ends nor stretches a limit; after a reboot only the wall clock
+is left.
 """
 
 import os
@@ -115,7 +116,7 @@ class Store:
         self.kept = msgspec.structs.replace(self.kept, **changes)
         try:
             self._temporary.write_bytes(self._encoder.encode(self.kept))
-            os.replace(self._temporary, self.path)
+            self._temporary.replace(self.path)
         except OSError as error:
             fault = f"{self.path}: {error.strerror}: a restart now would forget the limits in force"
             if fault != self.fault:
@@ -136,12 +137,14 @@ class Store:
             kept = msgspec.json.decode(content, type=Kept)
         except msgspec.DecodeError as error:
             return self._set_aside(f"not a kept state: {error}")
-        return kept if kept.v == VERSION else self._set_aside(f"version {kept.v}, this program keeps {VERSION}")
+        return (
+            kept if kept.v == VERSION else self._set_aside(f"version {kept.v}, this program keeps {VERSION}")
+        )
 
     def _set_aside(self, why: str) -> Kept:
         """An unreadable memory must not keep the block without a controller: failsafe is safe without it."""
         aside = self.path.with_suffix(".json.unreadable")
-        os.replace(self.path, aside)
+        self.path.replace(aside)
         log.error("kept state unreadable, starting at the failsafe limit", why=why, moved_to=str(aside))
         return Kept()
 

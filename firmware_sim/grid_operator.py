@@ -95,8 +95,6 @@ class GridOperator:
                     self._client = client
                     await self._beat()
             except aiomqtt.MqttError:
-                if (task := asyncio.current_task()) is not None and task.cancelling():
-                    raise asyncio.CancelledError from None  # a failed good-bye must not swallow it
                 await asyncio.sleep(RECONNECT_WAIT_S)
             finally:
                 self._client = None

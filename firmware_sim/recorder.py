@@ -41,24 +41,27 @@ class Mark:
 
 
 def beat_of(entry: dict[str, Any]) -> Beat | None:
-    """The beat in one journal line or status; None if it carries no decision."""
+    """The beat in a journal line (`decided` at `now_utc_s`) or a status (flat, `at_utc_s`); None: none in it."""
     try:
-        binding = entry["binding"]
+        decided = entry.get("decided", entry)
         return Beat(
-            utc_s=float(entry["now_utc_s"]),
-            budget_w=float(entry["budget_w"]),
-            binding=binding["source"] if isinstance(binding, dict) else str(binding),
-            mode=str(entry.get("mode", "")),
-            alarms=tuple(a["key"] if isinstance(a, dict) else str(a) for a in entry.get("alarms", ())),
+            utc_s=float(entry["now_utc_s"] if "decided" in entry else entry["at_utc_s"]),
+            budget_w=float(decided["budget_w"]),
+            binding=str(decided["binding"]["source"]),
+            mode=str(decided["mode"]),
+            alarms=tuple(str(alarm["key"]) for alarm in decided["alarms"]),
         )
     except (KeyError, TypeError, ValueError):
         return None
 
 
 def read_journal(path: Path) -> list[Beat]:
-    """All decisions in it, in the order written; [] without a journal."""
-    if not path.exists():
-        return []
+    """All decisions in it and its older files (`.1`, `.2` ...), oldest first; [] without a journal."""
+    older = sorted(path.parent.glob(f"{path.name}.[0-9]*"), key=lambda p: int(p.suffix[1:]), reverse=True)
+    return [beat for file in (*older, path) if file.exists() for beat in _read_file(file)]
+
+
+def _read_file(path: Path) -> list[Beat]:
     beats = []
     with path.open("rb") as file:
         for line in file:

@@ -15,8 +15,8 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import count
@@ -39,6 +39,7 @@ BROKER_START_MAX_S: Final = 10.0
 BASELINE_S: Final = 5.0  # what "25 % less" is less than
 VIEW_PERIOD_S: Final = 0.25
 CHILD_CHECK_S: Final = 0.5
+CANCEL_AGAIN_S: Final = 0.2
 RIG_LOST_MAX_S: Final = 0.25  # a rig that lost more real time than this judges nobody
 
 Act = Callable[[], Awaitable[None]]
@@ -97,7 +98,7 @@ class Rig:
                     if task.done():
                         task.result()  # the time line has ended, or somebody failed: raise it
             finally:
-                await _cancel([play, *background])
+                await end_tasks([play, *background])
             samples = list(facility.samples)
             lost_s = facility.lost_s
         return self._report(samples, lost_s)
@@ -136,7 +137,7 @@ class Rig:
                 tasks.append(asyncio.create_task(self._operator.run(), name="grid operator"))
                 yield facility
             finally:
-                await _cancel(tasks)
+                await end_tasks(tasks)
                 await asyncio.gather(*(child.stop() for child in reversed(self._children.values())))
 
     # ---- device under test ----------------------------------------------------------------------------
@@ -336,10 +337,17 @@ class Rig:
         (self.report_dir / "verdict.json").write_text(json.dumps(document, indent=2, allow_nan=False) + "\n")
 
 
-async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
-    """End tasks; one that failed on its own raises here."""
+async def end_tasks(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Cancel tasks until they have ended; one that failed on its own raises here.
+
+    Once is not enough: `asyncio.wait_for` of Python 3.11 loses a cancellation that comes in the same moment
+    as the result it waits for, and a failed farewell of the MQTT client turns one into an MqttError.
+    """
+    pending = set(tasks)
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=CANCEL_AGAIN_S)
     for task in tasks:
-        task.cancel()
-    for task in tasks:
-        with suppress(asyncio.CancelledError):
-            await task
+        if not task.cancelled():
+            task.result()

@@ -16,6 +16,7 @@ fallback  every GPU ramps down to its fallback limit; one that is lower already 
 
 One rule guards every road up: a limit rises only by an order that is strictly newer than all before it.
 The same order repeated, as a controller does that knows nothing new, may lower a limit and never raise one.
+Nor may the first order after a start: it was decided before its controller could know what this agent found.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -122,19 +123,23 @@ def begin(settings: LeaseSettings, now_s: float, *, observe: bool) -> Lease:
     )
 
 
-def offer(settings: LeaseSettings, lease: Lease, order: Order, now_s: float) -> tuple[Lease, Refusal | None]:
-    """Obey or refuse an order. Returns the new lease, and why the order was refused, if it was."""
+def offer(
+    settings: LeaseSettings, lease: Lease, order: Order, found_w: Sequence[float | None], now_s: float
+) -> tuple[Lease, Refusal | None]:
+    """Obey or refuse an order. Returns the new lease, and why the order was refused, if it was.
+
+    `found_w` is the requested limit of each GPU as last read, None where it could not be read.
+    """
     for refusal, applies in REFUSALS.items():
         if applies(settings, lease, order, now_s):
             count = lease.refused.get(refusal, 0) + 1
             return replace(lease, refused={**lease.refused, refusal: count}), refusal
     key, until_s = (order.epoch, order.seq), order.echo_at_s + order.lease_s
     held_w: tuple[float | None, ...] = order.limits_w
-    if key == lease.newest:
-        held_w = tuple(
-            None if held is None else min(held, ordered)
-            for held, ordered in zip(lease.held_w, order.limits_w, strict=True)
-        )
+    if lease.mode is Mode.WAITING:
+        held_w = _not_above(found_w, order.limits_w)
+    elif key == lease.newest:
+        held_w = _not_above(lease.held_w, order.limits_w)
         until_s = max(until_s, lease.until_s) if lease.mode is Mode.LEASED else until_s
     mode = _after(lease.mode, Event.GRANTED)
     return replace(lease, mode=mode, newest=key, until_s=until_s, held_w=held_w), None
@@ -203,6 +208,13 @@ def _after(mode: Mode, event: Event) -> Mode:
         return TRANSITIONS[mode, event]
     except KeyError:
         raise AssertionError(f"the lease logic let '{event}' happen in mode '{mode}'") from None
+
+
+def _not_above(present_w: Sequence[float | None], ordered_w: Sequence[float]) -> tuple[float | None, ...]:
+    return tuple(
+        None if present is None else min(present, ordered)
+        for present, ordered in zip(present_w, ordered_w, strict=True)
+    )
 
 
 def _lowest_w(held_w: float | None, found_w: float | None) -> float | None:

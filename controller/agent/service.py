@@ -123,7 +123,7 @@ class Agent:
             self._refused(str(error))
             return
         before = self.lease
-        self.lease, refusal = offer(self._settings, before, order, now_s())
+        self.lease, refusal = offer(self._settings, before, order, self._found_w(), now_s())
         if refusal is not Refusal.OVERTAKEN:  # the clock of another controller would mislead ours
             self._heard_sent_at_s, self._heard_at_s = order.sent_at_s, now_s()
         if refusal is not None:
@@ -183,8 +183,7 @@ class Agent:
     def _beat(self) -> None:
         before = self.lease
         found = [view.found() for view in self.views]
-        found_w = [None if seen is None else seen.limit_w for seen in found]
-        self.lease = beat(self._settings, before, found_w, now_s())
+        self.lease = beat(self._settings, before, self._found_w(), now_s())
         if self.lease.mode is not before.mode:
             self._acknowledged = (0, 0)
             log.warning("mode", was=before.mode, now=self.lease.mode, why="no order with a valid lease")
@@ -194,6 +193,11 @@ class Agent:
                 view.settle()
         if unsettled:
             self._changed.set()
+
+    def _found_w(self) -> list[float | None]:
+        """The limit that each driver holds, as last read; None where it could not be read."""
+        found = [view.found() for view in self.views]
+        return [None if seen is None else seen.limit_w for seen in found]
 
     def _publish(self, link: Link) -> None:
         gpus = described(self.views, now_s())
@@ -262,7 +266,8 @@ class Agent:
         results = await self._writes.run(writes)
         for gpu, result in results.items():
             self.views[gpu].wrote(writes[gpu].args[2], result, now_s())
-        if lease.mode is Mode.LEASED:
+        # The lease may have lapsed while the driver was busy.
+        if lease.mode is Mode.LEASED and self.lease.mode is Mode.LEASED:
             self._acknowledged = lease.newest
 
     async def _record_found(self) -> None:

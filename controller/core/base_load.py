@@ -23,6 +23,7 @@ WINDOW_S: Final = 1.0
 SKEW_S: Final = 0.15  # how well the moments of meter and GPU readings are known against each other
 FALL_PER_S: Final = 0.25  # share of the gap that the upper estimate falls in a second
 KEPT_MAX: Final = 128  # samples; 3 s at 20 Hz and some reserve
+METER_KEPT_S: Final = WINDOW_S + 4.0 * SKEW_S  # a reading waits until the GPUs' moments have passed its own
 
 
 def start(settings: Settings) -> BaseLoad:
@@ -38,8 +39,6 @@ def start(settings: Settings) -> BaseLoad:
         gap_at_s=NEVER_S,
         meter_at_s=np.zeros(0),
         meter_w=np.zeros(0),
-        rest_w=np.zeros(0),
-        skew_w=np.zeros(0),
         inlet_at_s=np.full(inlets, NEVER_S),
         disbelieved_at_s=NEVER_S,
         bound_w=settings.base_max_w,
@@ -80,36 +79,36 @@ def rack_upper_w(settings: Settings, base: BaseLoad, now_s: float) -> Floats:
 
 
 def _with_gpus(settings: Settings, base: BaseLoad, snapshot: Snapshot, power_w: Floats) -> BaseLoad:
-    topology = settings.topology
+    topology, node_at_s = settings.topology, snapshot.gpus.node_at_s
+    heard_at_s = node_at_s[node_at_s > snapshot.now_s - settings.report_age_max_s]
+    if len(heard_at_s) == 0 or heard_at_s.mean() <= base.gpu_at_s[-1]:
+        return base
     known_w = np.nan_to_num(power_w)
     racks = np.bincount(topology.gpu_rack, weights=known_w, minlength=len(topology.rack_names))
-    heard_at_s = snapshot.gpus.node_at_s[snapshot.gpus.node_at_s > snapshot.now_s - settings.report_age_max_s]
     keep = slice(-KEPT_MAX + 1, None)
     return replace(
         base,
-        gpu_at_s=np.append(base.gpu_at_s[keep], heard_at_s.mean() if len(heard_at_s) else snapshot.now_s),
+        gpu_at_s=np.append(base.gpu_at_s[keep], heard_at_s.mean()),
         gpu_rack_w=np.vstack((base.gpu_rack_w[keep], racks)),
     )
 
 
 def _with_meter(settings: Settings, base: BaseLoad, at_s: float, power_w: float) -> BaseLoad:
-    gain, moment_s = settings.block_w_per_gpu_w, at_s - settings.meter_lag_s
-    moments_s = (moment_s - SKEW_S, moment_s, moment_s + SKEW_S)
-    before_w, gpu_w, after_w = np.interp(moments_s, base.gpu_at_s, base.gpu_rack_w.sum(axis=1))
-    if not _covers(base.gpu_at_s, moment_s):
-        return base
-    rest_w = power_w - gain * float(gpu_w)
-    if base.gap_at_s > moment_s - SKEW_S:  # some GPU was unknown: what is left is too much, never too little
-        return replace(base, bound_w=max(rest_w, settings.base_min_w), bounded_at_s=at_s)
-    recent = base.meter_at_s > at_s - WINDOW_S
+    kept = base.meter_at_s > at_s - METER_KEPT_S
     base = replace(
         base,
-        meter_at_s=np.append(base.meter_at_s[recent], at_s),
-        meter_w=np.append(base.meter_w[recent], power_w),
-        rest_w=np.append(base.rest_w[recent], rest_w),
-        skew_w=np.append(base.skew_w[recent], gain * 0.5 * float(after_w - before_w)),
+        meter_at_s=np.append(base.meter_at_s[kept], at_s),
+        meter_w=np.append(base.meter_w[kept], power_w),
     )
-    sample_w = float(base.rest_w.mean()) + abs(float(base.skew_w.mean()))
+    covered = _covered(base, settings.meter_lag_s)
+    complete = covered & (base.meter_at_s - settings.meter_lag_s - SKEW_S > base.gap_at_s)
+    if not complete.any():
+        if not covered.any():
+            return base
+        # some GPU was unknown: what is left beside the known ones is too much, never too little
+        bound_w = _rest_w(settings, base, covered)
+        return replace(base, bound_w=max(bound_w, settings.base_min_w), bounded_at_s=at_s)
+    sample_w = _rest_w(settings, base, complete)
     if (base.rack_measured_at_s > at_s - settings.inlet_age_max_s).all():
         sample_w = max(sample_w, float(base.rack_upper_w.sum()) - settings.witness_tolerance_w)
     if sample_w < settings.base_min_w:
@@ -117,6 +116,26 @@ def _with_meter(settings: Settings, base: BaseLoad, at_s: float, power_w: float)
     known = at_s - base.measured_at_s <= settings.base_age_max_s
     moved_w = _slow_fall(base.upper_w, sample_w, at_s - base.measured_at_s) if known else sample_w
     return replace(base, upper_w=moved_w, measured_at_s=at_s)
+
+
+def _covered(base: BaseLoad, lag_s: float) -> Bools:
+    """(k) which meter readings have GPU samples shortly before and after their moment."""
+    moment_s = base.meter_at_s - lag_s
+    before = np.searchsorted(base.gpu_at_s, moment_s - SKEW_S, side="right") - 1
+    recent = base.gpu_at_s[np.maximum(before, 0)] > moment_s - WINDOW_S
+    covered: Bools = (before >= 0) & recent & (moment_s + SKEW_S <= base.gpu_at_s[-1])
+    return covered
+
+
+def _rest_w(settings: Settings, base: BaseLoad, chosen: Bools) -> float:
+    """Mean of meter minus GPUs over the chosen readings, and what a skew of the moments may hide in it."""
+    moment_s = base.meter_at_s[chosen] - settings.meter_lag_s
+    sums_w = base.gpu_rack_w.sum(axis=1)
+    earlier_w, gpu_w, later_w = (
+        float(np.interp(moment_s + skew_s, base.gpu_at_s, sums_w).mean()) for skew_s in (-SKEW_S, 0.0, SKEW_S)
+    )
+    hidden_w = max(abs(later_w - gpu_w), abs(gpu_w - earlier_w))
+    return float(base.meter_w[chosen].mean()) - settings.block_w_per_gpu_w * (gpu_w - hidden_w)
 
 
 def _with_inlets(settings: Settings, base: BaseLoad, snapshot: Snapshot) -> BaseLoad:
@@ -143,12 +162,6 @@ def inlets_usable(settings: Settings, snapshot: Snapshot) -> Bools:
     """(m): good and young enough."""
     age_s = snapshot.now_s - snapshot.inlets.taken_at_s
     return snapshot.inlets.good & (age_s >= -0.001) & (age_s <= settings.inlet_age_max_s)
-
-
-def _covers(at_s: Floats, moment_s: float) -> bool:
-    """There are samples shortly before the moment, and not only long before it."""
-    before = int(np.searchsorted(at_s, moment_s - SKEW_S, side="right")) - 1
-    return before >= 0 and at_s[before] > moment_s - WINDOW_S and at_s[-1] > moment_s - 2.0 * SKEW_S
 
 
 def _gpus_until(base: BaseLoad, at_s: float) -> Floats | None:

@@ -253,10 +253,8 @@ class BaseLoad:
     gpu_at_s: Floats  # (k) moments of the GPU sums
     gpu_rack_w: Floats  # (k, r) sums per rack
     gap_at_s: float  # last moment at which some GPU was unknown
-    meter_at_s: Floats  # (k) the last second of meter readings,
+    meter_at_s: Floats  # (k)
     meter_w: Floats  # (k)
-    rest_w: Floats  # (k) what they leave beside the GPUs of the same moment,
-    skew_w: Floats  # (k) and how much that moves when the moments are not quite the same
     inlet_at_s: Floats  # (m) moment of the newest PDU reading used
     disbelieved_at_s: float  # last time the meter said less than the base load can be
     bound_w: float  # meter less the known GPUs, while some are unknown

@@ -53,14 +53,15 @@ class ScriptedController:
             share_w = (self.budget_w - BASE_W) / GPU_GAIN / REGULATION / self.gpus
             for memory in self.memories:
                 memory.gpus["requested_mw"][:] = np.clip(round(share_w * 1000), 200_000, 700_000)
-        beat = {
-            "now_utc_s": now_utc_s, "budget_w": 99_000.0 if self.budget_w is None else self.budget_w,
-            "binding": {"source": "site" if limited else "feed rating"}, "mode": "limited" if limited else "controlled",
+        decided = {
+            "budget_w": 99_000.0 if self.budget_w is None else self.budget_w,
+            "binding": {"source": "site" if limited else "feed rating"},
+            "mode": "limited" if limited else "controlled",
             "alarms": [],
-        }  # fmt: skip
+        }
         with self.journal_path.open("a") as journal:
-            journal.write(json.dumps(beat) + "\n")
-        self.status_path.write_text(json.dumps(beat))
+            journal.write(json.dumps({"now_utc_s": now_utc_s, "decided": decided}) + "\n")
+        self.status_path.write_text(json.dumps({"at_utc_s": now_utc_s, **decided}))
 
     async def listen(self) -> None:
         async with aiomqtt.Client(self.address.hostname, self.address.port) as client:

@@ -20,7 +20,7 @@ from firmware_sim.facility import Facility, Sample, free_port
 from firmware_sim.gpu_firmware import GPU_IS_LOST, GpuMemory
 from firmware_sim.grid_operator import GridEvent, GridOperator, notification
 from firmware_sim.recorder import Beat, align, read_journal, read_status
-from firmware_sim.rig import Rig, RigError
+from firmware_sim.rig import Rig, RigError, end_tasks
 from firmware_sim.scenario import Fault, load_scenario, parse_scenario
 
 ROOT = Path(__file__).parents[2]
@@ -88,8 +88,7 @@ async def an_operator(port):
     try:
         yield operator
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        await end_tasks([task])
 
 
 async def hear(port, topic, count=1, wait_s=4.0):
@@ -249,15 +248,14 @@ async def test_the_facility_serves_all_devices_and_keeps_real_time(tmp_path):
 
 def test_a_journal_with_a_torn_last_line_is_read_up_to_it(tmp_path):
     path = tmp_path / "journal.jsonl"
-    entry = {
-        "now_utc_s": 5.0,
-        "budget_w": 9900,
-        "binding": {"source": "dr-1"},
-        "mode": "limited",
-        "alarms": [{"key": "x"}],
-    }
-    path.write_text(json.dumps(entry) + "\n" + '{"note": "started"}\n' + "garbage\n" + json.dumps(entry)[:40])
-    assert read_journal(path) == [Beat(5.0, 9900.0, "dr-1", "limited", ("x",))]
+    decided = {"budget_w": 9900, "binding": {"source": "dr-1"}, "mode": "limited", "alarms": [{"key": "x"}]}
+    line = json.dumps({"now_utc_s": 5.0, "decided": decided})
+    path.write_text(line + "\n" + '{"v": 1, "settings": {}}\n' + "garbage\n" + line[:40])
+    path.with_name("journal.jsonl.1").write_text(line.replace("5.0", "4.0") + "\n")
+    path.with_name("journal.jsonl.10").write_text(line.replace("5.0", "3.0") + "\n")
+    read = read_journal(path)
+    assert [beat.utc_s for beat in read] == [3.0, 4.0, 5.0]
+    assert read[-1] == Beat(5.0, 9900.0, "dr-1", "limited", ("x",))
     assert read_journal(tmp_path / "absent") == []
     assert read_status(tmp_path / "absent") == {}
 

@@ -9,6 +9,7 @@ import socket
 from dataclasses import replace
 
 import pytest
+import pytest_asyncio
 from asyncua import Server, ua
 
 from protocols.opcua import OpcUaDevice
@@ -23,8 +24,12 @@ VALUES = {
     "Cdu.CapacityKw": 1500.0,
     "Cdu.PumpSpeedPercent": 65.0,
     "Cdu.Running": True,
+    "Cdu.Name": "north",
 }
 SILENCE_MAX_S = 0.6
+pytestmark = pytest.mark.asyncio(
+    loop_scope="module"
+)  # a server takes a second to build: most tests share one
 
 
 @pytest.fixture(autouse=True)
@@ -44,9 +49,8 @@ def free_port():
 class Cdu:
     """An asyncua server with the tree of the template profile; `extra` namespaces shift the index."""
 
-    def __init__(self, port, values=VALUES, extra=()):
-        self.url = f"opc.tcp://127.0.0.1:{port}"
-        self.values, self.extra = values, extra
+    def __init__(self, port, extra=()):
+        self.url, self.port, self.extra = f"opc.tcp://127.0.0.1:{port}", port, extra
 
     async def __aenter__(self):
         self.server = Server()
@@ -58,7 +62,7 @@ class Cdu:
         index = await self.server.register_namespace("urn:powerblock:cdu")
         self.nodes = {
             name: await self.server.nodes.objects.add_variable(ua.NodeId(name, index), name, value)
-            for name, value in self.values.items()
+            for name, value in VALUES.items()
         }
         await self.server.start()
         return self
@@ -69,6 +73,20 @@ class Cdu:
     async def say(self, name, value, status=ua.StatusCodes.Good):
         code = ua.StatusCode(status)
         await self.nodes[name].write_value(ua.DataValue(ua.Variant(value), StatusCode=code))
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared():
+    async with Cdu(free_port(), extra=("urn:vendor:first", "urn:vendor:second")) as cdu:
+        yield cdu
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def cdu(shared):
+    """The shared server with all values as they should be."""
+    for name, value in VALUES.items():
+        await shared.say(name, value)
+    return shared
 
 
 class Relay:
@@ -149,72 +167,72 @@ def healthy(reading):
     return reading.link == "up" and not reading.fault
 
 
-async def test_values_arrive_in_the_units_of_the_house_and_changes_come_at_once():
-    async with Cdu(free_port(), extra=("urn:vendor:first", "urn:vendor:second")) as cdu:
-        readings = Readings()
-        async with watching(cdu.url, readings, silence_max_s=20):
-            first = await readings.until()
-            assert healthy(first)
-            assert first.values == pytest.approx({
-                "coolant_supply_c": 32.0, "coolant_return_c": 44.5, "flow_l_per_min": 1200.0,
-                "heat_w": 812_500.0, "capacity_w": 1_500_000.0, "pump_speed_ratio": 0.65, "running": 1.0,
-            })  # fmt: skip
-            await asyncio.sleep(0.2)  # the subscription's own first notifications are over
-            await cdu.say("Cdu.HeatKw", 900.0)
-            changed = await readings.until(lambda r: r.values["heat_w"] == 900_000.0, within_s=1.0)
-            assert changed.unchanged_since_s == changed.taken_at_s > first.taken_at_s
+async def test_values_arrive_in_the_units_of_the_house_and_changes_come_at_once(cdu):
+    readings = Readings()
+    async with watching(cdu.url, readings, silence_max_s=20):
+        first = await readings.until()
+        assert healthy(first)
+        assert first.values == pytest.approx({
+            "coolant_supply_c": 32.0, "coolant_return_c": 44.5, "flow_l_per_min": 1200.0,
+            "heat_w": 812_500.0, "capacity_w": 1_500_000.0, "pump_speed_ratio": 0.65, "running": 1.0,
+        })  # fmt: skip
+        await asyncio.sleep(0.2)  # the subscription's own first notifications are over
+        await cdu.say("Cdu.HeatKw", 900.0)
+        changed = await readings.until(lambda r: r.values["heat_w"] == 900_000.0, within_s=1.0)
+        assert changed.unchanged_since_s == changed.taken_at_s > first.taken_at_s
 
 
-async def test_a_server_at_rest_is_still_read_every_beat_and_shows_its_last_change():
-    async with Cdu(free_port()) as cdu:
-        readings = Readings()
-        async with watching(cdu.url, readings):
-            first = await readings.until()
-            for _ in range(3):
-                await readings.until()
-            assert readings[-1].taken_at_s > first.taken_at_s
-            assert readings[-1].unchanged_since_s == first.taken_at_s
+async def test_a_server_at_rest_is_still_read_every_beat_and_shows_its_last_change(cdu):
+    readings = Readings()
+    async with watching(cdu.url, readings):
+        first = await readings.until()
+        for _ in range(3):
+            await readings.until()
+        assert readings[-1].taken_at_s > first.taken_at_s
+        assert readings[-1].unchanged_since_s == first.taken_at_s
 
 
-async def test_a_missing_node_a_text_and_an_unknown_namespace_are_their_own_fault_and_nobody_elses():
-    values = {name: value for name, value in VALUES.items() if name != "Cdu.Flow"} | {
-        "Cdu.CapacityKw": "much"
+async def test_a_missing_node_a_text_and_an_unknown_namespace_are_their_own_fault_and_nobody_elses(cdu):
+    strange = {
+        "flow_l_per_min": "nsu=urn:powerblock:cdu;s=Cdu.NoSuchNode",
+        "capacity_w": "nsu=urn:powerblock:cdu;s=Cdu.Name",
+        "running": "nsu=urn:elsewhere;s=Running",
     }
-    elsewhere = replace(PROFILE.points["running"], node="nsu=urn:elsewhere;s=Running")
-    profile = replace(PROFILE, points={**PROFILE.points, "running": elsewhere})
-    async with Cdu(free_port(), values) as cdu:
-        readings = Readings()
-        async with watching(cdu.url, readings, profile=profile, silence_max_s=20):
-            reading = await readings.until()
-            assert reading.values["flow_l_per_min"] is None
-            assert reading.values["heat_w"] == 812_500.0
-            assert reading.values["capacity_w"] is reading.values["running"] is None
-            assert "running: the server has no namespace urn:elsewhere" in reading.fault
-            assert "flow_l_per_min: BadNodeIdUnknown" in reading.fault
-            assert "capacity_w: a str where a number belongs" in reading.fault
-            await asyncio.sleep(0.2)
-            await cdu.say("Cdu.HeatKw", 1.0)  # and the others are still subscribed
-            await readings.until(lambda r: r.values["heat_w"] == 1000.0, within_s=1.0)
+    points = {
+        name: replace(point, node=strange.get(name, point.node)) for name, point in PROFILE.points.items()
+    }
+    profile = replace(PROFILE, points=points)
+    readings = Readings()
+    async with watching(cdu.url, readings, profile=profile, silence_max_s=20):
+        reading = await readings.until()
+        assert reading.values["flow_l_per_min"] is None
+        assert reading.values["heat_w"] == 812_500.0
+        assert reading.values["capacity_w"] is reading.values["running"] is None
+        assert "running: the server has no namespace urn:elsewhere" in reading.fault
+        assert "flow_l_per_min: BadNodeIdUnknown" in reading.fault
+        assert "capacity_w: a str where a number belongs" in reading.fault
+        await asyncio.sleep(0.2)
+        await cdu.say("Cdu.HeatKw", 1.0)  # and the others are still subscribed
+        await readings.until(lambda r: r.values["heat_w"] == 1000.0, within_s=1.0)
 
 
-async def test_only_a_good_plausible_number_is_a_value():
+async def test_only_a_good_plausible_number_is_a_value(cdu):
     lies = [
         (1200.0, ua.StatusCodes.BadSensorFailure, "BadSensorFailure"),
         (1200.0, ua.StatusCodes.UncertainLastUsableValue, "UncertainLastUsableValue"),
         (math.nan, ua.StatusCodes.Good, "nan is implausible"),
         (1e9, ua.StatusCodes.Good, "1000000000.0 is implausible; expected 0.0 to 20000.0 L/min"),
     ]
-    async with Cdu(free_port()) as cdu:
-        readings = Readings()
-        async with watching(cdu.url, readings):
-            await readings.until(healthy)
-            for value, status, sentence in lies:
-                await cdu.say("Cdu.Flow", value, status)
-                told = await readings.until(lambda r, s=sentence: f"flow_l_per_min: {s}" in r.fault)
-                assert told.values["flow_l_per_min"] is None
-                assert told.values["heat_w"] == 812_500.0
-            await cdu.say("Cdu.Flow", 1.0, ua.StatusCodes.GoodLocalOverride)
-            await readings.until(lambda r: r.values["flow_l_per_min"] == 1.0)
+    readings = Readings()
+    async with watching(cdu.url, readings):
+        await readings.until(healthy)
+        for value, status, sentence in lies:
+            await cdu.say("Cdu.Flow", value, status)
+            told = await readings.until(lambda r, s=sentence: f"flow_l_per_min: {s}" in r.fault)
+            assert told.values["flow_l_per_min"] is None
+            assert told.values["heat_w"] == 812_500.0
+        await cdu.say("Cdu.Flow", 1.0, ua.StatusCodes.GoodLocalOverride)
+        await readings.until(lambda r: r.values["flow_l_per_min"] == 1.0)
 
 
 async def test_a_server_that_stops_is_reported_and_found_again_with_its_subscription():
@@ -234,9 +252,8 @@ async def test_a_server_that_stops_is_reported_and_found_again_with_its_subscrip
             assert set(down.values.values()) == {None}
 
 
-async def test_a_server_that_freezes_is_found_within_the_silence_allowed():
-    port = free_port()
-    async with Cdu(port), Relay(port) as relay:
+async def test_a_server_that_freezes_is_found_within_the_silence_allowed(cdu):
+    async with Relay(cdu.port) as relay:
         readings = Readings()
         loop = asyncio.get_running_loop()
         async with watching(relay.url, readings):
@@ -249,22 +266,21 @@ async def test_a_server_that_freezes_is_found_within_the_silence_allowed():
             await readings.until(healthy)
 
 
-async def test_an_end_that_is_asked_for_comes_at_any_moment():
+async def test_an_end_that_is_asked_for_comes_at_any_moment(cdu):
     """The library swallows a cancellation that meets it taking leave, and would then go on for ever."""
-    async with Cdu(free_port()) as cdu:
-        for step in range(24):
-            readings = Readings()
-            device = OpcUaDevice("cdu", cdu.url, PROFILE, on_reading=readings.put, clock=lambda: 0.0)
-            task = asyncio.create_task(device.run())
-            await readings.until(healthy)
-            for connection in list(cdu.server.bserver.clients):
-                connection.transport.abort()
-            await readings.until(lambda r: r.link == "down")
-            for _ in range(step % 8):
-                await asyncio.sleep(0)
-            task.cancel()
-            done, _ = await asyncio.wait({task}, timeout=2)
-            assert done, f"still running, cancelled {step % 8} turns of the loop after the loss"
+    for step in range(24):
+        readings = Readings()
+        device = OpcUaDevice("cdu", cdu.url, PROFILE, on_reading=readings.put, clock=lambda: 0.0)
+        task = asyncio.create_task(device.run())
+        await readings.until(healthy)
+        for connection in list(cdu.server.bserver.clients):
+            connection.transport.abort()
+        await readings.until(lambda r: r.link == "down")
+        for _ in range(step % 8):
+            await asyncio.sleep(0)
+        task.cancel()
+        done, _ = await asyncio.wait({task}, timeout=2)
+        assert done, f"still running, cancelled {step % 8} turns of the loop after the loss"
 
 
 async def test_a_peer_that_is_no_opc_ua_server_is_a_fault_not_an_end():

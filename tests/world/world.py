@@ -101,7 +101,7 @@ class Agent:
         self.right_until_s = max(self.right_until_s, order.echo_at_s + order.lease_s - self.clock_offset_s)
         if order.sent_at_s > self.echo_sent_at_s:
             self.echo_sent_at_s, self.echo_heard_at_s = order.sent_at_s, own_s
-        self.lease, refusal = leases.offer(self.settings, self.lease, order, own_s)
+        self.lease, refusal = leases.offer(self.settings, self.lease, order, self.found_w(), own_s)
         if refusal is None:
             self.write()
             self.report(now_s, network)
@@ -110,12 +110,15 @@ class Agent:
         if not self.up:
             return
         self.lease = leases.beat(
-            self.settings, self.lease, [f.limit_w if f else None for f in self.found()], now_s + self.clock_offset_s
+            self.settings, self.lease, self.found_w(), now_s + self.clock_offset_s
         )
         self.write()
         if now_s >= self.next_report_s:
             self.next_report_s = now_s + REPORT_S
             self.report(now_s, network)
+
+    def found_w(self) -> list:
+        return [f.limit_w if f else None for f in self.found()]
 
     def found(self) -> list:
         t = self.truth

@@ -1,0 +1,299 @@
+"""The block controller: serve, start up, beat, stop, on one page.
+
+Tasks bring the newest values to the board: one per field connection, one for the broker. The beat takes a
+snapshot twenty times a second, runs the law, sends what it ordered, and tells journal, status and systemd.
+Deadlines are absolute, so lateness does not add up; a late beat skips what it missed and says so. A new
+wish of the site wakes the beat early, at most once in `WAKE_GAP_S`.
+
+Nothing that can fail outside ends this process: a missing broker, device or disk is data, and the block
+holds what it may. A fault of the program does end it: systemd starts a new one, which holds the persisted
+or the failsafe limit, and the agents' leases bridge the gap.
+"""
+
+import asyncio
+import gc
+import logging
+import signal
+import sys
+from collections import deque
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import structlog
+
+from controller.actuate import Actuate
+from controller.board import Board
+from controller.clock import now_s, now_utc_s
+from controller.config import BlockConfig, ConfigError, load_block, settings_of
+from controller.core import law
+from controller.core.model import NEVER_S, Decision, Site, Snapshot
+from controller.field import Field
+from controller.journal import Journal
+from controller.notify import notify
+from controller.site import SiteDesk
+from controller.status import PERIOD_S, StatusFile, block_status
+from controller.store import Store, StoreError
+from protocols import agent_link
+from protocols.mqtt import MqttConfigError, MqttLink, Subscription
+
+WAKE_GAP_S: Final = 0.005
+REFRESH_S: Final = 5.0  # how often coming windows are looked up in the book
+BEATS_KEPT: Final = 1200  # for the figures in the status: a minute at 20 Hz
+WATCHDOG_S: Final = 0.5
+MIB: Final = 1024 * 1024
+
+log = structlog.get_logger(__name__)
+
+
+class Controller:
+    """One block. Raises StoreError, MqttConfigError at once."""
+
+    def __init__(self, config: BlockConfig) -> None:
+        settings = settings_of(config)
+        self._config, self._settings = config, settings
+        self._store = Store(config.state_dir)
+        carried, running = self._store.inherited(now_s(), now_utc_s())
+        self._epoch = self._store.begin(now_utc_s())
+        self._started_utc_s = now_utc_s()
+        self._board = Board(settings, self._epoch)
+        self._field = Field(config, self._board)
+        self._actuate = Actuate(settings, self._epoch, config.agents.lease_s)
+        self._site = SiteDesk(
+            self._store,
+            heartbeat_topic=config.site.heartbeat_topic,
+            heartbeat_timeout_s=config.site.heartbeat_timeout_s,
+            arrive_at_start=config.site.arrive_at_start,
+            on_change=self._on_site,
+        )
+        self._site.refresh(frozenset(), now_utc_s())
+        self._link = self._new_link()
+        self._journal = Journal(
+            config.journal.path,
+            settings,
+            file_max_bytes=config.journal.file_max_mib * MIB,
+            files_max=config.journal.files_max,
+        )
+        self._status = StatusFile(config.run_dir)
+        self._state = law.start(settings, now_s(), carried, running)
+        self._woken = asyncio.Event()
+        self._late_s: deque[float] = deque(maxlen=BEATS_KEPT)
+        self._tick_s: deque[float] = deque(maxlen=BEATS_KEPT)
+        self._beats = self._skipped = 0
+        self._due = {"status": NEVER_S, "refresh": NEVER_S, "watchdog": NEVER_S}
+        log.info("start", block=config.block, epoch=self._epoch, carried=carried, windows=len(running))
+
+    async def serve(self) -> None:
+        """Run until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._link.run(), name="broker")
+            for name, run in self._field.runs.items():
+                tasks.create_task(run(), name=name)  # type: ignore[arg-type]
+            tasks.create_task(self._beat_for_ever(), name="beat")
+
+    # --- the beat ---------------------------------------------------------------------------------------
+
+    async def _beat_for_ever(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._beat()  # the first decision stands before the first message is read
+        gc.collect()
+        gc.freeze()  # what lives now lives for good: collections need not walk it again
+        notify("READY=1")
+        period_s = self._settings.tick_s
+        due_s = loop.time() + period_s
+        while True:
+            woken = await self._sleep_until(due_s)
+            late_s = loop.time() - due_s
+            if not woken:
+                self._late_s.append(late_s)
+                missed = int(late_s / period_s)
+                self._skipped += missed
+                due_s += (missed + 1) * period_s
+            self._beat(on_time=woken or late_s < period_s)
+            if woken:
+                await asyncio.sleep(WAKE_GAP_S)
+
+    async def _sleep_until(self, due_s: float) -> bool:
+        """Sleep; True if a wish of the site ended it early."""
+        loop = asyncio.get_running_loop()
+        timer = loop.call_at(due_s, self._woken.set)
+        await self._woken.wait()
+        timer.cancel()
+        self._woken.clear()
+        return loop.time() < due_s
+
+    def _beat(self, *, on_time: bool = True) -> None:
+        """One tick: freeze the inputs, decide, act, then tell."""
+        before = self._state
+        began_s = now_s()
+        snapshot = self._board.snapshot(began_s, now_utc_s())
+        decision = law.tick(self._settings, before, snapshot)
+        self._tick_s.append(now_s() - began_s)
+        self._state = decision.state
+        self._store.keep_decision(decision)
+        self._send(snapshot, decision)
+        self._beats += 1
+        self._journal.record(before, snapshot, decision)
+        if self._is_due("status", PERIOD_S, began_s):
+            self._status.write(self._told(snapshot, decision))
+        if self._is_due("refresh", REFRESH_S, began_s):
+            self._site.refresh(decision.state.ended, snapshot.now_utc_s)
+        if on_time and self._is_due("watchdog", WATCHDOG_S, began_s):
+            notify(f"WATCHDOG=1\nSTATUS={decision.mode}: {decision.why}")
+
+    def _send(self, snapshot: Snapshot, decision: Decision) -> None:
+        orders = self._actuate.orders(
+            decision, snapshot.gpus.node_seq.tolist(), self._board.report_at_s.tolist(), now_s()
+        )
+        for node, order in orders:
+            name = self._settings.topology.node_names[node]
+            self._link.publish(agent_link.order_topic(self._config.block, name), agent_link.encode(order))
+
+    def _is_due(self, what: str, period_s: float, at_s: float) -> bool:
+        if at_s - self._due[what] < period_s:
+            return False
+        self._due[what] = at_s
+        return True
+
+    # --- what comes in ----------------------------------------------------------------------------------
+
+    def _new_link(self) -> MqttLink:
+        config = self._config
+        mqtt, block = config.mqtt, config.block
+        self._reports = agent_link.report_topic(block, "+").split("+")
+        topics = (config.site.heartbeat_topic, *config.site.openadr_topics)
+        return MqttLink(
+            mqtt.url,
+            client_id=f"powerblock-{block}-controller",
+            on_message=self._on_message,
+            subscriptions=(
+                Subscription(agent_link.report_topic(block, "+")),
+                *(Subscription(topic, qos=1) for topic in topics),
+            ),
+            username=mqtt.username,
+            password=mqtt.password(),
+            tls=mqtt.tls(),
+        )
+
+    def _on_message(self, topic: str, payload: bytes, retained: bool) -> None:
+        head, tail = self._reports
+        if not (topic.startswith(head) and topic.endswith(tail)):
+            self._site.on_message(topic, payload, retained, now_s(), now_utc_s())
+            return
+        try:
+            report = agent_link.decode_report(payload)
+        except agent_link.LinkError as error:
+            why = str(error)
+        else:
+            why = self._board.put_report(report, now_s())
+        if why and self._board.refused[why] == 1:
+            log.warning("report refused", topic=topic, why=why)
+
+    def _on_site(self, site: Site) -> None:
+        changed = site.setpoints != self._board.site.setpoints
+        self._board.site = site
+        if changed:
+            self._woken.set()
+
+    # --- what is told -----------------------------------------------------------------------------------
+
+    def _told(self, snapshot: Snapshot, decision: Decision) -> dict[str, Any]:
+        now, site = snapshot.now_s, snapshot.site
+        links = [{"name": "broker", "up": self._link.connected, "fault": self._link.fault, "age_s": None}]
+        links += [
+            {"name": d.name, "up": d.up, "fault": d.fault, "age_s": _age_s(now, d.taken_at_s)}
+            for d in self._field.links.values()
+        ]
+        told = block_status(self._settings, snapshot, decision)
+        told["alarms"] += [
+            {"key": key, "text": text}
+            for key, text in (
+                ("broker", self._link.fault),
+                ("state file", self._store.fault),
+                ("journal", self._journal.fault),
+                ("plan", self._unknown_events()),
+            )
+            if text
+        ]
+        return {
+            "block": self._config.block,
+            "epoch": self._epoch,
+            "started_utc_s": self._started_utc_s,
+            **told,
+            "links": links,
+            "site": {
+                "heartbeat_age_s": _age_s(now, site.heartbeat_at_s),
+                "plan_age_s": _age_s(now, site.plan_at_s),
+                "setpoints": site.setpoints,
+                "accepted": self._site.counts["accepted"],
+                "refused": self._site.counts["refused"],
+                "signals": list(self._site.signals),
+                "unknown_events": sorted(self._site.unknown_events),
+            },
+            "beat": self._beat_status(),
+        }
+
+    def _unknown_events(self) -> str:
+        names = ", ".join(sorted(self._site.unknown_events))
+        return (
+            f"the site names events that never arrived: {names}; ask it to send them again" if names else ""
+        )
+
+    def _beat_status(self) -> dict[str, float]:
+        late_ms, tick_ms = 1e3 * np.array(self._late_s or [0.0]), 1e3 * np.array(self._tick_s or [0.0])
+        return {
+            "count": self._beats,
+            "late_p99_ms": float(np.percentile(late_ms, 99)),
+            "late_max_ms": float(late_ms.max()),
+            "tick_p99_ms": float(np.percentile(tick_ms, 99)),
+            "skipped": self._skipped,
+        }
+
+    def close(self) -> None:
+        self._journal.close()
+
+
+def _age_s(now: float, at_s: float) -> float | None:
+    return now - at_s if at_s > 0.0 else None
+
+
+async def run(config: BlockConfig) -> None:
+    """Serve until SIGTERM or SIGINT. A stop changes no limit: the agents' leases run out by themselves."""
+    controller = Controller(config)
+    task = asyncio.ensure_future(controller.serve())
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, task.cancel)
+    try:
+        with suppress(asyncio.CancelledError):
+            await task
+    finally:
+        notify("STOPPING=1")
+        controller.close()
+
+
+def main(path: Path) -> int:
+    """`powerblock run`. Returns the exit status: 2 for bad configuration or state, else 0."""
+    from controller.logs import configure
+
+    configure("INFO", json=not sys.stderr.isatty())
+    try:
+        config = load_block(path)
+        _new_loop_runner(run(config))
+    except (ConfigError, StoreError, MqttConfigError) as error:
+        for line in str(error).splitlines():
+            log.error("cannot start", why=line)
+        return 2
+    return 0
+
+
+def _new_loop_runner(coroutine: Any) -> None:
+    """Run on uvloop where there is one: it wakes within 0.3 ms, asyncio's own loop rounds to 1 ms."""
+    try:
+        import uvloop
+    except ImportError:
+        logging.getLogger(__name__).info("uvloop missing: the beat may be 1 ms later")
+        asyncio.run(coroutine)
+    else:
+        uvloop.run(coroutine)
