@@ -39,6 +39,7 @@ class Board:
         self._slices = [np.flatnonzero(topology.gpu_node == node) for node in range(nodes)]
         self._index = {name: node for node, name in enumerate(topology.node_names)}
         self._boots: list[list[str]] = [[] for _ in range(nodes)]
+        self._newest = [(0.0, 0, 0)] * nodes  # an acknowledgement repeats the readings of the sweep before
         self._power_w = np.full(count, np.nan)
         self._limit_w = np.full(count, np.nan)
         self._min_w = topology.gpu_min_w.copy()
@@ -75,9 +76,10 @@ class Board:
             if report.boot in boots:
                 return self._refuse(f"{report.node}: report of an agent process that has been replaced")
             self._boots[node] = [*boots[-OLD_BOOTS_MAX:], report.boot]
-        elif report.at_s <= self.report_at_s[node]:
+        elif (report.at_s, report.epoch, report.seq) <= self._newest[node]:
             return self._refuse(f"{report.node}: late or repeated report")
         self.report_at_s[node] = report.at_s
+        self._newest[node] = (report.at_s, report.epoch, report.seq)
         bound_s = report.echo_sent_at_s + report.echo_age_s
         heard = report.echo_sent_at_s >= 0.0 and bound_s <= now_s + CLOCK_SLACK_S
         ours = report.epoch == self._epoch

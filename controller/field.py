@@ -59,7 +59,6 @@ class Field:
                     profile,
                     on_reading=on_reading,
                     clock=now_s,
-                    points=(device.point,),
                 )
                 self.runs[device.name] = client.run
                 continue

@@ -41,7 +41,7 @@ class Mark:
 
 
 def beat_of(entry: dict[str, Any]) -> Beat | None:
-    """The beat in a journal line (`decided` at `now_utc_s`) or a status (flat, `at_utc_s`); None: none in it."""
+    """The beat in a journal line (`decided` at `now_utc_s`) or a status (flat, `at_utc_s`); None if none."""
     try:
         decided = entry.get("decided", entry)
         return Beat(
@@ -65,7 +65,7 @@ def _read_file(path: Path) -> list[Beat]:
     beats = []
     with path.open("rb") as file:
         for line in file:
-            if len(line) > LINE_MAX_BYTES or not line.endswith(b"\n"):
+            if len(line) > LINE_MAX_BYTES:
                 continue
             try:
                 entry = json.loads(line)

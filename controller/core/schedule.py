@@ -30,7 +30,8 @@ def open_windows(
     over = {setpoint for setpoint in ended if setpoint in set(setpoints)} if ended else set()
     for setpoint in setpoints:
         entry = known.get(setpoint)
-        if entry is None and setpoint not in over and setpoint.starts_utc_s <= now_utc_s:
+        opens = setpoint.starts_utc_s <= now_utc_s < setpoint.ends_utc_s and setpoint not in over
+        if entry is None and opens:
             left_s = min(setpoint.ends_utc_s - now_utc_s, FOREVER_S)
             entry = Running(setpoint, ends_at_s=now_s + left_s)
         if entry is None:

@@ -126,7 +126,7 @@ def hand_over(
         next_w = np.floor(cut_w + rise_w * rack_part[rack])
     unheard_w = float((present_w - next_w)[~shares.controllable].sum())  # cuts that free nothing yet
     sums = ramp.window(_shifted(sums, -unheard_w), snapshot.now_s, float(next_w.sum()), HAND_OVER_S)
-    return replace(shares, lift_w=lift_w, sums=sums), next_w
+    return replace(shares, lift_w=lift_w - unheard_w, sums=sums), next_w
 
 
 def _lift(

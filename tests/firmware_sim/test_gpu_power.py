@@ -86,6 +86,16 @@ def test_energy_is_the_integral_of_power():
     assert bank.energy_j == pytest.approx(integral_j, rel=0.005)
 
 
+def test_energy_is_exact_within_a_step_that_is_longer_than_the_fall():
+    coarse, fine = (GpuBank(MODELS["H100"], 2, np.random.default_rng(1)) for _ in range(2))
+    for bank, steps in ((coarse, 2), (fine, 40)):
+        bank.power_w[:] = 600.0
+        for _ in range(steps):
+            bank.step(0.040 / steps, np.full(2, 100.0), np.full(2, 700.0))
+    assert fine.energy_j == pytest.approx(100 * 0.040 + 500 * 0.008, rel=0.01)
+    assert coarse.energy_j == pytest.approx(fine.energy_j, rel=0.001)
+
+
 def test_a_locked_clock_lowers_power_where_a_limit_does_nothing():
     bank = GpuBank(MODELS["H100"], 2, np.random.default_rng(1))
     for _ in range(40):

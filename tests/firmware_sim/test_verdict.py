@@ -241,6 +241,14 @@ def test_a_figure_the_trace_cannot_give_fails_its_bound():
     assert not judged.passed
 
 
+def test_of_several_requests_the_lowest_throughput_counts():
+    trace = a_trace(tokens_of=lambda t_s: np.where(t_s > 40, 700.0, 1000.0))
+    early = Request(published_s=15, starts_s=15, ends_s=35, baseline_w=13_200, limit_w=9_900)
+    late_one = Request(published_s=35, starts_s=35, ends_s=60, baseline_w=13_200, limit_w=9_900)
+    judged = judge(trace, [early, late_one], CONTRACT, {})
+    assert judged.figures["tokens_kept_ratio"] == pytest.approx(0.7, abs=0.01)
+
+
 def test_of_several_requests_the_worst_counts():
     second = Request(published_s=15, starts_s=15.5, ends_s=45, baseline_w=13_200, limit_w=9_700)
     both = judge(a_trace(), [REQUEST, second], CONTRACT, {})
