@@ -49,7 +49,8 @@ class DeviceConfig(_Strict):
 class MeterConfig(DeviceConfig):
     point: str = "power_w"
     age_max_s: Seconds = 1.0
-    lag_s: Annotated[float, Field(ge=0, le=10)] = 0.1  # of the instrument itself
+    lag_s: Annotated[float, Field(ge=0, le=10)] = 0.2  # half its averaging window and its refresh period
+    skew_s: Annotated[float, Field(ge=0.02, le=2)] = 0.1  # how well that is known
 
 
 class InletConfig(DeviceConfig):
@@ -101,6 +102,8 @@ class SiteConfig(_Strict):
     failsafe_release_after_s: Seconds | None = None  # null: hold until the site is back
     ramp_down_kw_per_s: Kw
     ramp_up_kw_per_s: Kw
+    # commanded ramps stay this far below the agreed ones: fans and supplies move along at the meter
+    ramp_margin_ratio: Annotated[float, Field(ge=0, le=0.5)] = 0.05
     arrive_at_start: bool = False  # true: be at the limit when its window opens, not start then
 
 
@@ -111,7 +114,7 @@ class FeedConfig(_Strict):
 class BaseLoadConfig(_Strict):
     min_kw: Kw
     max_kw: Kw
-    margin_kw: Annotated[float, Field(ge=0, le=10_000)] | None = None  # None: 0.2 % of the feed rating
+    margin_kw: Annotated[float, Field(ge=0, le=10_000)] | None = None  # None: 0.1 % of the feed rating
 
 
 class SupplyConfig(_Strict):
@@ -223,17 +226,18 @@ def settings_of(config: BlockConfig) -> Settings:
         ),
         tick_s=1.0 / config.beat_hz,
         feed_rating_w=rating_w,
-        ramp_down_w_per_s=site.ramp_down_kw_per_s * KW,
-        ramp_up_w_per_s=site.ramp_up_kw_per_s * KW,
+        ramp_down_w_per_s=site.ramp_down_kw_per_s * KW * (1.0 - site.ramp_margin_ratio),
+        ramp_up_w_per_s=site.ramp_up_kw_per_s * KW * (1.0 - site.ramp_margin_ratio),
         block_w_per_gpu_w=config.supply.block_w_per_gpu_w,
         base_min_w=config.base_load.min_kw * KW,
         base_max_w=base_max_w,
-        base_margin_w=0.002 * rating_w if margin_kw is None else margin_kw * KW,
+        base_margin_w=0.001 * rating_w if margin_kw is None else margin_kw * KW,
         rack_base_max_w=np.array(rack_base_kw) * KW,
         cooling_blind_w=None if cooling is None else cooling.blind_kw * KW,
         silent_max_after_s=config.agents.silent_max_after_s,
         meter_age_max_s=config.meter.age_max_s,
         meter_lag_s=config.meter.lag_s,
+        skew_s=config.meter.skew_s,
         cooling_age_max_s=5.0 if cooling is None else cooling.age_max_s,
         witness_tolerance_w=0.03 * rating_w,
     )

@@ -42,6 +42,20 @@ class Signal:
     reason: str
 
 
+def setpoint_of(window: openadr.Window, *, arrive_at_start: bool) -> Setpoint:
+    """An OpenADR window in the law's words."""
+    return Setpoint(
+        source=SOURCE,
+        id=f"{window.event_id}/{window.interval_id}",
+        kind=window.kind,
+        limit_w=window.limit_w,
+        starts_utc_s=window.starts_utc_s,
+        ends_utc_s=window.ends_utc_s,
+        priority=window.priority,
+        arrive_at_start=arrive_at_start,
+    )
+
+
 class SiteDesk:
     """Reads what the site sends; `on_change` wakes the beat when the plan changed."""
 
@@ -83,19 +97,8 @@ class SiteDesk:
 
     def refresh(self, ended: frozenset[Setpoint], now_utc_s: float) -> None:
         """Bring coming windows within reach of the law, and drop those that it has seen end."""
-        known = [
-            Setpoint(
-                source=SOURCE,
-                id=f"{window.event_id}/{window.interval_id}",
-                kind=window.kind,
-                limit_w=window.limit_w,
-                starts_utc_s=window.starts_utc_s,
-                ends_utc_s=window.ends_utc_s,
-                priority=window.priority,
-                arrive_at_start=self._arrive_at_start,
-            )
-            for window in self._book.windows(NEVER_S)
-        ]
+        windows = self._book.windows(NEVER_S)
+        known = [setpoint_of(window, arrive_at_start=self._arrive_at_start) for window in windows]
         self._over = (self._over | ended).intersection(known)
         reach_utc_s = now_utc_s + HORIZON_S
         setpoints = tuple(s for s in known if s.starts_utc_s < reach_utc_s and s not in self._over)

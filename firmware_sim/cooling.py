@@ -7,7 +7,7 @@ valve fully open the exchanger carries `ua_w_per_k` times the difference between
 
 So what the CDU *can* take away, its capacity, is ua * (hottest allowed loop - facility water), and it falls
 when a chiller derates and facility water turns warm, long before anything is hot. Facility water itself
-has inertia: a derated chiller shows over `facility_tau_s`.
+has inertia: a derated chiller shows over `facility_tau_s`. It also wanders a little, as all water does.
 """
 
 from dataclasses import dataclass
@@ -18,6 +18,8 @@ import numpy as np
 WATER_J_PER_KG_K: Final = 4180.0
 PUMP_IDLE_W: Final = 120.0
 PUMP_MAX_W: Final = 450.0
+WANDER_K: Final = 0.05  # standard deviation of the facility water's temperature
+WANDER_TAU_S: Final = 10.0
 PUMP_SPEED_MIN_RATIO: Final = 0.3
 VALVE_GAIN_PER_K: Final = 0.25  # opening per kelvin above the setpoint
 
@@ -36,8 +38,11 @@ class CduType:
 class Cdu:
     """Temperatures in degrees Celsius, heat and power in W."""
 
-    def __init__(self, cdu_type: CduType) -> None:
+    def __init__(self, cdu_type: CduType, rng: np.random.Generator) -> None:
         self.type = cdu_type
+        self._rng = rng
+        self._wander_k = 0.0
+        self._mean_c = cdu_type.facility_c
         self.facility_target_c = cdu_type.facility_c
         self.facility_c = cdu_type.facility_c
         self.loop_c = cdu_type.setpoint_c
@@ -73,7 +78,11 @@ class Cdu:
     def step(self, dt_s: float, heat_w: float) -> None:
         self.heat_w = heat_w
         keep = float(np.exp(-dt_s / self.type.facility_tau_s))
-        self.facility_c = self.facility_target_c + (self.facility_c - self.facility_target_c) * keep
+        self._mean_c = self.facility_target_c + (self._mean_c - self.facility_target_c) * keep
+        keep = float(np.exp(-dt_s / WANDER_TAU_S))
+        fresh_k = WANDER_K * np.sqrt(1 - keep * keep) * float(self._rng.standard_normal())
+        self._wander_k = keep * self._wander_k + fresh_k
+        self.facility_c = self._mean_c + self._wander_k
         balance = heat_w / max(self.type.ua_w_per_k * (self.loop_c - self.facility_c), 1.0)  # feed forward
         valve = min(1.0, max(0.0, balance + VALVE_GAIN_PER_K * (self.loop_c - self.type.setpoint_c)))
         removed_w = valve * self.type.ua_w_per_k * max(0.0, self.loop_c - self.facility_c)

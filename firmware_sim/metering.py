@@ -1,8 +1,9 @@
 """What meters say: a meter follows the truth with its own lag and shows it only when it refreshes.
 
-Rack PDUs filter over a large part of a second and renew their registers once a second; a block meter
-computes each few mains cycles and renews five times a second. Between two refreshes the registers stand
-still: that is what a controller has to live with, and what a frozen meter looks like for longer.
+A reading is the mean over the time since the last one (ten mains cycles at the block meter, as in
+IEC 61000-4-30), behind a first-order filter of the instrument. Rack PDUs renew their registers once a second,
+the block meter five times. Between two refreshes the registers stand still: that is what a controller has to
+live with, and what a frozen meter looks like for longer.
 """
 
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ class MeterType:
 
 
 PDU: Final = MeterType(lag_s=0.30, refresh_s=1.0)
-BLOCK_METER: Final = MeterType(lag_s=0.05, refresh_s=0.2)
+BLOCK_METER: Final = MeterType(lag_s=0.02, refresh_s=0.2)
 
 
 class Meter:
@@ -31,6 +32,8 @@ class Meter:
         self._type = meter_type
         self._rng = rng
         self._filtered_w: float | None = None
+        self._since_j = 0.0
+        self._since_s = 0.0
         self._refresh_at_s = float(rng.uniform(0, meter_type.refresh_s))  # meters are not synchronised
 
     def step(self, now_s: float, dt_s: float, true_w: float) -> None:
@@ -38,6 +41,11 @@ class Meter:
             self._filtered_w = self.reading_w = true_w
         keep = float(np.exp(-dt_s / self._type.lag_s))
         self._filtered_w = true_w + (self._filtered_w - true_w) * keep
+        self._since_j += self._filtered_w * dt_s
+        self._since_s += dt_s
         if now_s >= self._refresh_at_s:
-            self.reading_w = self._filtered_w * (1 + NOISE_RATIO * float(self._rng.standard_normal()))
+            self.reading_w = (
+                self._since_j / self._since_s * (1 + NOISE_RATIO * float(self._rng.standard_normal()))
+            )
+            self._since_j = self._since_s = 0.0
             self._refresh_at_s += self._type.refresh_s

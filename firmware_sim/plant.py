@@ -55,7 +55,7 @@ class Plant:
         self.bank = GpuBank(plant_type.gpu, count, rng)
         self.workload = Workload(plant_type.jobs, plant_type.gpu, count, rng)
         self.electrical = Electrical(plant_type.hosts, plant_type.racks, rng)
-        self.cdu = Cdu(plant_type.cdu)
+        self.cdu = Cdu(plant_type.cdu, rng)
         self.block_w = 0.0
         self.block_energy_j = 0.0
         self._settle()

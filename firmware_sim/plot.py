@@ -1,6 +1,7 @@
 """The run as one picture: power, budget and limit above, tokens per second below."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,6 +13,7 @@ from firmware_sim.verdict import MEAN_S, Contract, Floats, Request, Trace, Verdi
 INK: Final = "#1f2933"
 GREY: Final = "#9aa5b1"
 POWER: Final = "#1565c0"
+FROM_S: Final = -3.0  # of the warm-up only the end matters
 BUDGET: Final = "#2e7d32"
 LIMIT: Final = "#c62828"
 TOKENS: Final = "#6a1b9a"
@@ -29,6 +31,9 @@ def draw(
     verdict: Verdict,
 ) -> None:
     """Write a PNG."""
+    shown = trace.t_s >= FROM_S
+    trace = Trace(*(getattr(trace, field.name)[shown] for field in fields(Trace)))
+    budget_w = budget_w[shown]
     import matplotlib as mpl
 
     mpl.use("Agg")

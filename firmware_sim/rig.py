@@ -269,7 +269,7 @@ class Rig:
             self._at(self._now_s() + fault.for_s, partial(self._heal, fault, heal))
 
     async def _heal(self, fault: Fault, heal: Heal) -> None:
-        self._mark(f"{fault} over", "fault")
+        self._mark(f"{fault.target} {fault.name}".strip() + " back", "fault")
         await heal()
 
     async def _break_operator(self, _fault: Fault) -> Heal:

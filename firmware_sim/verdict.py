@@ -30,9 +30,11 @@ MEAN_S: Final = 1.0  # contracts are judged on 1 s means
 BASELINE_S: Final = 5.0  # before the signal: what power was
 REACTION_MAX_S: Final = 3.0  # later than this is no reaction to this signal
 REACTION_FIT_S: Final = 6.0
+REACTION_EARLY_S: Final = 0.5  # a corner before the signal shows a bad fit, so let it show
 REACTION_GRID_S: Final = 0.01
 DROP_SIGMAS: Final = 4.0  # a drop must stand out of the baseline's noise by this
-SEEN_BAND_RATIO: Final = 0.001  # of the baseline, below its lowest mean
+REACTION_MEAN_S: Final = 0.25
+REACTION_BAND_RATIO: Final = 0.0025  # of the baseline, below its lowest mean
 SETTLE_BAND_RATIO: Final = 0.02
 TOKENS_BASELINE_S: Final = 10.0
 
@@ -143,9 +145,9 @@ def _falling_w(t_s: Floats, request: Request, contract: Contract) -> Floats:
     return np.maximum(request.baseline_w - fallen_w, request.limit_w)
 
 
-def mean_of(trace: Trace, values: Floats) -> Floats:
-    """Trailing mean over 1 s; NaN until a full second is there."""
-    width = round(MEAN_S / trace.step_s)
+def mean_of(trace: Trace, values: Floats, mean_s: float = MEAN_S) -> Floats:
+    """Trailing mean over `mean_s`; NaN until the first full one."""
+    width = round(mean_s / trace.step_s)
     if len(values) < width:
         return np.full(len(values), np.nan)
     sums = np.cumsum(np.insert(values, 0, 0.0))
@@ -168,12 +170,27 @@ def deadline_s(request: Request, contract: Contract) -> float:
 # ---- figures --------------------------------------------------------------------------------------------
 
 
-def reaction_s(trace: Trace, request: Request, contract: Contract) -> float | None:
-    """From the signal to the moment at which measured power starts to fall.
+def reaction_s(trace: Trace, request: Request, _contract: Contract) -> float | None:
+    """From the signal to the end of the first 0.25 s mean below all such means of the 5 s before, by 0.25 %.
 
-    A hinge (level, then a straight fall) is fitted by least squares to the 50 ms means from 5 s before the
-    signal to the end of the ramp, 6 s at most; its corner is the departure. Noise delays a threshold, but not
-    a corner. None if the fall does not stand out of the noise.
+    Nothing is fitted or extrapolated: noise and the window itself can only make it longer. 0.25 s, because
+    single means of 50 ms dip with every exchange step of a training job. None: no such mean in the event.
+    """
+    mean_w = mean_of(trace, trace.block_w, REACTION_MEAN_S)
+    before = (trace.t_s <= request.signal_s) & (trace.t_s > request.signal_s - BASELINE_S) & ~np.isnan(mean_w)
+    if not before.any():
+        return None
+    lowest_w = float(mean_w[before].min()) - REACTION_BAND_RATIO * request.baseline_w
+    seen = (trace.t_s > request.signal_s) & (trace.t_s <= request.ends_s) & (mean_w < lowest_w)
+    return float(trace.t_s[seen][0] - request.signal_s) if seen.any() else None
+
+
+def reaction_fit_s(trace: Trace, request: Request, contract: Contract) -> float | None:
+    """From the signal to the corner of a hinge (level, then a straight fall) fitted to the 50 ms means.
+
+    Least squares from 5 s before the signal to the end of the ramp, 6 s at most. Without the delay that noise
+    gives a threshold, but only as good as the fall is straight: below 0 means that it began steeper than it
+    went on. None if the fall does not stand out of the noise.
     """
     until_s = request.signal_s + min(REACTION_FIT_S, max(fall_s(request, contract), MEAN_S))
     window = (trace.t_s > request.signal_s - BASELINE_S) & (trace.t_s <= until_s)
@@ -182,7 +199,7 @@ def reaction_s(trace: Trace, request: Request, contract: Contract) -> float | No
     if before.sum() < 2 or (~before).sum() < 2:
         return None
     last_s = min(request.signal_s + REACTION_MAX_S, until_s - 2 * trace.step_s)
-    corners_s = np.arange(request.signal_s, last_s, REACTION_GRID_S)
+    corners_s = np.arange(request.signal_s - REACTION_EARLY_S, last_s, REACTION_GRID_S)
     fits = [_hinge(centre_s, power_w, corner_s) for corner_s in corners_s]
     best = int(np.argmin([error for error, _ in fits]))
     slope_w_per_s = fits[best][1]
@@ -191,16 +208,6 @@ def reaction_s(trace: Trace, request: Request, contract: Contract) -> float | No
     if fallen_w < DROP_SIGMAS * noise_w / np.sqrt(MEAN_S / trace.step_s) or slope_w_per_s <= 0:
         return None
     return float(corners_s[best] - request.signal_s)
-
-
-def reaction_seen_s(trace: Trace, request: Request, _contract: Contract) -> float | None:
-    """The same without a model: first 50 ms mean that is lower than all of the 5 s before, by 0.1 %."""
-    before = (trace.t_s <= request.signal_s) & (trace.t_s > request.signal_s - BASELINE_S)
-    if not before.any():
-        return None
-    lowest_w = float(trace.block_w[before].min()) - SEEN_BAND_RATIO * request.baseline_w
-    seen = (trace.t_s > request.signal_s) & (trace.t_s <= request.ends_s) & (trace.block_w < lowest_w)
-    return float(trace.t_s[seen][0] - request.signal_s) if seen.any() else None
 
 
 def settle_s(trace: Trace, request: Request, contract: Contract) -> float | None:
@@ -298,7 +305,7 @@ Figure = Callable[[Trace, Request, Contract], float | None]
 
 FIGURES: Final[dict[str, tuple[Figure, Callable[..., float]]]] = {  # key -> figure, worst of several
     "reaction_s": (reaction_s, max),
-    "reaction_seen_s": (reaction_seen_s, max),
+    "reaction_fit_s": (reaction_fit_s, max),
     "settle_s": (settle_s, max),
     "overshoot_ratio": (overshoot_ratio, max),
     "above_line_ratio": (above_line_ratio, max),

@@ -20,10 +20,9 @@ import numpy as np
 from controller.core.model import NEVER_S, BaseLoad, Bools, Floats, Settings, Snapshot
 
 WINDOW_S: Final = 1.0
-SKEW_S: Final = 0.15  # how well the moments of meter and GPU readings are known against each other
-FALL_PER_S: Final = 0.25  # share of the gap that the upper estimate falls in a second
+FALL_PER_S: Final = 1.0  # share of the gap that the upper estimate falls in a second
 KEPT_MAX: Final = 128  # samples; 3 s at 20 Hz and some reserve
-METER_KEPT_S: Final = WINDOW_S + 4.0 * SKEW_S  # a reading waits until the GPUs' moments have passed its own
+METER_KEPT_S: Final = 1.6 * WINDOW_S  # a reading waits until the GPUs' moments have passed its own
 
 
 def start(settings: Settings) -> BaseLoad:
@@ -100,8 +99,8 @@ def _with_meter(settings: Settings, base: BaseLoad, at_s: float, power_w: float)
         meter_at_s=np.append(base.meter_at_s[kept], at_s),
         meter_w=np.append(base.meter_w[kept], power_w),
     )
-    covered = _covered(base, settings.meter_lag_s)
-    complete = covered & (base.meter_at_s - settings.meter_lag_s - SKEW_S > base.gap_at_s)
+    covered = _covered(settings, base)
+    complete = covered & (base.meter_at_s - settings.meter_lag_s - settings.skew_s > base.gap_at_s)
     if not complete.any():
         if not covered.any():
             return base
@@ -118,13 +117,16 @@ def _with_meter(settings: Settings, base: BaseLoad, at_s: float, power_w: float)
     return replace(base, upper_w=moved_w, measured_at_s=at_s)
 
 
-def _covered(base: BaseLoad, lag_s: float) -> Bools:
+def _covered(settings: Settings, base: BaseLoad) -> Bools:
     """(k) which meter readings have GPU samples shortly before and after their moment."""
-    moment_s = base.meter_at_s - lag_s
-    before = np.searchsorted(base.gpu_at_s, moment_s - SKEW_S, side="right") - 1
-    recent = base.gpu_at_s[np.maximum(before, 0)] > moment_s - WINDOW_S
-    covered: Bools = (before >= 0) & recent & (moment_s + SKEW_S <= base.gpu_at_s[-1])
-    return covered
+    moment_s = base.meter_at_s - settings.meter_lag_s
+    before = np.searchsorted(base.gpu_at_s, moment_s - settings.skew_s, side="right") - 1
+    near = base.gpu_at_s[np.maximum(before, 0)] > moment_s - WINDOW_S
+    bracketed: Bools = (before >= 0) & near & (moment_s + settings.skew_s <= base.gpu_at_s[-1])
+    if not bracketed.any():
+        return bracketed
+    recent: Bools = base.meter_at_s > base.meter_at_s[bracketed][-1] - WINDOW_S
+    return bracketed & recent
 
 
 def _rest_w(settings: Settings, base: BaseLoad, chosen: Bools) -> float:
@@ -132,7 +134,8 @@ def _rest_w(settings: Settings, base: BaseLoad, chosen: Bools) -> float:
     moment_s = base.meter_at_s[chosen] - settings.meter_lag_s
     sums_w = base.gpu_rack_w.sum(axis=1)
     earlier_w, gpu_w, later_w = (
-        float(np.interp(moment_s + skew_s, base.gpu_at_s, sums_w).mean()) for skew_s in (-SKEW_S, 0.0, SKEW_S)
+        float(np.interp(moment_s + skew_s, base.gpu_at_s, sums_w).mean())
+        for skew_s in (-settings.skew_s, 0.0, settings.skew_s)
     )
     hidden_w = max(abs(later_w - gpu_w), abs(gpu_w - earlier_w))
     return float(base.meter_w[chosen].mean()) - settings.block_w_per_gpu_w * (gpu_w - hidden_w)

@@ -75,7 +75,8 @@ def present_w(settings: Settings, ledger: Ledger, gpus: Gpus, readable: Bools) -
     told = (gpus.node_seq >= ledger.node_seq[-1])[settings.topology.gpu_node]
     free = ~gpus.node_leased[settings.topology.gpu_node]
     lower = told & (gpus.limit_w < ordered_w - READ_BACK_TOLERANCE_W)
-    return np.where(readable & (free | lower), gpus.limit_w, ordered_w)
+    present: Floats = np.where(readable & (free | lower), np.minimum(gpus.limit_w, ordered_w), ordered_w)
+    return present
 
 
 def order(settings: Settings, ledger: Ledger, limits_w: Floats, now_s: float) -> Ledger:

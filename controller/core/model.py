@@ -79,6 +79,7 @@ class Settings:
     report_age_max_s: float = 0.5
     meter_age_max_s: float = 1.0
     meter_lag_s: float = 0.1
+    skew_s: float = 0.1  # how well the moments of meter and GPU readings are known against each other
     inlet_age_max_s: float = 5.0
     inlet_lag_s: float = 1.0
     cooling_age_max_s: float = 5.0

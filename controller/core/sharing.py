@@ -17,7 +17,7 @@ from controller.core.model import BaseLoad, Bools, Floats, Settings, Shares, Sna
 
 HAND_OVER_S: Final = 1.0  # power cut here may reappear there within this time without counting as a rise
 AIM_STEP_RATIO: Final = 1e-4  # of the feed rating: smaller moves of the budget call for no new share-out
-DEADBAND_W: Final = 2.0  # smaller rises are not worth a driver call
+DEADBAND_W: Final = 1.0  # smaller rises are not worth a driver call
 
 
 def observe(shares: Shares, power_w: Floats, held_w: Floats, now_s: float) -> Shares:

@@ -297,7 +297,7 @@ async def test_a_run_plays_the_time_line_and_leaves_a_report(tmp_path, powerbloc
     assert [mark["text"].split(":")[0] for mark in document["marks"]] == [
         "dr-1",
         "agent n1 kill",
-        "agent n1 kill over",
+        "agent n1 back",
     ]
     assert document["requests"]["dr-1"]["limit_w"] == pytest.approx(0.8 * 13_000, rel=0.05)
     assert document["reaction_s"] is not None

@@ -227,6 +227,7 @@ def settings_for(rng: Random, tick_s: float) -> Settings:
         lead_s=0.4 + 2 * tick_s,
         settle_s=0.2,
         witness_tolerance_w=0.03 * rating_w,
+        skew_s=0.15,  # messages move in whole steps here
     )
 
 

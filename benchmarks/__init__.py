@@ -1,0 +1,1 @@
+"""How fast, how punctual, how small: `python -m benchmarks` measures what the design promises."""

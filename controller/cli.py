@@ -1,0 +1,188 @@
+"""`powerblock`: one program for everything on the block.
+
+On the hosts:   run (block controller), agent (on every GPU host)
+For people:     check, status, explain, replay; they read and never touch anything
+
+Exit status: 0 all is well; 1 the answer is not the one hoped for (controller not running, a signal refused,
+a decision that differs); 2 bad input, named on stderr with its remedy.
+"""
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any, Final, NoReturn
+
+import typer
+from rich.console import Console, RenderableType
+
+# The daemon must not carry what only the views need, nor the views a driver library: each command imports
+# its own part.
+
+EXIT_NEGATIVE: Final = 1
+EXIT_BAD_INPUT: Final = 2
+REFRESH_S: Final = 0.25  # the controller writes as often
+RUN_DIR: Final = Path("/run/powerblock")  # as the systemd unit makes it
+SIGNAL_MAX_BYTES: Final = 1024 * 1024  # four times what the wire accepts; the parser says the rest
+
+app = typer.Typer(name="powerblock", add_completion=False, no_args_is_help=True, help=__doc__)
+
+BlockPath = Annotated[Path, typer.Argument(metavar="BLOCK.yaml", help="configuration of the block")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON for programs")]
+
+
+@app.command()
+def run(block_path: BlockPath) -> None:
+    """Control the block until SIGTERM or Ctrl-C. A stop raises no power."""
+    from controller.service import main
+
+    raise typer.Exit(main(block_path))
+
+
+@app.command()
+def agent(
+    node_path: Annotated[Path, typer.Argument(metavar="NODE.yaml", help="configuration of this GPU host")],
+    observe: Annotated[bool, typer.Option("--observe", help="read and report, never write a limit")] = False,
+) -> None:
+    """Obey the controller on this GPU host, and fall back by itself when it is not heard."""
+    from controller.agent.service import main
+
+    raise typer.Exit(main(node_path, observe))
+
+
+@app.command()
+def check(block_path: BlockPath, as_json: AsJson = False) -> None:
+    """Check a configuration and show the limits it means, or everything that is wrong with it."""
+    from controller.views import check as view
+
+    config = _load(block_path)
+    _show(view.as_json(config) if as_json else view.render(config))
+
+
+@app.command()
+def status(
+    block_path: Annotated[
+        Path | None, typer.Argument(metavar="[BLOCK.yaml]", help="names the run directory")
+    ] = None,
+    run_dir: Annotated[Path, typer.Option(help="where the controller writes its status")] = RUN_DIR,
+    once: Annotated[bool, typer.Option("--once", help="show it once; so does a pipe")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Watch the controller: power, budget, what binds and why. With --once, status 1 if it is not running."""
+    from controller.clock import now_utc_s
+    from controller.views import status as view
+
+    if block_path is not None:
+        run_dir = _load(block_path).run_dir
+    path, console = run_dir / "status.json", Console()
+    if not (once or as_json) and console.is_terminal:
+        _watch(console, path)
+        return
+    seen = view.look(path, now_utc_s())
+    _show(view.as_json(seen) if as_json else view.render(seen, now_utc_s(), console.width))
+    if seen.fault:
+        raise typer.Exit(EXIT_NEGATIVE)
+
+
+@app.command()
+def explain(
+    signal_paths: Annotated[
+        list[Path], typer.Argument(metavar="EVENT.json...", help="OpenADR events, in order of arrival")
+    ],
+    block_path: Annotated[
+        Path | None, typer.Option("--block", metavar="BLOCK.yaml", help="add its ceilings and ramps")
+    ] = None,
+    now: Annotated[
+        str | None, typer.Option(metavar="TIME", help="moment of arrival, such as 2026-11-21T18:00:00Z")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what OpenADR signals would do, as a time line of limits. Status 1 if one would be refused."""
+    from controller.views import explain as view
+
+    config = None if block_path is None else _load(block_path)
+    signals = [(path.name, _content(path)) for path in signal_paths]
+    found = view.explain(signals, _moment(now), config)
+    _show(view.as_json(found) if as_json else view.render(found))
+    if found.refused:
+        raise typer.Exit(EXIT_NEGATIVE)
+
+
+@app.command()
+def replay(
+    journal_path: Annotated[Path, typer.Argument(metavar="JOURNAL", help="one journal file")],
+    listed_max: Annotated[int, typer.Option("--max", min=0, help="differences listed")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """Run recorded beats through today's law. Status 1 if it decides differently."""
+    from controller.journal import JournalError
+    from controller.views import replay as view
+
+    try:
+        outcome = view.replay(journal_path, listed_max)
+    except JournalError as error:
+        _give_up(str(error))
+    _show(view.as_json(outcome) if as_json else view.render(outcome))
+    if outcome.fault:
+        _give_up(outcome.fault)
+    if outcome.beats_differing:
+        raise typer.Exit(EXIT_NEGATIVE)
+
+
+def _watch(console: Console, path: Path) -> None:
+    """Draw until Ctrl-C."""
+    from rich.live import Live
+
+    from controller.clock import now_utc_s
+    from controller.views import status as view
+
+    with Live(console=console, screen=True, auto_refresh=False) as live:
+        try:
+            while True:
+                now = now_utc_s()
+                live.update(view.render(view.look(path, now), now, console.width), refresh=True)
+                time.sleep(REFRESH_S)
+        except KeyboardInterrupt:
+            return
+
+
+def _load(path: Path) -> Any:
+    from controller.config import ConfigError, load_block
+
+    try:
+        return load_block(path)
+    except ConfigError as error:
+        _give_up(str(error))
+
+
+def _content(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(SIGNAL_MAX_BYTES)
+    except OSError as error:
+        _give_up(f"{path}: cannot be read: {error.strerror}; check the path and its permissions")
+
+
+def _moment(now: str | None) -> float:
+    from controller.clock import now_utc_s
+    from protocols.openadr import OpenAdrError, parse_time
+
+    try:
+        return now_utc_s() if now is None else parse_time(now, "--now")
+    except OpenAdrError as error:
+        _give_up(str(error))
+
+
+def _show(what: dict[str, Any] | RenderableType) -> None:
+    if isinstance(what, dict):
+        print(json.dumps(what, indent=2))
+    else:
+        Console().print(what)
+
+
+def _give_up(why: str) -> NoReturn:
+    typer.echo(why, err=True)
+    raise typer.Exit(EXIT_BAD_INPUT)
+
+
+if __name__ == "__main__":
+    app()

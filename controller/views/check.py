@@ -1,0 +1,301 @@
+"""`powerblock check`: the tree of limits as the configuration means it, and what follows from it.
+
+A file that is valid may still not be what was meant. So this view says what the law will make of it: how
+far the block can be shed and how long that takes, what every rack carries on shared inlets and on one
+alone, and what looks like a slip of the pen. All powers are at the meter: a watt at a GPU counts with its
+power supply. The base load is taken at its assumed most, which is what the law does when it is blind.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import numpy as np
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from controller.config import BlockConfig, DeviceConfig, InletConfig, NodeEntry, RackConfig, settings_of
+from controller.core.model import Settings
+from controller.views.figures import kw, percent, span
+
+KW: Final = 1000.0
+ALIKE_W: Final = 1.0  # inlets that differ by less are equally tight
+
+
+@dataclass(frozen=True)
+class RackFacts:
+    """What a rack's inlets carry for hours, and what its GPUs and base load could ask of them, W."""
+
+    name: str
+    shared_w: float  # all inlets carry alike
+    alone_w: float  # one inlet carries everything: the other feed is gone, or is not metered
+    most_w: float
+    least_w: float
+
+
+@dataclass(frozen=True)
+class BlockFacts:
+    """What follows from the configuration; W at the meter, base load at its assumed most."""
+
+    gpus: int
+    most_w: float  # every GPU at its most
+    floors_w: float  # every GPU at the floor of its tier
+    least_w: float  # every GPU at its least
+    base_span_w: float  # so much lower is each of them with the base load at its least
+    full_w: float  # the most this block ever draws: `most_w`, or the feed rating
+    sheddable_w: float  # from there down to `least_w`
+    sheddable_ratio: float
+    failsafe_fall_s: float  # from full to the failsafe limit, obeying included
+    failsafe_rise_s: float  # and back
+    racks: tuple[RackFacts, ...]
+
+
+def facts(config: BlockConfig) -> BlockFacts:
+    settings = settings_of(config)
+    topology, gain = settings.topology, settings.block_w_per_gpu_w
+
+    def at_meter_w(gpu_w: "np.typing.NDArray[np.float64]") -> float:
+        return settings.base_max_w + gain * float(gpu_w.sum())
+
+    floor_w = np.clip(topology.gpu_floor_w, topology.gpu_min_w, topology.gpu_max_w)
+    most_w, least_w = at_meter_w(topology.gpu_max_w), at_meter_w(topology.gpu_min_w)
+    full_w = min(most_w, settings.feed_rating_w)
+    above_failsafe_w = max(0.0, full_w - settings.failsafe.limit_w)
+    return BlockFacts(
+        gpus=len(topology.gpu_node),
+        most_w=most_w,
+        floors_w=at_meter_w(floor_w),
+        least_w=least_w,
+        base_span_w=settings.base_max_w - settings.base_min_w,
+        full_w=full_w,
+        sheddable_w=max(0.0, full_w - least_w),
+        sheddable_ratio=max(0.0, full_w - least_w) / full_w,
+        failsafe_fall_s=above_failsafe_w / settings.ramp_down_w_per_s + settings.lead_s,
+        failsafe_rise_s=above_failsafe_w / settings.ramp_up_w_per_s,
+        racks=tuple(_rack_facts(settings, index) for index in range(len(topology.rack_names))),
+    )
+
+
+def _rack_facts(settings: Settings, rack: int) -> RackFacts:
+    topology, gain = settings.topology, settings.block_w_per_gpu_w
+    inlets_w = topology.inlet_continuous_w[topology.inlet_rack == rack]
+    members, base_w = topology.gpu_rack == rack, float(settings.rack_base_max_w[rack])
+    return RackFacts(
+        name=topology.rack_names[rack],
+        shared_w=len(inlets_w) * float(inlets_w.min()),
+        alone_w=float(inlets_w.min()),
+        most_w=base_w + gain * float(topology.gpu_max_w[members].sum()),
+        least_w=base_w + gain * float(topology.gpu_min_w[members].sum()),
+    )
+
+
+# --- what deserves a second look ---------------------------------------------------------------------
+
+
+def warnings(config: BlockConfig, found: BlockFacts) -> Iterator[str]:
+    """Sentences about a valid configuration that may not be what was meant."""
+    yield from _block_warnings(config, found)
+    for rack, rack_found in zip(config.racks, found.racks, strict=True):
+        yield from _rack_warnings(rack, rack_found)
+    yield from _tier_warnings(config)
+    yield from _device_warnings(config)
+
+
+def _block_warnings(config: BlockConfig, found: BlockFacts) -> Iterator[str]:
+    rating_w, failsafe_w = config.feed.rating_kw * KW, config.site.failsafe_kw * KW
+    if found.most_w > rating_w:
+        yield (
+            f"every GPU at its most would draw {kw(found.most_w)}, {percent(found.most_w / rating_w - 1.0)}"
+            " above the feed rating: normal for a block that shares, the law holds the rating"
+        )
+    racks_w = sum(rack.shared_w for rack in found.racks)
+    if racks_w < rating_w:
+        yield (
+            f"all racks together carry {kw(racks_w)}, less than the feed rating {kw(rating_w)}:"
+            " the racks bind before the feed does"
+        )
+    if failsafe_w < found.floors_w:
+        yield (
+            f"the failsafe limit {kw(failsafe_w)} is below {kw(found.floors_w)}, every tier at its floor:"
+            " tiers lose their floors while the site is lost"
+        )
+    if config.cooling is not None and config.cooling.blind_kw * KW < found.least_w:
+        yield (
+            f"cooling.blind_kw {kw(config.cooling.blind_kw * KW)} cannot be reached: base load and GPUs at"
+            f" their least draw up to {kw(found.least_w)}"
+        )
+    if config.site.failsafe_release_after_s is not None:
+        yield (
+            f"the failsafe limit is released {span(config.site.failsafe_release_after_s)} after the site was"
+            " lost: the block then opens up while its site is blind"
+        )
+
+
+def _rack_warnings(rack: RackConfig, found: RackFacts) -> Iterator[str]:
+    if found.least_w > found.alone_w:
+        yield (
+            f"rack {found.name}: base load and GPUs at their least draw up to {kw(found.least_w)}, one inlet"
+            f" carries {kw(found.alone_w)}: if the other fails, limits alone cannot save it"
+        )
+    elif found.most_w > found.alone_w:
+        yield (
+            f"rack {found.name}: at full power {kw(found.most_w)}, one inlet carries {kw(found.alone_w)}:"
+            " while the other is lost or not metered, its GPUs are held down to that"
+        )
+    if found.most_w > found.shared_w:
+        yield f"rack {found.name}: its GPUs never all reach their most; its inlets carry {kw(found.shared_w)}"
+    feeds = [inlet.feed for inlet in rack.inlets]
+    if len(feeds) > 1 and len(set(feeds)) == 1:
+        yield f"rack {found.name}: all inlets hang on feed {feeds[0]}: no second feed to fall back on"
+
+
+def _tier_warnings(config: BlockConfig) -> Iterator[str]:
+    used = {node.tier for node in config.nodes}
+    for name in config.tiers.keys() - used:
+        yield f"tier {name!r} is given to no node"
+    for node in config.nodes:
+        floor_w = config.tiers[node.tier].floor_w
+        if not node.min_w <= floor_w <= node.max_w:
+            yield (
+                f"node {node.name}: the floor of tier {node.tier!r}, {floor_w:g} W, lies outside its GPUs'"
+                f" {node.min_w:g} to {node.max_w:g} W"
+            )
+
+
+def _device_warnings(config: BlockConfig) -> Iterator[str]:
+    timed: list[tuple[str, DeviceConfig, float]] = [("meter", config.meter, config.meter.age_max_s)]
+    if config.cooling is not None:
+        timed.append(("cooling", config.cooling, config.cooling.age_max_s))
+    inlet_age_max_s = settings_of(config).inlet_age_max_s
+    timed += [(f"inlet {inlet.name}", inlet, inlet_age_max_s) for inlet in config.inlets]
+    for name, device, age_max_s in timed:
+        if device.poll_s >= age_max_s:
+            yield (
+                f"{name}: polled every {device.poll_s:g} s but stale after {age_max_s:g} s:"
+                " between two readings it counts as unknown"
+            )
+    places = Counter((inlet.url, inlet.unit, inlet.point) for inlet in config.inlets)
+    for (url, unit, point), count in places.items():
+        if count > 1:
+            names = [i.name for i in config.inlets if (i.url, i.unit, i.point) == (url, unit, point)]
+            yield f"inlets {', '.join(names)} read the same point of the same device: {url} unit {unit}"
+
+
+# --- on paper ----------------------------------------------------------------------------------------
+
+
+def as_json(config: BlockConfig) -> dict[str, Any]:
+    found = facts(config)
+    return {
+        "block": config.block,
+        "config": config.model_dump(mode="json"),
+        "facts": asdict(found),
+        "warnings": list(warnings(config, found)),
+    }
+
+
+def render(config: BlockConfig) -> RenderableType:
+    found = facts(config)
+    parts: list[RenderableType] = [_tree(config, found), Text(), _powers(found), _times(config, found)]
+    for sentence in warnings(config, found):
+        line = Table.grid(padding=(0, 1))
+        line.add_row(Text("!", style="bold yellow"), sentence)
+        parts.append(line)
+    return Group(*parts)
+
+
+def _tree(config: BlockConfig, found: BlockFacts) -> Tree:
+    tree = Tree(
+        Text.assemble(
+            (config.block, "bold"),
+            f"  {found.gpus} GPUs, {len(config.nodes)} nodes, {len(config.racks)} racks",
+        ),
+        guide_style="dim",
+    )
+    limits = tree.add(Text("limits of the block"))
+    for name, power, words in _block_limits(config):
+        limits.add(Text.assemble((f"{name:14}", ""), (f"{power:>12}", "bold"), f"  {words}"))
+    for rack, rack_found in zip(config.racks, found.racks, strict=True):
+        branch = tree.add(
+            Text.assemble(
+                "rack ",
+                (rack.name, "bold"),
+                f"  {kw(rack_found.shared_w)} on shared inlets, {kw(rack_found.alone_w)} on one",
+            )
+        )
+        for inlet in rack.inlets:
+            branch.add(_inlet(inlet, rack))
+        for node in rack.nodes:
+            branch.add(_node(node, config))
+    return tree
+
+
+def _block_limits(config: BlockConfig) -> Iterator[tuple[str, str, str]]:
+    """(name, power, words) of everything that bounds the block as a whole."""
+    site, base = config.site, config.base_load
+    yield "feed rating", kw(config.feed.rating_kw * KW), "protection: does not wait for a ramp"
+    release_s = site.failsafe_release_after_s
+    until = "until it is back" if release_s is None else f"for {span(release_s)} at most"
+    yield (
+        "failsafe",
+        kw(site.failsafe_kw * KW),
+        f"{span(site.heartbeat_timeout_s)} after the last heartbeat, {until}",
+    )
+    if config.cooling is not None:
+        yield "cooling blind", kw(config.cooling.blind_kw * KW), "while the capacity is unknown"
+    yield "ramp down", f"{site.ramp_down_kw_per_s:g} kW/s", _arrival_words(site.arrive_at_start)
+    yield "ramp up", f"{site.ramp_up_kw_per_s:g} kW/s", "after every limit, failsafe included"
+    yield (
+        "base load",
+        kw(base.max_kw * KW),
+        f"assumed while it is not measured; never below {kw(base.min_kw * KW)}",
+    )
+
+
+def _arrival_words(arrive_at_start: bool) -> str:
+    return "ends when a window opens" if arrive_at_start else "begins when a window opens"
+
+
+def _inlet(inlet: InletConfig, rack: RackConfig) -> Text:
+    continuous_w = [other.continuous_w for other in rack.inlets]
+    tightest = inlet.continuous_w <= min(continuous_w) + ALIKE_W < max(continuous_w)
+    rating_w = inlet.rating_a * inlet.voltage_v * inlet.phases
+    return Text.assemble(
+        f"inlet {inlet.name}  feed {inlet.feed}"
+        f"  {inlet.rating_a:g} A x {inlet.voltage_v:g} V x {inlet.phases} = {kw(rating_w)}, continuous ",
+        (kw(inlet.continuous_w), "bold"),
+        ("  tightest", "yellow") if tightest else "",
+    )
+
+
+def _node(node: NodeEntry, config: BlockConfig) -> Text:
+    floor_w = config.tiers[node.tier].floor_w
+    return Text(
+        f"node {node.name}  {node.gpus} GPUs of {node.min_w:g} to {node.max_w:g} W"
+        f" = {kw(node.gpus * node.min_w)} to {kw(node.gpus * node.max_w)};"
+        f" tier {node.tier}, floor {floor_w:g} W"
+    )
+
+
+def _powers(found: BlockFacts) -> Table:
+    table = Table("block power at the meter", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table.add_column("base load at its least", justify="right")
+    table.add_column("base load at its most", justify="right")
+    for name, power_w in (
+        ("every GPU at its most", found.most_w),
+        ("every GPU at its tier's floor", found.floors_w),
+        ("every GPU at its least", found.least_w),
+    ):
+        table.add_row(name, kw(power_w - found.base_span_w), kw(power_w))
+    return table
+
+
+def _times(config: BlockConfig, found: BlockFacts) -> Text:
+    return Text(
+        f"\ncan shed {kw(found.sheddable_w)}, {percent(found.sheddable_ratio)} of {kw(found.full_w)}"
+        f"\nfrom {kw(found.full_w)} to failsafe {kw(config.site.failsafe_kw * KW)} in"
+        f" {span(found.failsafe_fall_s)}, back up in {span(found.failsafe_rise_s)}\n"
+    )

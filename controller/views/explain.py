@@ -1,0 +1,272 @@
+"""`powerblock explain`: what OpenADR signals would do to a block, before anyone sends them.
+
+The signals go through the same door as on the wire: parsed, then applied to a book of events one after the
+other, each accepted or refused as a whole. What the book then holds is resolved as the law resolves it:
+within one kind the highest priority wins, among equals the lowest limit, and across kinds the lowest
+binds. Nothing changes between two moments at which some window opens or closes, so the time line is one
+stretch from each such moment to the next.
+
+With the block's configuration there is more to say: the feed rating caps every stretch, the failsafe limit
+is what holds if the site falls silent in it, and the ramps show how the block gets from one to the next.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from controller.config import BlockConfig, settings_of
+from controller.core import schedule
+from controller.core.model import Limit, Setpoint
+from controller.site import setpoint_of
+from controller.views import check
+from controller.views.figures import FOREVER_UTC_S, kw, moment, relative, span
+from controller.views.ramps import UNBOUNDED_W, Ramp, Step, ramps
+from protocols import openadr
+
+KW: Final = 1000.0
+NO_LIMIT: Final = "no limit"
+ROWS_MAX: Final = 200  # stretches on a terminal; more is asked for as JSON
+
+
+@dataclass(frozen=True)
+class Heard:
+    """One signal and what became of it."""
+
+    file: str
+    event_id: str
+    operation: str
+    accepted: bool
+    reason: str
+    ignored: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Overridden:
+    """A setpoint whose window is open and that does not bind, and why not."""
+
+    source: str
+    kind: str
+    limit_w: float
+    why: str
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A span of time in which one limit binds. `limit_w` None: none does."""
+
+    starts_utc_s: float
+    ends_utc_s: float
+    limit_w: float | None
+    source: str
+    overridden: tuple[Overridden, ...]
+    arrive_w: float | None  # lowest limit that is to be met when this stretch begins
+    site_lost_w: float | None  # what holds here if the site falls silent; None: no block was named
+
+
+@dataclass(frozen=True)
+class Explanation:
+    now_utc_s: float
+    heard: tuple[Heard, ...]
+    stretches: tuple[Stretch, ...]
+    ramps: tuple[Ramp, ...]
+
+    @property
+    def refused(self) -> bool:
+        return not all(heard.accepted for heard in self.heard)
+
+
+def explain(
+    signals: Iterable[tuple[str, bytes]], now_utc_s: float, config: BlockConfig | None
+) -> Explanation:
+    """`signals` as (name of the file, its content), in the order of their arrival."""
+    book = openadr.EventBook()
+    heard = tuple(_hear(book, file, payload, now_utc_s) for file, payload in signals)
+    arrive = config is not None and config.site.arrive_at_start
+    setpoints = [setpoint_of(window, arrive_at_start=arrive) for window in book.windows(now_utc_s)]
+    stretches = _stretches(setpoints, now_utc_s, config)
+    found = () if config is None else _ramps(stretches, config)
+    return Explanation(now_utc_s, heard, _joined(stretches), found)
+
+
+def _hear(book: openadr.EventBook, file: str, payload: bytes, now_utc_s: float) -> Heard:
+    try:
+        notification = openadr.parse(payload)
+    except openadr.OpenAdrError as error:
+        return Heard(file, "", "", accepted=False, reason=str(error), ignored=())
+    verdict = book.apply(notification, now_utc_s)
+    return Heard(
+        file,
+        notification.event.id,
+        notification.operation,
+        verdict.accepted,
+        verdict.reason,
+        verdict.ignored,
+    )
+
+
+# --- the time line -----------------------------------------------------------------------------------
+
+
+def _stretches(setpoints: Sequence[Setpoint], now_utc_s: float, config: BlockConfig | None) -> list[Stretch]:
+    """From now on, one stretch between any two moments at which a window opens or closes."""
+    edges = {edge for s in setpoints for edge in (s.starts_utc_s, s.ends_utc_s)}
+    moments = [now_utc_s, *sorted(edge for edge in edges if now_utc_s < edge < FOREVER_UTC_S)]
+    ends = [*moments[1:], openadr.FOREVER_UTC_S]
+    return [_stretch(setpoints, start, end, config) for start, end in zip(moments, ends, strict=True)]
+
+
+def _stretch(
+    setpoints: Sequence[Setpoint], starts_utc_s: float, ends_utc_s: float, config: BlockConfig | None
+) -> Stretch:
+    opened = [s for s in setpoints if s.starts_utc_s <= starts_utc_s < s.ends_utc_s]
+    winners = schedule.winners(opened)
+    limits = [Limit(s.limit_w, schedule.name(s)) for s in winners]
+    if config is not None:
+        limits.append(Limit(config.feed.rating_kw * KW, "feed rating", protection=True))
+    binding = min(limits, key=lambda limit: limit.power_w, default=None)
+    to_be_met_w = [s.limit_w for s in winners if s.arrive_at_start and s.starts_utc_s == starts_utc_s]
+    return Stretch(
+        starts_utc_s=starts_utc_s,
+        ends_utc_s=ends_utc_s,
+        limit_w=None if binding is None else binding.power_w,
+        source=NO_LIMIT if binding is None else binding.source,
+        overridden=tuple(_overridden(opened, winners, binding)),
+        arrive_w=min(to_be_met_w, default=None),
+        site_lost_w=_site_lost_w(binding, config),
+    )
+
+
+def _overridden(
+    opened: Sequence[Setpoint], winners: Sequence[Setpoint], binding: Limit | None
+) -> Iterable[Overridden]:
+    """Whatever is open and does not bind: beaten within its kind, or above a lower limit."""
+    winner_of = {(s.source, s.kind): s for s in winners}
+    for setpoint in opened:
+        name, winner = schedule.name(setpoint), winner_of[setpoint.source, setpoint.kind]
+        if setpoint is not winner and setpoint.priority > winner.priority:
+            why = f"priority {_priority(setpoint)} yields to {_priority(winner)}"
+            yield Overridden(name, setpoint.limit_w, why)
+        elif setpoint is not winner:
+            yield Overridden(name, setpoint.limit_w, "same priority, not lower")
+        elif binding is not None and name != binding.source:
+            yield Overridden(name, setpoint.limit_w, "higher limit")
+
+
+def _priority(setpoint: Setpoint) -> str:
+    return "none" if setpoint.priority >= openadr.PRIORITY_LOWEST else str(setpoint.priority)
+
+
+def _site_lost_w(binding: Limit | None, config: BlockConfig | None) -> float | None:
+    """In failsafe, open windows stay in force, and the failsafe limit holds besides."""
+    if config is None:
+        return None
+    failsafe_w = config.site.failsafe_kw * KW
+    return failsafe_w if binding is None else min(failsafe_w, binding.power_w)
+
+
+def _joined(stretches: Sequence[Stretch]) -> tuple[Stretch, ...]:
+    """Neighbours that say the same become one."""
+    joined: list[Stretch] = []
+    for stretch in stretches:
+        last = joined[-1] if joined else None
+        if last and (last.limit_w, last.source, last.overridden) == (
+            stretch.limit_w,
+            stretch.source,
+            stretch.overridden,
+        ):
+            joined[-1] = replace(last, ends_utc_s=stretch.ends_utc_s)
+        else:
+            joined.append(stretch)
+    return tuple(joined)
+
+
+def _ramps(stretches: Sequence[Stretch], config: BlockConfig) -> tuple[Ramp, ...]:
+    """How a block that is at full power now gets from stretch to stretch."""
+    settings, full_w = settings_of(config), check.facts(config).full_w
+    steps = [
+        Step(
+            s.starts_utc_s,
+            full_w if s.limit_w is None else min(full_w, s.limit_w),
+            s.source,
+            UNBOUNDED_W if s.arrive_w is None else s.arrive_w,
+        )
+        for s in stretches
+    ]
+    return ramps(
+        steps,
+        from_w=full_w,
+        down_w_per_s=settings.ramp_down_w_per_s,
+        up_w_per_s=settings.ramp_up_w_per_s,
+        lead_s=settings.lead_s,
+    )
+
+
+# --- on paper ----------------------------------------------------------------------------------------
+
+
+def as_json(found: Explanation) -> dict[str, Any]:
+    """Times are UTC seconds; an end at or beyond the year 10000 means: until withdrawn."""
+    return asdict(found)
+
+
+def render(found: Explanation) -> RenderableType:
+    parts: list[RenderableType] = [_heard_table(found.heard), Text(), _time_line(found)]
+    if len(found.stretches) > ROWS_MAX:
+        parts.append(Text(f"… and {len(found.stretches) - ROWS_MAX} more stretches: see --json", style="dim"))
+    if found.ramps:
+        parts += [Text(), _ramp_table(found)]
+    return Group(*parts)
+
+
+def _heard_table(heard: Sequence[Heard]) -> Table:
+    table = Table("signal", "event", "", "reason", box=None, padding=(0, 2, 0, 0))
+    for one in heard:
+        reason = one.reason if not one.ignored else f"{one.reason}; ignored: {', '.join(one.ignored)}"
+        verdict = Text("accepted", style="green") if one.accepted else Text("refused", style="bold red")
+        said = f"{one.operation.lower()} {one.event_id}".strip()
+        table.add_row(one.file, said, verdict, "" if reason == "accepted" else reason)
+    return table
+
+
+def _time_line(found: Explanation) -> Table:
+    now_utc_s = found.now_utc_s
+    lost = any(s.site_lost_w is not None for s in found.stretches)
+    table = Table("from (UTC)", "to", "", box=None, padding=(0, 2, 0, 0))
+    table.add_column("limit", justify="right")
+    table.add_column("if site lost", justify="right") if lost else None
+    table.add_column("binds", overflow="fold")
+    for stretch in found.stretches[:ROWS_MAX]:
+        binds = Text(stretch.source, style="bold" if stretch.source != NO_LIMIT else "dim")
+        for other in stretch.overridden:
+            binds.append(f"\nover {other.source} {kw(other.limit_w)}: {other.why}", style="not bold dim")
+        row: list[str | Text] = [
+            moment(stretch.starts_utc_s, now_utc_s),
+            moment(stretch.ends_utc_s, now_utc_s),
+            relative(stretch.starts_utc_s, now_utc_s),
+            "" if stretch.limit_w is None else kw(stretch.limit_w),
+        ]
+        if lost:
+            row.append(kw(stretch.site_lost_w))
+        table.add_row(*row, binds)
+    return table
+
+
+def _ramp_table(found: Explanation) -> Table:
+    table = Table("ramp begins", "done", "takes", box=None, padding=(0, 2, 0, 0))
+    table.add_column("from", justify="right")
+    table.add_column("to", justify="right")
+    table.add_column("towards")
+    for ramp in found.ramps[:ROWS_MAX]:
+        table.add_row(
+            moment(ramp.begins_utc_s, found.now_utc_s),
+            moment(ramp.done_utc_s, found.now_utc_s),
+            span(ramp.done_utc_s - ramp.begins_utc_s),
+            kw(ramp.from_w),
+            kw(ramp.to_w),
+            ramp.towards,
+        )
+    return table

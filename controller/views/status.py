@@ -1,0 +1,253 @@
+"""`powerblock status`: the controller's `status.json`, drawn for a terminal.
+
+What a person needs at night comes first: is anybody writing this at all, what is wrong, how much the block
+draws, what binds it and why. Racks, nodes, links and the site follow. Long lists show their troubled rows
+first and say how many they leave out. The file is taken at its word; only its age is judged here.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import msgspec
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from controller.views.figures import bar, kw, moment, relative, span
+
+VERSION: Final = 1  # of status.json
+STALE_S: Final = 2.0  # eight writes missed
+WIDE: Final = 110  # columns from which two tables stand side by side
+ROWS_MAX: Final = 12  # of one table; a screen shows no more
+REFUSED_SHOWN: Final = 3  # newest signals; the log has them all
+OVER_BUDGET_RATIO: Final = 1.01  # from here on the law raises its own alarm
+ROOM_SHOWN_RATIO: Final = 1.25  # of a rack's limits: more room than this says nothing
+BUDGET: Final = "┃"
+OBEYS: Final = ("obeys", "green")
+
+MODE_STYLES: Final = {
+    "limited": "yellow",
+    "controlled": "green",
+    "init": "bold magenta",
+    "failsafe": "bold red",
+    "autonomous": "bold magenta",
+}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The file as found. `told` is empty where there is none; `age_s` is None then."""
+
+    told: dict[str, Any]
+    age_s: float | None
+    fault: str  # empty: written just now by a running controller
+
+
+def look(path: Path, now_utc_s: float) -> Seen:
+    try:
+        told = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+    except FileNotFoundError:
+        return Seen({}, None, f"controller not running: {path} does not exist")
+    except OSError as error:
+        return Seen({}, None, f"{path}: {error.strerror}; run this as a user of the controller's group")
+    except msgspec.DecodeError as error:
+        return Seen({}, None, f"{path}: not a status file: {error}")
+    if told.get("v") != VERSION:
+        return Seen(
+            {}, None, f"{path}: version {told.get('v')}, this program reads {VERSION}: update the older"
+        )
+    age_s = now_utc_s - told["at_utc_s"]
+    if abs(age_s) <= STALE_S:
+        return Seen(told, age_s, "")
+    when = f"{span(age_s)} ago" if age_s > 0 else f"{span(-age_s)} ahead of this clock"
+    return Seen(told, age_s, f"controller not running or stuck: last written {when}")
+
+
+def as_json(seen: Seen) -> dict[str, Any]:
+    return {"age_s": seen.age_s, "fault": seen.fault, "status": seen.told or None}
+
+
+def render(seen: Seen, now_utc_s: float, width: int) -> RenderableType:
+    parts: list[RenderableType] = []
+    if seen.fault:
+        parts.append(Panel(Text(seen.fault), style="bold red"))
+    if not seen.told:
+        return Group(*parts)
+    told = seen.told
+    if told["alarms"]:
+        parts.append(_alarms(told))
+    parts.append(_block(told, width))
+    tables = [_limits(told), _racks(told, width), _nodes(told), _links(told)]
+    parts += _side_by_side(tables) if width >= WIDE else tables
+    parts += [_site(told, now_utc_s), _beat(told, now_utc_s)]
+    return Group(*parts)
+
+
+def _side_by_side(tables: Sequence[RenderableType]) -> list[RenderableType]:
+    grid = Table.grid(expand=True)
+    grid.add_column(ratio=1)
+    grid.add_column(ratio=1)
+    for left, right in zip(tables[::2], tables[1::2], strict=True):
+        grid.add_row(left, right)
+    return [grid]
+
+
+# --- the block ---------------------------------------------------------------------------------------
+
+
+def _alarms(told: dict[str, Any]) -> Panel:
+    shown = told["alarms"][:ROWS_MAX]
+    lines = [Text.assemble((alarm["key"], "bold"), f"  {alarm['text']}") for alarm in shown]
+    title = f"{len(told['alarms'])} alarm{'s' if len(told['alarms']) > 1 else ''}"
+    return Panel(
+        Group(*lines, *_rest(told["alarms"])), title=title, title_align="left", border_style="bold red"
+    )
+
+
+def _block(told: dict[str, Any], width: int) -> Panel:
+    power_w, budget_w, rating_w = told["power_w"], told["budget_w"], told["feed_rating_w"]
+    drawn_w = power_w or 0.0
+    style = "red" if drawn_w > OVER_BUDGET_RATIO * budget_w else "green"
+    words = Text.assemble((f" {kw(power_w)}", "bold"), (f" of {kw(rating_w)}", "dim"))
+    columns = max(10, width - len(words) - 4)
+    binding = told["binding"]
+    lines = [
+        bar(drawn_w, max(rating_w, drawn_w), columns, style, {BUDGET: budget_w}) + words,
+        Text.assemble(
+            (f"{BUDGET} budget ", "dim"),
+            (kw(budget_w), "bold"),
+            ("   binding ", "dim"),
+            (kw(binding["power_w"]), "bold"),
+            (f"  {binding['source']}", "bold cyan"),
+        ),
+        Text(told["why"], style="dim"),
+    ]
+    if told["shortfall_w"] > 0.0:
+        lines.append(Text(f"shortfall {kw(told['shortfall_w'])}: this much cannot be shed", style="bold red"))
+    mode = told["mode"]
+    title = Text.assemble((f"{told['block']}  ", "bold"), (mode, MODE_STYLES.get(mode, "")))
+    return Panel(Group(*lines), title=title, title_align="left")
+
+
+def _limits(told: dict[str, Any]) -> Table:
+    table = _table(("limits", "left"), ("lowest first", "left"))
+    limits = sorted(told["limits"], key=lambda limit: limit["power_w"])
+    for number, limit in enumerate(limits[:ROWS_MAX]):
+        words = f"{limit['source']}{'  (protection)' if limit['protection'] else ''}"
+        power = Text(kw(limit["power_w"]), justify="right")
+        table.add_row(power, words, style="bold cyan" if number == 0 else "")
+    return _with_rest(table, limits)
+
+
+# --- its parts ---------------------------------------------------------------------------------------
+
+
+def _racks(told: dict[str, Any], width: int) -> Table:
+    """GPU power of every rack with the sum of its limits, on the scale of what its inlets have room for."""
+    racks = sorted(told["racks"], key=lambda rack: rack["gpu_room_w"] - rack["gpu_w"])
+    table = _table(("racks", "left"), ("PDUs", "right"), ("GPUs", "right"), ("limits", "right"), ("", "left"))
+    names = max((len(rack["name"]) for rack in racks[:ROWS_MAX]), default=0)
+    columns = max(8, (width // 2 - 1 if width >= WIDE else width) - 46 - max(5, names))
+    for rack in racks[:ROWS_MAX]:
+        gpu_w, limit_w, room_w = rack["gpu_w"], rack["gpu_limit_w"], rack["gpu_room_w"]
+        top_w = max(gpu_w, limit_w, min(room_w, ROOM_SHOWN_RATIO * limit_w))
+        drawn = bar(gpu_w, top_w, columns, "red" if gpu_w > room_w else "green", {BUDGET: limit_w})
+        table.add_row(rack["name"], kw(rack["power_w"]), kw(gpu_w), kw(limit_w), drawn)
+    return _with_rest(table, racks)
+
+
+def _nodes(told: dict[str, Any]) -> Table:
+    table = _table(("nodes", "left"), ("GPUs", "right"), ("draws", "right"), ("limits", "right"), ("", "left"))
+    nodes = sorted(told["nodes"], key=lambda node: (_node_state(node) == OBEYS, node["name"]))
+    for node in nodes[:ROWS_MAX]:
+        words, style = _node_state(node)
+        drawn = kw(node["power_w"]) if node["heard"] else kw(None)
+        table.add_row(node["name"], str(node["gpus"]), drawn, kw(node["limit_w"]), Text(words, style=style))
+    return _with_rest(table, nodes)
+
+
+def _node_state(node: dict[str, Any]) -> tuple[str, str]:
+    """The node in a few words, and their style."""
+    if not node["heard"]:
+        return "silent", "bold red"
+    if not node["leased"]:
+        return "not under our orders", "bold red"
+    if node["confirmed"] < node["order"]:
+        return "order under way", "yellow"
+    return OBEYS
+
+
+def _links(told: dict[str, Any]) -> Table:
+    """Those that are down, one by one with their fault; the rest in one line with the age of their values."""
+    table = _table(("links", "left"), ("", "left"))
+    down = [link for link in told["links"] if not link["up"]]
+    for link in down[:ROWS_MAX]:
+        table.add_row(link["name"], Text.assemble(("down ", "bold red"), link["fault"]))
+    up = [link["name"] + _age(link) for link in told["links"] if link["up"]]
+    rest = f" and {len(up) - ROWS_MAX} more" if len(up) > ROWS_MAX else ""
+    if up:
+        table.add_row(Text("up", style="green"), f"{', '.join(up[:ROWS_MAX])}{rest}")
+    return _with_rest(table, down)
+
+
+def _age(link: dict[str, Any]) -> str:
+    return "" if link["age_s"] is None else f" {span(link['age_s'])}"
+
+
+def _site(told: dict[str, Any], now_utc_s: float) -> Table:
+    site = told["site"]
+    heard = "never heard" if site["heartbeat_age_s"] is None else f"heard {span(site['heartbeat_age_s'])} ago"
+    plan = "no plan yet" if site["plan_age_s"] is None else f"plan stated {span(site['plan_age_s'])} ago"
+    signals = f"signals: {site['accepted']} accepted, {site['refused']} refused"
+    table = _table(("site", "left"), (f"{heard}, {plan}; {signals}", "left"))
+    for setpoint in site["setpoints"][:ROWS_MAX]:
+        table.add_row(Text(kw(setpoint["limit_w"]), justify="right"), _window(setpoint, now_utc_s))
+    for signal in [signal for signal in site["signals"] if not signal["accepted"]][-REFUSED_SHOWN:]:
+        at = moment(signal["at_utc_s"], now_utc_s)
+        table.add_row(Text("refused", style="red"), f"{at} {signal['topic']}: {signal['reason']}")
+    return _with_rest(table, site["setpoints"])
+
+
+def _window(setpoint: dict[str, Any], now_utc_s: float) -> str:
+    starts_utc_s, ends_utc_s = setpoint["starts_utc_s"], setpoint["ends_utc_s"]
+    opens = starts_utc_s > now_utc_s
+    left = f"opens {relative(starts_utc_s, now_utc_s)}" if opens else f"ends {relative(ends_utc_s, now_utc_s)}"
+    return (
+        f"{setpoint['kind']} {setpoint['source']} {setpoint['id']}"
+        f"  {moment(starts_utc_s, now_utc_s)} to {moment(ends_utc_s, now_utc_s)}, {left}"
+    )
+
+
+def _beat(told: dict[str, Any], now_utc_s: float) -> Text:
+    beat = told["beat"]
+    return Text(
+        f" beat {beat['count']:,}  tick {beat['tick_p99_ms']:.1f} ms, late {beat['late_p99_ms']:.1f} ms (p99),"
+        f" {beat['late_max_ms']:.1f} ms (most); {beat['skipped']} skipped;"
+        f" up {span(now_utc_s - told['started_utc_s'])}",
+        style="yellow" if beat["skipped"] else "dim",
+    )
+
+
+# --- tables ------------------------------------------------------------------------------------------
+
+
+def _table(*columns: tuple[str, Literal["left", "right"]]) -> Table:
+    """A table without lines; the header of its first column is its title."""
+    table = Table(box=None, padding=(0, 1), header_style="dim")
+    for number, (name, justify) in enumerate(columns):
+        header = Text(name, style="not dim bold" if number == 0 else "")
+        table.add_column(header, justify=justify, no_wrap=number < len(columns) - 1, overflow="fold")
+    return table
+
+
+def _with_rest(table: Table, rows: Sequence[Any]) -> Table:
+    for line in _rest(rows):
+        table.add_row(line)
+    return table
+
+
+def _rest(rows: Sequence[Any]) -> list[Text]:
+    return [Text(f"… {len(rows) - ROWS_MAX} more", style="dim")] if len(rows) > ROWS_MAX else []
