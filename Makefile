@@ -28,8 +28,8 @@ demo: $(READY)
 
 # Two runs: what keeps real time with real processes must not share two cores with what computes.
 test: $(READY)
-	$(BIN)/pytest -n 2 --dist loadfile --ignore=$(SYSTEM_TESTS)
-	$(BIN)/pytest $(SYSTEM_TESTS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore=$(SYSTEM_TESTS)
+	$(BIN)/python -m pytest $(SYSTEM_TESTS)
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

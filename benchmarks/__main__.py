@@ -9,10 +9,13 @@ and recorded as such; the exit status is 0 all the same.
 """
 
 import argparse
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
+
+import structlog
 
 from benchmarks import beat, block_day, memory, order_path, result, tick, world
 from benchmarks.result import Figure, Mode
@@ -38,6 +41,8 @@ def main() -> None:
     unknown = [name for name in arguments.names if name not in BENCHES]
     if unknown:
         parser.error(f"no bench {', '.join(unknown)}; choose from {', '.join(BENCHES)}")
+    logging.basicConfig(level=logging.ERROR)
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     facts = ", ".join(f"{key} {value}" for key, value in result.machine().items())
     print(f"{facts}\n")
     missed = [

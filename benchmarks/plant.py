@@ -55,7 +55,7 @@ def settings(gpus: int) -> Settings:
     )
     return Settings(
         topology=topology,
-        failsafe=FailsafeSettings(limit_w=0.5 * peak_w, heartbeat_timeout_s=5.0),
+        failsafe=FailsafeSettings(limit_w=0.8 * peak_w, heartbeat_timeout_s=5.0),
         tick_s=TICK_S,
         feed_rating_w=peak_w,
         ramp_down_w_per_s=0.03 * peak_w,
@@ -65,7 +65,7 @@ def settings(gpus: int) -> Settings:
         base_max_w=1.3 * racks * RACK_BASE_W,
         base_margin_w=0.002 * peak_w,
         rack_base_max_w=np.full(racks, 1.3 * RACK_BASE_W),
-        cooling_blind_w=0.6 * peak_w,
+        cooling_blind_w=0.8 * peak_w,
         witness_tolerance_w=0.03 * peak_w,
     )
 
@@ -161,5 +161,7 @@ class Plant:
         due = int(self.ticks * TICK_S * self.count / MIND_CHANGE_S)
         while self._wishes_changed < due:
             self._wishes_changed += 1
-            gpu = self._wishes_changed * 7919 % self.count  # a prime: all take their turn, none its neighbour's
+            gpu = (
+                self._wishes_changed * 7919 % self.count
+            )  # a prime: all take their turn, none its neighbour's
             self._wish_w[gpu] = self._wishes_w[self._wishes_changed % WISHES]

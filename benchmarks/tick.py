@@ -17,12 +17,12 @@ from benchmarks.result import Figure, Mode, quantiles_ms
 from controller.actuate import Actuate
 from controller.board import Board
 from controller.core import law
-from controller.core.model import Measurement, Setpoint
+from controller.core.model import Decision, Measurement, Setpoint
 from protocols import agent_link
 from protocols.agent_link import Gpu, Order, Report
 
 TARGETS_MS: Final = {72: 1.0, 1152: 2.0, 4608: None, 20160: 10.0}  # GPUs -> p99 of a tick
-WARM_UP_TICKS: Final = 100  # base load measured, block out of its failsafe limit
+WARM_UP_TICKS: Final = 200  # base load measured, budget ramped up from the failsafe limit
 TICKS: Final = {Mode.TINY: 20, Mode.NORMAL: 400, Mode.FULL: 1200}
 REPEATS: Final = {Mode.TINY: 1, Mode.NORMAL: 3, Mode.FULL: 5}
 SIZES: Final = {Mode.TINY: (72,), Mode.NORMAL: tuple(TARGETS_MS), Mode.FULL: tuple(TARGETS_MS)}
@@ -93,7 +93,7 @@ class Loop:
         starts_s = self.plant.now_s + TICK_S
         self.plan = (plants.curtailment(1, KEPT_RATIO * self.plant.block_w, starts_s, 3600.0),)
 
-    def beat(self) -> law.Decision:
+    def beat(self) -> Decision:
         plant, board = self.plant, self.board
         plant.step()
         self._instruments()
@@ -106,7 +106,7 @@ class Loop:
         reported_s = time.perf_counter()
         decision = law.tick(self.settings, self.state, board.snapshot(now_s, UTC_0_S + now_s))
         decided_s = time.perf_counter()
-        confirmed_seq = self.state_seq()
+        confirmed_seq = self._confirmed_seq()
         orders = self.actuate.orders(decision, confirmed_seq, board.report_at_s.tolist(), now_s)
         encoded = [agent_link.encode(order) for _, order in orders]
         ended_s = time.perf_counter()
@@ -118,7 +118,7 @@ class Loop:
         self.times.orders_s.append(ended_s - decided_s)
         return decision
 
-    def state_seq(self) -> list[int]:
+    def _confirmed_seq(self) -> list[int]:
         return [node.order.seq if node.order else 0 for node in self.nodes]
 
     def _instruments(self) -> None:

@@ -47,7 +47,7 @@ class Board:
         self._node_at_s = np.full(nodes, NEVER_S)
         self._node_seq = np.zeros(nodes, dtype=np.int64)
         self._node_leased = np.zeros(nodes, dtype=np.bool_)
-        self._gpu_faults: dict[int, str] = {}
+        self.gpu_faults: dict[str, list[str]] = {}  # the agents' own sentences, by node
         self._revision = 0
         self._gpus: Gpus | None = None
         self._inlet_w = np.zeros(inlets)
@@ -86,15 +86,10 @@ class Board:
         self._node_at_s[node] = min(bound_s, now_s) if heard else NEVER_S
         self._node_seq[node] = report.seq if ours else 0
         self._node_leased[node] = ours and report.mode == "leased"
-        for index, gpu in zip(members, report.gpus, strict=True):
-            self._power_w[index] = np.nan if gpu.power_w is None else gpu.power_w
-            self._limit_w[index] = np.nan if gpu.limit_w is None else gpu.limit_w
-            self._min_w[index] = gpu.min_w
-            self._max_w[index] = gpu.max_w
-            if gpu.fault:
-                self._gpu_faults[int(index)] = gpu.fault
-            else:
-                self._gpu_faults.pop(int(index), None)
+        told = np.array([(g.power_w, g.limit_w, g.min_w, g.max_w) for g in report.gpus], dtype=np.float64)
+        for column, array in enumerate((self._power_w, self._limit_w, self._min_w, self._max_w)):
+            array[members] = told[:, column]  # None, not readable, has become NaN
+        self.gpu_faults[report.node] = [gpu.fault for gpu in report.gpus if gpu.fault]
         self._revision += 1
         self._gpus = None
         return ""

@@ -8,10 +8,14 @@ Files are rotated by size and bounded in number. A thread writes: a slow disk co
 never a beat.
 """
 
+import errno
+import os
 import queue
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any, Final, get_args, get_origin
 
@@ -19,10 +23,11 @@ import msgspec
 import numpy as np
 import structlog
 
-from controller.core.model import Decision, Settings, Snapshot, State
+from controller.core.model import NEVER_S, Decision, Settings, Snapshot, State
 
 VERSION: Final = 1
 WAITING_MAX: Final = 200  # lines; ten seconds of a disk that does not answer
+RETRY_S: Final = 1.0  # a disk that failed is tried again this often; each try costs a head
 PARTS: Final = ("meter", "inlets", "cooling", "gpus", "site")
 DECIDED: Final = ("mode", "binding", "budget_w", "base_w", "gpu_limits_w", "shortfall_w", "alarms")
 
@@ -59,7 +64,10 @@ def _with_nan(value: Any) -> Any:
 
 
 class Journal:
-    """Writes the journal at `path`; older files are `path` with .1, .2 … appended, .1 the newest of them."""
+    """Writes the journal at `path`; older files are `path` with .1, .2 … appended, .1 the newest of them.
+
+    After a lost line nothing is written until a new file begins: no file has a hole in it.
+    """
 
     def __init__(self, path: Path, settings: Settings, *, file_max_bytes: int, files_max: int) -> None:
         self.lost = 0
@@ -70,15 +78,20 @@ class Journal:
         self._lines: queue.Queue[tuple[bytes, bool]] = queue.Queue(WAITING_MAX)
         self._written_bytes = 0
         self._before: Snapshot | None = None
+        self._failed = False  # set by the thread: what it has been given since is lost too
+        self._retry_at_s = NEVER_S
         self._thread = threading.Thread(target=self._write_for_ever, name="journal", daemon=True)
         self._thread.start()
 
     def record(self, state_before: State, snapshot: Snapshot, decision: Decision) -> None:
         """One beat. Cheap: encoding only."""
-        first = self._before is None or self._written_bytes >= self._file_max_bytes
-        if first:
+        if not self._takes_lines(snapshot.now_s):
+            self.lost += 1
+            self._before = None
+            return
+        before = None if self._written_bytes >= self._file_max_bytes else self._before
+        if before is None:
             self._put({"v": VERSION, "settings": self._settings, "state": state_before}, first=True)
-        before = None if first else self._before
         line: dict[str, Any] = {"now_s": snapshot.now_s, "now_utc_s": snapshot.now_utc_s}
         for part in PARTS:
             value = getattr(snapshot, part)
@@ -90,46 +103,68 @@ class Journal:
 
     def close(self) -> None:
         """Let the thread finish what is waiting, for a second at most."""
-        self._lines.put((b"", False))
-        self._thread.join(timeout=1.0)
+        with suppress(queue.Full):
+            self._lines.put((b"", False), timeout=1.0)
+            self._thread.join(timeout=1.0)
+
+    def _takes_lines(self, now_s: float) -> bool:
+        if self._lines.qsize() > WAITING_MAX - 2:  # a head and a line
+            self.fault = f"{self._path}: the disk does not keep up: beats go unrecorded"
+            return False
+        if self._failed:
+            if now_s < self._retry_at_s:
+                return False
+            self._retry_at_s = now_s + RETRY_S
+            self._failed, self._before = False, None
+        return True
 
     def _put(self, content: dict[str, Any], *, first: bool) -> None:
         line = self._encoder.encode(content) + b"\n"
         self._written_bytes = len(line) if first else self._written_bytes + len(line)
-        try:
-            self._lines.put_nowait((line, first))
-        except queue.Full:
-            self.lost += 1
-            self._before = None  # the next line starts a file that can be read without the lost ones
+        self._lines.put_nowait((line, first))
 
     def _write_for_ever(self) -> None:
-        file = None
+        file: FileIO | None = None
         while True:
             line, first = self._lines.get()
             if not line:
                 break
             try:
-                if first or file is None:
-                    if file is not None:
-                        file.close()
-                    self._rotate()
-                    file = self._path.open("ab", buffering=0)
-                file.write(line)
+                if first:
+                    file = self._next_file(file)
+                if file is None:
+                    self.lost += 1
+                    continue
+                if file.write(line) != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # noqa: TRY301  a short write is one
                 self.fault = ""
             except OSError as error:
-                self.lost += 1
-                if not self.fault:
-                    log.error("journal not written", path=str(self._path), why=error.strerror)
-                self.fault = f"{self._path}: {error.strerror}"
+                self._give_up(file, error, at_head=first)
+                file = None
         if file is not None:
             file.close()
 
-    def _rotate(self) -> None:
+    def _next_file(self, file: FileIO | None) -> FileIO:
+        if file is not None:
+            file.close()
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        for number in range(self._files_max - 1, 0, -1):
-            source = self._numbered(number - 1)
-            if source.exists():
-                source.replace(self._numbered(number))
+        if self._path.exists():
+            for number in range(self._files_max - 1, 0, -1):
+                source = self._numbered(number - 1)
+                if source.exists():
+                    source.replace(self._numbered(number))
+        return self._path.open("ab", buffering=0)
+
+    def _give_up(self, file: FileIO | None, error: OSError, *, at_head: bool) -> None:
+        self.lost += 1
+        fault = f"{self._path}: {error.strerror}"
+        if not self.fault:
+            log.error("journal not written", path=str(self._path), why=error.strerror)
+        self.fault, self._failed = fault, True
+        if file is not None and not file.closed:
+            file.close()
+            if at_head:  # a file without beats must not push one with beats out
+                self._path.unlink(missing_ok=True)
 
     def _numbered(self, number: int) -> Path:
         return self._path.with_name(f"{self._path.name}.{number}") if number else self._path

@@ -11,7 +11,8 @@ import msgspec
 import numpy as np
 import structlog
 
-from controller.core.model import Decision, Limit, Settings, Snapshot
+from controller.core import base_load
+from controller.core.model import Decision, Floats, Ints, Limit, Settings, Snapshot
 
 VERSION: Final = 1
 PERIOD_S: Final = 0.25
@@ -27,13 +28,9 @@ def block_status(settings: Settings, snapshot: Snapshot, decision: Decision) -> 
     """The law's part: power, budget, binding limit and why, racks and nodes, alarms."""
     topology, gpus = settings.topology, snapshot.gpus
     fresh = snapshot.now_s - gpus.node_at_s <= settings.report_age_max_s
-    gpu_w = np.nan_to_num(np.where(fresh[topology.gpu_node], gpus.power_w, 0.0))
-    racks = len(topology.rack_names)
-
-    def per_rack(values: Any) -> list[float]:
-        return [float(v) for v in np.bincount(topology.gpu_rack, weights=values, minlength=racks)]
-
-    inlet_w = np.bincount(topology.inlet_rack, weights=snapshot.inlets.power_w, minlength=racks)
+    gpu_w = np.where(fresh[topology.gpu_node], gpus.power_w, np.nan)
+    inlet_w = np.where(base_load.inlets_usable(settings, snapshot), snapshot.inlets.power_w, np.nan)
+    racks, nodes = len(topology.rack_names), len(topology.node_names)
     return {
         "at_utc_s": snapshot.now_utc_s,
         "mode": decision.mode.value,
@@ -52,16 +49,16 @@ def block_status(settings: Settings, snapshot: Snapshot, decision: Decision) -> 
         "racks": [
             {
                 "name": name,
-                "power_w": float(power_w),
+                "power_w": power_w,
                 "gpu_w": drawn_w,
                 "gpu_limit_w": limit_w,
                 "gpu_room_w": room_w,
             }
             for name, power_w, drawn_w, limit_w, room_w in zip(
                 topology.rack_names,
-                inlet_w,
-                per_rack(gpu_w),
-                per_rack(decision.gpu_limits_w),
+                _sums(topology.inlet_rack, inlet_w, racks),
+                _sums(topology.gpu_rack, gpu_w, racks),
+                _sums(topology.gpu_rack, decision.gpu_limits_w, racks),
                 decision.state.shares.rack_budget_w.tolist(),
                 strict=True,
             )
@@ -72,14 +69,27 @@ def block_status(settings: Settings, snapshot: Snapshot, decision: Decision) -> 
                 "heard": bool(fresh[node]),
                 "leased": bool(gpus.node_leased[node]),
                 "gpus": int((topology.gpu_node == node).sum()),
-                "power_w": float(gpu_w[topology.gpu_node == node].sum()),
-                "limit_w": float(decision.gpu_limits_w[topology.gpu_node == node].sum()),
+                "power_w": drawn_w,
+                "limit_w": limit_w,
                 "order": int(decision.node_seq[node]),
                 "confirmed": int(gpus.node_seq[node]),
             }
-            for node, name in enumerate(topology.node_names)
+            for node, (name, drawn_w, limit_w) in enumerate(
+                zip(
+                    topology.node_names,
+                    _sums(topology.gpu_node, gpu_w, nodes),
+                    _sums(topology.gpu_node, decision.gpu_limits_w, nodes),
+                    strict=True,
+                )
+            )
         ],
     }
+
+
+def _sums(members: Ints, power_w: Floats, count: int) -> list[float | None]:
+    """Sum per rack or node; None where some of it is not known."""
+    sums = np.bincount(members, weights=power_w, minlength=count)
+    return [None if np.isnan(sum_w) else float(sum_w) for sum_w in sums]
 
 
 class StatusFile:

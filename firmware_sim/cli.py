@@ -98,6 +98,7 @@ Result = TypeVar("Result")
 
 def _run(work: Coroutine[Any, Any, Result]) -> Result:
     logging.basicConfig(level=logging.ERROR)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: no child may outlive the rig
     try:
         return asyncio.run(work)
     except (RigError, FirmwareError) as error:

@@ -33,7 +33,7 @@ class Host:
     gpus: tuple[int, ...]
     base_w: float = 700.0  # processors, memory, network cards, storage
     fan_min_w: float = 60.0
-    fan_max_w: float = 320.0
+    fan_max_w: float = 180.0  # liquid takes the GPUs' heat; fans cool the rest
     gpu_heat_max_w: float = 5600.0
     supply_rating_w: float = 13_200.0  # all supplies of the host together
 

@@ -28,23 +28,16 @@ PROGRAM_ID: Final = "powerblock-demo"
 INFINITE: Final = "P9999Y"  # OpenADR's infinity
 NODELAY: Final = ((socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),)  # else the first bursts stall for 40 ms
 
-UNITS: Final = {
-    "IMPORT_CAPACITY_LIMIT": "KW",
-    "IMPORT_CAPACITY_SUBSCRIPTION": "KW",
-    "IMPORT_CAPACITY_RESERVATION": "KW",
-    "DISPATCH_SETPOINT": "KW",
-    "SIMPLE": None,
-    "ALERT_GRID_EMERGENCY": None,
-}
+EVENT_TYPES: Final = ("IMPORT_CAPACITY_LIMIT", "DISPATCH_SETPOINT")  # what carries a power
 
 
 @dataclass(frozen=True, kw_only=True)
 class GridEvent:
-    """One OpenADR event with a single interval. `value` is kW for payloads in kW."""
+    """One OpenADR event with a single interval."""
 
     id: str
     type: str
-    value: float | str
+    limit_kw: float
     starts_utc_s: float
     duration_s: float | None  # None: until cancelled
     priority: int = 0
@@ -125,8 +118,7 @@ def notification(event: GridEvent, operation: str) -> dict[str, Any]:
     """The OpenADR 3.1 notification object that carries `event`."""
     now = _rfc3339(time.time())
     duration = INFINITE if event.duration_s is None else f"PT{event.duration_s:g}S"
-    units = UNITS[event.type]
-    descriptor = {"objectType": "EVENT_PAYLOAD_DESCRIPTOR", "payloadType": event.type}
+    descriptor = {"objectType": "EVENT_PAYLOAD_DESCRIPTOR", "payloadType": event.type, "units": "KW"}
     return {
         "objectType": "EVENT",
         "operation": operation,
@@ -138,8 +130,8 @@ def notification(event: GridEvent, operation: str) -> dict[str, Any]:
             "programID": PROGRAM_ID,
             "priority": event.priority,
             "intervalPeriod": {"start": _rfc3339(event.starts_utc_s), "duration": duration},
-            "payloadDescriptors": [descriptor | ({"units": units} if units else {})],
-            "intervals": [{"id": 0, "payloads": [{"type": event.type, "values": [event.value]}]}],
+            "payloadDescriptors": [descriptor],
+            "intervals": [{"id": 0, "payloads": [{"type": event.type, "values": [event.limit_kw]}]}],
         },
     }
 

@@ -33,7 +33,9 @@ class LiveView:
         head = Text(f"{scenario.name}  {phase}  {view.t_s:6.1f} s", style="bold")
         bar = ProgressBar(total=total_s, completed=min(total_s, view.t_s + scenario.warm_up_s), width=HISTORY)
         spark = Text(_sparkline(self._history_w), style="blue")
-        return Panel(Group(head, bar, spark, _numbers(view), _marks(view)), width=HISTORY + 6)
+        rows = Table.grid()  # a bare progress bar does not end its line
+        rows.add_row(bar)
+        return Panel(Group(head, rows, spark, _numbers(view), _marks(view)), width=HISTORY + 6)
 
 
 def verdict_table(outcome: Outcome) -> Table:

@@ -12,7 +12,7 @@ from pymodbus.server import ModbusTcpServer
 from pymodbus.simulator import DataType, SimData, SimDevice
 
 from firmware_sim.device_fault import DeviceFault, distort
-from protocols.codec import FLOATS, TYPES, encode
+from protocols.codec import FLOATS, encode
 from protocols.profile import Point, Profile
 
 LOOPBACK: Final = "127.0.0.1"
@@ -102,9 +102,3 @@ class ModbusDevice:
     def _reply(self, sending: bool, packet: bytes) -> bytes:
         silent = self._fault is not None and self._fault.mode == "silent"
         return b"" if sending and silent else packet
-
-
-def serves(profile: Profile) -> bool:
-    """Whether this simulator can serve the profile: registers of one table, no coils."""
-    tables = {point.table for point in profile.points.values()}
-    return tables <= {"holding", "input"} and all(point.type in TYPES for point in profile.points.values())

@@ -138,7 +138,9 @@ class Rig:
                 yield facility
             finally:
                 await end_tasks(tasks)
-                await asyncio.gather(*(child.stop() for child in reversed(self._children.values())))
+                others = [child for child in self._children.values() if child is not self._broker]
+                await asyncio.gather(*(child.stop() for child in others))
+                await self._broker.stop()  # last: the others say good-bye through it
 
     # ---- device under test ----------------------------------------------------------------------------
 
@@ -231,7 +233,7 @@ class Rig:
         self._mark(f"{event.id}: {limit_w / 1000:.1f} kW", "event")
         await self._operator.publish(
             GridEvent(
-                id=event.id, type=event.type, value=round(limit_w / 1000, 3), priority=event.priority,
+                id=event.id, type=event.type, limit_kw=round(limit_w / 1000, 3), priority=event.priority,
                 starts_utc_s=now_utc_s + event.notice_s, duration_s=event.duration_s,
             )
         )  # fmt: skip

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from firmware_sim.cooling import CduType
 from firmware_sim.electrical import Host, Rack
 from firmware_sim.gpu_power import MODELS
-from firmware_sim.grid_operator import UNITS
+from firmware_sim.grid_operator import EVENT_TYPES
 from firmware_sim.plant import PlantType
 from firmware_sim.workload import Job, Kind
 
@@ -101,7 +101,7 @@ class Event(_Strict):
     """A grid event. Its size is `reduce_ratio` of the power just before it, or `limit_kw`."""
 
     id: str
-    type: Literal[tuple(UNITS)] = "IMPORT_CAPACITY_LIMIT"  # type: ignore[valid-type]
+    type: Literal[EVENT_TYPES] = "IMPORT_CAPACITY_LIMIT"  # type: ignore[valid-type]
     reduce_ratio: float | None = Field(None, gt=0, lt=1)
     limit_kw: float | None = Field(None, gt=0)
     duration_s: float | None = Field(None, gt=0)

@@ -116,7 +116,10 @@ def tick(settings: Settings, state: State, snapshot: Snapshot) -> Decision:
     controllable = readable & (ledger.waited_s(orders, now_s) <= settings.ack_wait_s)
     present_w = ledger.present_w(settings, orders, gpus, readable)
     gpu_budget_w = (pace.aim_w - base_w) / gain
-    shares = sharing.share(settings, snapshot, shares, base, held_w, present_w, controllable, gpu_budget_w)
+    hidden = fresh & (now_s - seen_at_s > settings.ack_wait_s)
+    shares = sharing.share(
+        settings, snapshot, shares, base, held_w, present_w, controllable, hidden, gpu_budget_w
+    )
     shares, next_w = sharing.hand_over(settings, snapshot, shares, held_w, present_w, gpu_budget_w, elapsed_s)
     orders = ledger.order(settings, orders, next_w, now_s)
 

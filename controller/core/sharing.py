@@ -38,9 +38,14 @@ def share(
     held_w: Floats,
     present_w: Floats,
     controllable: Bools,
+    hidden: Bools,
     gpu_budget_w: float,
 ) -> Shares:
-    """Divide the budget anew where something calls for it; GPUs out of reach keep what they may hold."""
+    """Divide the budget anew where something calls for it; GPUs out of reach keep what they may hold.
+
+    `hidden` (n): the node is heard, the GPU cannot be read. It is ordered to its minimum: whatever it turns
+    out to hold when it comes back, the waiting order must not lift it.
+    """
     now_s, gpus, topology = snapshot.now_s, snapshot.gpus, settings.topology
     step_w = AIM_STEP_RATIO * settings.feed_rating_w
     due = (
@@ -70,6 +75,7 @@ def share(
         )
         desired_w = np.minimum(desired_w, present_w)  # out of reach: ask for less, never for more
         desired_w[controllable] = inside
+        desired_w[hidden] = gpus.min_w[hidden]
     return replace(
         shares,
         desired_w=desired_w,

@@ -10,7 +10,7 @@ With the block's configuration there is more to say: the feed rating caps every 
 is what holds if the site falls silent in it, and the ramps show how the block gets from one to the next.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
@@ -20,8 +20,8 @@ from rich.text import Text
 
 from controller.config import BlockConfig, settings_of
 from controller.core import schedule
-from controller.core.model import Limit, Setpoint
-from controller.site import setpoint_of
+from controller.core.model import Setpoint
+from controller.site import SOURCE, setpoint_of
 from controller.views import check
 from controller.views.figures import FOREVER_UTC_S, kw, moment, relative, span
 from controller.views.ramps import UNBOUNDED_W, Ramp, Step, ramps
@@ -62,6 +62,7 @@ class Stretch:
     ends_utc_s: float
     limit_w: float | None
     source: str
+    kind: str  # of the setpoint that binds; empty: none does
     overridden: tuple[Overridden, ...]
     arrive_w: float | None  # lowest limit that is to be met when this stretch begins
     site_lost_w: float | None  # what holds here if the site falls silent; None: no block was named
@@ -124,48 +125,43 @@ def _stretch(
 ) -> Stretch:
     opened = [s for s in setpoints if s.starts_utc_s <= starts_utc_s < s.ends_utc_s]
     winners = schedule.winners(opened)
-    limits = [Limit(s.limit_w, schedule.name(s)) for s in winners]
-    if config is not None:
-        limits.append(Limit(config.feed.rating_kw * KW, "feed rating", protection=True))
-    binding = min(limits, key=lambda limit: limit.power_w, default=None)
+    lowest = min(winners, key=lambda setpoint: setpoint.limit_w, default=None)
+    rating_w = UNBOUNDED_W if config is None else config.feed.rating_kw * KW
+    limit_w, source, kind = rating_w, "feed rating", ""
+    if lowest is not None and lowest.limit_w < rating_w:
+        limit_w, source, kind = lowest.limit_w, schedule.name(lowest), lowest.kind
     to_be_met_w = [s.limit_w for s in winners if s.arrive_at_start and s.starts_utc_s == starts_utc_s]
+    bounded = limit_w < UNBOUNDED_W
     return Stretch(
         starts_utc_s=starts_utc_s,
         ends_utc_s=ends_utc_s,
-        limit_w=None if binding is None else binding.power_w,
-        source=NO_LIMIT if binding is None else binding.source,
-        overridden=tuple(_overridden(opened, winners, binding)),
+        limit_w=limit_w if bounded else None,
+        source=source if bounded else NO_LIMIT,
+        kind=kind,
+        overridden=tuple(_overridden(opened, winners, lowest if kind else None)),
         arrive_w=min(to_be_met_w, default=None),
-        site_lost_w=_site_lost_w(binding, config),
+        site_lost_w=None if config is None else min(limit_w, config.site.failsafe_kw * KW),
     )
 
 
 def _overridden(
-    opened: Sequence[Setpoint], winners: Sequence[Setpoint], binding: Limit | None
-) -> Iterable[Overridden]:
+    opened: Sequence[Setpoint], winners: Sequence[Setpoint], binding: Setpoint | None
+) -> Iterator[Overridden]:
     """Whatever is open and does not bind: beaten within its kind, or above a lower limit."""
     winner_of = {(s.source, s.kind): s for s in winners}
     for setpoint in opened:
-        name, winner = schedule.name(setpoint), winner_of[setpoint.source, setpoint.kind]
-        if setpoint is not winner and setpoint.priority > winner.priority:
+        winner = winner_of[setpoint.source, setpoint.kind]
+        if setpoint is binding:
+            continue
+        if setpoint.priority > winner.priority:
             why = f"priority {_priority(setpoint)} yields to {_priority(winner)}"
-            yield Overridden(name, setpoint.limit_w, why)
-        elif setpoint is not winner:
-            yield Overridden(name, setpoint.limit_w, "same priority, not lower")
-        elif binding is not None and name != binding.source:
-            yield Overridden(name, setpoint.limit_w, "higher limit")
+        else:
+            why = "not the lowest"
+        yield Overridden(schedule.name(setpoint), setpoint.kind, setpoint.limit_w, why)
 
 
 def _priority(setpoint: Setpoint) -> str:
     return "none" if setpoint.priority >= openadr.PRIORITY_LOWEST else str(setpoint.priority)
-
-
-def _site_lost_w(binding: Limit | None, config: BlockConfig | None) -> float | None:
-    """In failsafe, open windows stay in force, and the failsafe limit holds besides."""
-    if config is None:
-        return None
-    failsafe_w = config.site.failsafe_kw * KW
-    return failsafe_w if binding is None else min(failsafe_w, binding.power_w)
 
 
 def _joined(stretches: Sequence[Stretch]) -> tuple[Stretch, ...]:
@@ -173,15 +169,15 @@ def _joined(stretches: Sequence[Stretch]) -> tuple[Stretch, ...]:
     joined: list[Stretch] = []
     for stretch in stretches:
         last = joined[-1] if joined else None
-        if last and (last.limit_w, last.source, last.overridden) == (
-            stretch.limit_w,
-            stretch.source,
-            stretch.overridden,
-        ):
+        if last and _said(last) == _said(stretch):
             joined[-1] = replace(last, ends_utc_s=stretch.ends_utc_s)
         else:
             joined.append(stretch)
     return tuple(joined)
+
+
+def _said(stretch: Stretch) -> tuple[object, ...]:
+    return stretch.limit_w, stretch.source, stretch.kind, stretch.overridden
 
 
 def _ramps(stretches: Sequence[Stretch], config: BlockConfig) -> tuple[Ramp, ...]:
@@ -223,36 +219,47 @@ def render(found: Explanation) -> RenderableType:
 
 
 def _heard_table(heard: Sequence[Heard]) -> Table:
-    table = Table("signal", "event", "", "reason", box=None, padding=(0, 2, 0, 0))
+    table = Table("signal", "event", "", "", box=None, padding=(0, 2, 0, 0))
     for one in heard:
-        reason = one.reason if not one.ignored else f"{one.reason}; ignored: {', '.join(one.ignored)}"
         verdict = Text("accepted", style="green") if one.accepted else Text("refused", style="bold red")
+        reason = [one.reason] if one.reason != "accepted" else []
+        ignored = [f"ignored: {', '.join(one.ignored)}"] if one.ignored else []
         said = f"{one.operation.lower()} {one.event_id}".strip()
-        table.add_row(one.file, said, verdict, "" if reason == "accepted" else reason)
+        table.add_row(one.file, said, verdict, "; ".join(reason + ignored))
     return table
 
 
 def _time_line(found: Explanation) -> Table:
     now_utc_s = found.now_utc_s
-    lost = any(s.site_lost_w is not None for s in found.stretches)
+    lost = any(stretch.site_lost_w is not None for stretch in found.stretches)
     table = Table("from (UTC)", "to", "", box=None, padding=(0, 2, 0, 0))
-    table.add_column("limit", justify="right")
-    table.add_column("if site lost", justify="right") if lost else None
+    table.add_column("limit", justify="right", no_wrap=True)
+    if lost:
+        table.add_column("site lost", justify="right", no_wrap=True)
     table.add_column("binds", overflow="fold")
     for stretch in found.stretches[:ROWS_MAX]:
-        binds = Text(stretch.source, style="bold" if stretch.source != NO_LIMIT else "dim")
-        for other in stretch.overridden:
-            binds.append(f"\nover {other.source} {kw(other.limit_w)}: {other.why}", style="not bold dim")
-        row: list[str | Text] = [
+        cells: list[str | Text] = [
             moment(stretch.starts_utc_s, now_utc_s),
             moment(stretch.ends_utc_s, now_utc_s),
             relative(stretch.starts_utc_s, now_utc_s),
             "" if stretch.limit_w is None else kw(stretch.limit_w),
+            *([kw(stretch.site_lost_w)] if lost else []),
         ]
-        if lost:
-            row.append(kw(stretch.site_lost_w))
-        table.add_row(*row, binds)
+        table.add_row(*cells, _binds(stretch))
     return table
+
+
+def _binds(stretch: Stretch) -> Text:
+    text = Text(_short(stretch.kind, stretch.source), style="bold" if stretch.kind else "dim")
+    for other in stretch.overridden:
+        loser = f"\nover {_short(other.kind, other.source)} {kw(other.limit_w)}: {other.why}"
+        text.append(loser, style="not bold dim")
+    return text
+
+
+def _short(kind: str, source: str) -> str:
+    """`target dr-7/0`: all signals here are OpenADR, so only the rest of their name tells them apart."""
+    return f"{kind} {source.removeprefix(SOURCE)}".replace("  ", " ").strip()
 
 
 def _ramp_table(found: Explanation) -> Table:
@@ -267,6 +274,6 @@ def _ramp_table(found: Explanation) -> Table:
             span(ramp.done_utc_s - ramp.begins_utc_s),
             kw(ramp.from_w),
             kw(ramp.to_w),
-            ramp.towards,
+            _short("", ramp.towards),
         )
     return table

@@ -5,16 +5,20 @@ ten watts, which is finer than any block is metered and coarse enough to compare
 UTC, because a block and its grid operator compare notes.
 """
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.text import Text
 
 FOREVER_UTC_S: Final = 253_402_300_799.0  # the last second a calendar knows; later is "no end"
 DAY_S: Final = 86_400.0
 HOUR_S: Final = 3_600.0
 MINUTE_S: Final = 60.0
+MARK: Final = "┃"
+BAR_COLUMNS_MIN: Final = 8  # shorter ones say nothing
 
 
 def kw(power_w: float | None) -> str:
@@ -62,16 +66,25 @@ def moment(at_utc_s: float, near_utc_s: float) -> str:
     return f"{at:%m-%d %H:%M:%S}" if at.year == near.year else f"{at:%Y-%m-%d %H:%M:%S}"
 
 
-def bar(value: float, top: float, width: int, style: str, marks: Mapping[str, float] | None = None) -> Text:
-    """A bar of `width` columns from 0 to `top`; `marks` puts a character (the key) where its value lies."""
+@dataclass(frozen=True)
+class Bar:
+    """A bar from 0 to `top` over the columns it is given, with a mark where the `mark` lies."""
 
-    def column(at: float) -> int:
-        return min(width, max(0, round(width * at / top))) if top > 0.0 else 0
+    value: float
+    mark: float
+    top: float
+    style: str
 
-    filled = column(value)
-    text = Text("█" * filled, style=style)
-    text.append("░" * (width - filled), style="dim")
-    for character, at in (marks or {}).items():
-        place = min(width - 1, column(at))
-        text = text[:place] + Text(character, style="bold") + text[place + 1 :]
-    return text
+    def __rich_console__(self, _console: Console, options: ConsoleOptions) -> RenderResult:
+        width = options.max_width
+        filled = self._column(self.value, width)
+        place = min(width - 1, self._column(self.mark, width))
+        text = Text("█" * filled, style=self.style)
+        text.append("░" * (width - filled), style="dim")
+        yield text[:place] + Text(MARK, style="bold") + text[place + 1 :]
+
+    def __rich_measure__(self, _console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(BAR_COLUMNS_MIN, options.max_width)
+
+    def _column(self, at: float, width: int) -> int:
+        return min(width, max(0, round(width * at / self.top))) if self.top > 0.0 else 0

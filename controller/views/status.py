@@ -16,7 +16,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from controller.views.figures import bar, kw, moment, relative, span
+from controller.views.figures import MARK, Bar, kw, moment, relative, span
 
 VERSION: Final = 1  # of status.json
 STALE_S: Final = 2.0  # eight writes missed
@@ -25,7 +25,6 @@ ROWS_MAX: Final = 12  # of one table; a screen shows no more
 REFUSED_SHOWN: Final = 3  # newest signals; the log has them all
 OVER_BUDGET_RATIO: Final = 1.01  # from here on the law raises its own alarm
 ROOM_SHOWN_RATIO: Final = 1.25  # of a rack's limits: more room than this says nothing
-BUDGET: Final = "┃"
 OBEYS: Final = ("obeys", "green")
 
 MODE_STYLES: Final = {
@@ -79,8 +78,8 @@ def render(seen: Seen, now_utc_s: float, width: int) -> RenderableType:
     told = seen.told
     if told["alarms"]:
         parts.append(_alarms(told))
-    parts.append(_block(told, width))
-    tables = [_limits(told), _racks(told, width), _nodes(told), _links(told)]
+    parts.append(_block(told))
+    tables = [_limits(told), _racks(told), _nodes(told), _links(told)]
     parts += _side_by_side(tables) if width >= WIDE else tables
     parts += [_site(told, now_utc_s), _beat(told, now_utc_s)]
     return Group(*parts)
@@ -100,24 +99,28 @@ def _side_by_side(tables: Sequence[RenderableType]) -> list[RenderableType]:
 
 def _alarms(told: dict[str, Any]) -> Panel:
     shown = told["alarms"][:ROWS_MAX]
-    lines = [Text.assemble((alarm["key"], "bold"), f"  {alarm['text']}") for alarm in shown]
+    lines = Table.grid(padding=(0, 2, 0, 0))
+    for alarm in shown:
+        lines.add_row(Text(alarm["key"], style="bold"), alarm["text"])
     title = f"{len(told['alarms'])} alarm{'s' if len(told['alarms']) > 1 else ''}"
     return Panel(
-        Group(*lines, *_rest(told["alarms"])), title=title, title_align="left", border_style="bold red"
+        Group(lines, *_rest(told["alarms"])), title=title, title_align="left", border_style="bold red"
     )
 
 
-def _block(told: dict[str, Any], width: int) -> Panel:
+def _block(told: dict[str, Any]) -> Panel:
     power_w, budget_w, rating_w = told["power_w"], told["budget_w"], told["feed_rating_w"]
     drawn_w = power_w or 0.0
     style = "red" if drawn_w > OVER_BUDGET_RATIO * budget_w else "green"
-    words = Text.assemble((f" {kw(power_w)}", "bold"), (f" of {kw(rating_w)}", "dim"))
-    columns = max(10, width - len(words) - 4)
+    words = Text.assemble((kw(power_w), "bold"), (f" of {kw(rating_w)}", "dim"))
+    line = Table.grid(padding=(0, 1), expand=True)
+    line.add_column(ratio=1)
+    line.add_row(Bar(drawn_w, budget_w, max(rating_w, drawn_w), style), words)
     binding = told["binding"]
-    lines = [
-        bar(drawn_w, max(rating_w, drawn_w), columns, style, {BUDGET: budget_w}) + words,
+    lines: list[RenderableType] = [
+        line,
         Text.assemble(
-            (f"{BUDGET} budget ", "dim"),
+            (f"{MARK} budget ", "dim"),
             (kw(budget_w), "bold"),
             ("   binding ", "dim"),
             (kw(binding["power_w"]), "bold"),
@@ -145,27 +148,28 @@ def _limits(told: dict[str, Any]) -> Table:
 # --- its parts ---------------------------------------------------------------------------------------
 
 
-def _racks(told: dict[str, Any], width: int) -> Table:
+def _racks(told: dict[str, Any]) -> Table:
     """GPU power of every rack with the sum of its limits, on the scale of what its inlets have room for."""
-    racks = sorted(told["racks"], key=lambda rack: rack["gpu_room_w"] - rack["gpu_w"])
     table = _table(("racks", "left"), ("PDUs", "right"), ("GPUs", "right"), ("limits", "right"), ("", "left"))
-    names = max((len(rack["name"]) for rack in racks[:ROWS_MAX]), default=0)
-    columns = max(8, (width // 2 - 1 if width >= WIDE else width) - 46 - max(5, names))
+    racks = sorted(told["racks"], key=lambda rack: rack["gpu_room_w"] - rack["gpu_limit_w"])
     for rack in racks[:ROWS_MAX]:
         gpu_w, limit_w, room_w = rack["gpu_w"], rack["gpu_limit_w"], rack["gpu_room_w"]
-        top_w = max(gpu_w, limit_w, min(room_w, ROOM_SHOWN_RATIO * limit_w))
-        drawn = bar(gpu_w, top_w, columns, "red" if gpu_w > room_w else "green", {BUDGET: limit_w})
+        drawn_w = gpu_w or 0.0
+        top_w = max(drawn_w, limit_w, min(room_w, ROOM_SHOWN_RATIO * limit_w))
+        drawn = Bar(drawn_w, limit_w, top_w, "red" if drawn_w > room_w else "green")
         table.add_row(rack["name"], kw(rack["power_w"]), kw(gpu_w), kw(limit_w), drawn)
     return _with_rest(table, racks)
 
 
 def _nodes(told: dict[str, Any]) -> Table:
-    table = _table(("nodes", "left"), ("GPUs", "right"), ("draws", "right"), ("limits", "right"), ("", "left"))
+    table = _table(
+        ("nodes", "left"), ("GPUs", "right"), ("draws", "right"), ("limits", "right"), ("", "left")
+    )
     nodes = sorted(told["nodes"], key=lambda node: (_node_state(node) == OBEYS, node["name"]))
     for node in nodes[:ROWS_MAX]:
         words, style = _node_state(node)
-        drawn = kw(node["power_w"]) if node["heard"] else kw(None)
-        table.add_row(node["name"], str(node["gpus"]), drawn, kw(node["limit_w"]), Text(words, style=style))
+        powers = kw(node["power_w"]), kw(node["limit_w"])
+        table.add_row(node["name"], str(node["gpus"]), *powers, Text(words, style=style))
     return _with_rest(table, nodes)
 
 
@@ -200,8 +204,8 @@ def _age(link: dict[str, Any]) -> str:
 def _site(told: dict[str, Any], now_utc_s: float) -> Table:
     site = told["site"]
     heard = "never heard" if site["heartbeat_age_s"] is None else f"heard {span(site['heartbeat_age_s'])} ago"
-    plan = "no plan yet" if site["plan_age_s"] is None else f"plan stated {span(site['plan_age_s'])} ago"
-    signals = f"signals: {site['accepted']} accepted, {site['refused']} refused"
+    plan = "no plan yet" if site["plan_age_s"] is None else f"plan {span(site['plan_age_s'])} ago"
+    signals = f"{site['accepted']} signals accepted, {site['refused']} refused"
     table = _table(("site", "left"), (f"{heard}, {plan}; {signals}", "left"))
     for setpoint in site["setpoints"][:ROWS_MAX]:
         table.add_row(Text(kw(setpoint["limit_w"]), justify="right"), _window(setpoint, now_utc_s))
@@ -214,7 +218,9 @@ def _site(told: dict[str, Any], now_utc_s: float) -> Table:
 def _window(setpoint: dict[str, Any], now_utc_s: float) -> str:
     starts_utc_s, ends_utc_s = setpoint["starts_utc_s"], setpoint["ends_utc_s"]
     opens = starts_utc_s > now_utc_s
-    left = f"opens {relative(starts_utc_s, now_utc_s)}" if opens else f"ends {relative(ends_utc_s, now_utc_s)}"
+    left = (
+        f"opens {relative(starts_utc_s, now_utc_s)}" if opens else f"ends {relative(ends_utc_s, now_utc_s)}"
+    )
     return (
         f"{setpoint['kind']} {setpoint['source']} {setpoint['id']}"
         f"  {moment(starts_utc_s, now_utc_s)} to {moment(ends_utc_s, now_utc_s)}, {left}"
@@ -224,8 +230,8 @@ def _window(setpoint: dict[str, Any], now_utc_s: float) -> str:
 def _beat(told: dict[str, Any], now_utc_s: float) -> Text:
     beat = told["beat"]
     return Text(
-        f" beat {beat['count']:,}  tick {beat['tick_p99_ms']:.1f} ms, late {beat['late_p99_ms']:.1f} ms (p99),"
-        f" {beat['late_max_ms']:.1f} ms (most); {beat['skipped']} skipped;"
+        f" beat {beat['count']:,}  late {beat['late_p99_ms']:.1f} ms (most {beat['late_max_ms']:.1f}),"
+        f" tick {beat['tick_p99_ms']:.1f} ms, {beat['skipped']} skipped,"
         f" up {span(now_utc_s - told['started_utc_s'])}",
         style="yellow" if beat["skipped"] else "dim",
     )
@@ -236,10 +242,13 @@ def _beat(told: dict[str, Any], now_utc_s: float) -> Text:
 
 def _table(*columns: tuple[str, Literal["left", "right"]]) -> Table:
     """A table without lines; the header of its first column is its title."""
-    table = Table(box=None, padding=(0, 1), header_style="dim")
+    table = Table(box=None, padding=(0, 1), header_style="dim", expand=True)
     for number, (name, justify) in enumerate(columns):
         header = Text(name, style="not dim bold" if number == 0 else "")
-        table.add_column(header, justify=justify, no_wrap=number < len(columns) - 1, overflow="fold")
+        last = number == len(columns) - 1
+        table.add_column(
+            header, justify=justify, no_wrap=not last, ratio=1 if last else None, overflow="fold"
+        )
     return table
 
 

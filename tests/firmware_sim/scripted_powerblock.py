@@ -61,7 +61,9 @@ class ScriptedController:
         }
         with self.journal_path.open("a") as journal:
             journal.write(json.dumps({"now_utc_s": now_utc_s, "decided": decided}) + "\n")
-        self.status_path.write_text(json.dumps({"at_utc_s": now_utc_s, **decided}))
+        beside = self.status_path.with_suffix(".new")
+        beside.write_text(json.dumps({"at_utc_s": now_utc_s, **decided}))
+        beside.replace(self.status_path)
 
     async def listen(self) -> None:
         async with aiomqtt.Client(self.address.hostname, self.address.port) as client:

@@ -101,50 +101,59 @@ class Agent:
         self.right_until_s = max(self.right_until_s, order.echo_at_s + order.lease_s - self.clock_offset_s)
         if order.sent_at_s > self.echo_sent_at_s:
             self.echo_sent_at_s, self.echo_heard_at_s = order.sent_at_s, own_s
-        self.lease, refusal = leases.offer(self.settings, self.lease, order, self.found_w(), own_s)
+        found_w = self.found_w()
+        self.lease, refusal = leases.offer(self.settings, self.lease, order, found_w, own_s)
         if refusal is None:
-            self.write()
+            self.write(found_w)
             self.report(now_s, network)
 
     def step(self, now_s: float, network: Network) -> None:
         if not self.up:
             return
-        self.lease = leases.beat(
-            self.settings, self.lease, self.found_w(), now_s + self.clock_offset_s
-        )
-        self.write()
+        found_w = self.found_w()
+        self.lease = leases.beat(self.settings, self.lease, found_w, now_s + self.clock_offset_s)
+        self.write(found_w)
         if now_s >= self.next_report_s:
             self.next_report_s = now_s + REPORT_S
             self.report(now_s, network)
 
     def found_w(self) -> list:
-        return [f.limit_w if f else None for f in self.found()]
+        truth = self.truth
+        limits_w = truth.limit_w[self.members].tolist()
+        if not truth.lost.any():
+            return limits_w
+        return [
+            None if lost else w for lost, w in zip(truth.lost[self.members].tolist(), limits_w, strict=True)
+        ]
 
-    def found(self) -> list:
-        t = self.truth
-        return [None if t.lost[i] else leases.Found(t.limit_w[i], MIN_W, MAX_W) for i in self.members]
-
-    def write(self) -> None:
-        if self.deaf_to_writes:
+    def write(self, found_w: list) -> None:
+        if self.deaf_to_writes or tuple(found_w) == self.lease.held_w:
             return
-        for write in leases.due(self.lease, self.found()):
+        found = [None if w is None else leases.Found(w, MIN_W, MAX_W) for w in found_w]
+        for write in leases.due(self.lease, found):
             index = self.members[write.gpu]
             if not self.truth.lost[index]:
                 self.truth.limit_w[index] = write.limit_w
 
     def report(self, now_s: float, network: Network) -> None:
         own_s, t = now_s + self.clock_offset_s, self.truth
+        noise_w = t.rng.gauss(0.0, 2.0)
         gpus = tuple(
             Gpu(
-                uuid=f"{self.name}-{i}",
-                power_w=None if t.lost[i] else max(0.0, t.power_w[i] + t.rng.gauss(0.0, 2.0)),
-                limit_w=None if t.lost[i] else float(t.limit_w[i]),
-                enforced_w=None if t.lost[i] else float(min(t.limit_w[i], t.oob_w[i])),
+                uuid="",
+                power_w=None if lost else max(0.0, power_w + noise_w),
+                limit_w=None if lost else limit_w,
+                enforced_w=None,
                 min_w=MIN_W,
                 max_w=MAX_W,
-                fault="lost" if t.lost[i] else "",
+                fault="lost" if lost else "",
             )
-            for i in self.members
+            for power_w, limit_w, lost in zip(
+                t.power_w[self.members].tolist(),
+                t.limit_w[self.members].tolist(),
+                t.lost[self.members].tolist(),
+                strict=True,
+            )
         )
         epoch, seq = self.lease.newest
         if self.deaf_to_writes:
@@ -226,6 +235,7 @@ def settings_for(rng: Random, tick_s: float) -> Settings:
         cooling_blind_w=rng.choice((None, 0.75 * peak_w)),
         lead_s=0.4 + 2 * tick_s,
         settle_s=0.2,
+        base_age_max_s=8.0,
         witness_tolerance_w=0.03 * rating_w,
         skew_s=0.15,  # messages move in whole steps here
     )
@@ -289,7 +299,13 @@ class World:
             waiting_max_s=20.0,
         )
         self.agents = [
-            Agent(name, np.flatnonzero(topology.gpu_node == i), self.truth, lease_settings, rng.uniform(10.0, 1e6))
+            Agent(
+                name,
+                np.flatnonzero(topology.gpu_node == i),
+                self.truth,
+                lease_settings,
+                rng.uniform(10.0, 1e6),
+            )
             for i, name in enumerate(topology.node_names)
         ]
         self.law, self.disk, self.controller = law, Disk(), None
@@ -525,6 +541,7 @@ class World:
             base_w=truth.base_w,
             decision=decision,
             decided_now=decided,
+            started_at_s=now_s if controller is None else controller.started_at_s,
             site_spoke=controller is not None and controller.site_spoke,
             inherited_w=inherited_w,
             budget_max_w=budget_max_w,
@@ -532,6 +549,7 @@ class World:
             agents=self.agents,
             meter_honest=self.measurable_at_s >= self.meter_honest_from_s,
             measurable_at_s=self.measurable_at_s,
+            metered_at_s=self.meter.shown_at_s,
             disturbed_at_s=self.disturbed_at_s,
         )
 

@@ -1,0 +1,225 @@
+"""The whole law on a block of four GPUs that obeys at once: what one decision must say."""
+
+import numpy as np
+import pytest
+
+from controller.core import law
+from controller.core.model import FOREVER_S, NEVER_S, Carried, Inlets, Mode, Running, Setpoint, Site
+from tests.core.blocks import MAX_W, MIN_W, SETTINGS, UTC_0, good, settings, snapshot
+
+BASE_W = 600.0
+TICK_S = SETTINGS.tick_s
+
+
+class Block:
+    """GPUs that take every limit at once and draw it in full; instruments without noise."""
+
+    def __init__(self, block=SETTINGS, state=None, limit_w=300.0, at_s=100.0) -> None:
+        self.settings, self.now_s = block, at_s
+        self.state = law.start(block, at_s) if state is None else state
+        self.limit_w = np.full(4, limit_w)
+        self.seq = np.ones(2, dtype=np.int64)
+        self.revision = 0
+        self.history = [(at_s, limit_w * 4)]
+
+    def tick(self, *, site=Site(), meter=True, **told):
+        """One beat, with the agents' newest report."""
+        self.now_s += TICK_S
+        self.revision += 1
+        draw_w = float(self.limit_w.sum())
+        seen = snapshot(
+            self.now_s,
+            site=site,
+            **{
+                "meter": good(self.metered_w(), self.now_s) if meter else good(0.0, NEVER_S),
+                "inlets": Inlets(np.full(4, self.metered_w() / 4), np.full(4, True), np.full(4, self.now_s)),  # noqa: FBT003
+                "limit_w": self.limit_w,
+                "power_w": self.limit_w,
+                "seq": self.seq,
+                "revision": self.revision,
+            }
+            | told,
+        )
+        self.decision = law.tick(self.settings, self.state, seen)
+        self.state = self.decision.state
+        self.limit_w, self.seq = self.decision.gpu_limits_w, self.decision.node_seq
+        self.history.append((self.now_s, draw_w))
+        return self.decision
+
+    def metered_w(self) -> float:
+        past = [w for at_s, w in self.history if at_s <= self.now_s - self.settings.meter_lag_s]
+        return BASE_W + (past[-1] if past else self.history[0][1])
+
+    def run(self, seconds_s, **told):
+        for _ in range(round(seconds_s / TICK_S)):
+            self.tick(**told)
+        return self.decision
+
+    def block_w(self) -> float:
+        return float(self.limit_w.sum()) + BASE_W
+
+    def site(self, limit_w=None, **fields) -> Site:
+        """A site that lives now and wants this."""
+        wishes = () if limit_w is None else (setpoint(limit_w, **fields),)
+        return Site(heartbeat_at_s=self.now_s, plan_at_s=self.now_s, setpoints=wishes)
+
+    def under_control(self, seconds_s, limit_w=None, **fields):
+        for _ in range(round(seconds_s / TICK_S)):
+            self.tick(site=self.site(limit_w, **fields))
+        return self.decision
+
+
+def setpoint(limit_w, starts_s=0.0, ends_s=1e6, **fields) -> Setpoint:
+    return Setpoint("openadr", "e/0", "limit", limit_w, UTC_0 + starts_s, UTC_0 + ends_s, **fields)
+
+
+def test_the_first_decision_holds_the_failsafe_limit_before_anything_is_known():
+    first = Block().tick(meter=False, leased=False, at_s=NEVER_S)
+    assert (first.mode, first.binding.power_w) == (Mode.INIT, 2400.0)
+    assert first.binding.source == "failsafe: site not heard yet"
+    assert first.gpu_limits_w.tolist() == [MIN_W + 150.0] * 4  # (2,400 W - 1,000 W assumed base load) / 4
+    assert first.shortfall_w > 0.0, "GPUs that were not heard may hold their most"
+
+
+def test_a_restart_never_raises_what_bound_before():
+    carried = Carried(limit_w=1800.0, budget_w=1800.0, source="openadr e/0")
+    block = Block(state=law.start(SETTINGS, 100.0, carried))
+    last = block.run(5.0)
+    assert last.binding.source == "before restart: openadr e/0"
+    assert last.budget_w <= 1800.0
+
+
+@pytest.mark.parametrize(("ends_at_s", "binding_w"), [(FOREVER_S, 1800.0), (101.0, 2400.0)])
+def test_an_inherited_limit_ends_with_its_own_window(ends_at_s, binding_w):
+    carried = Carried(1800.0, 1800.0, "openadr e/0", ends_at_s)
+    assert Block(state=law.start(SETTINGS, 100.0, carried)).run(2.0).binding.power_w == binding_w
+
+
+def test_an_inherited_window_is_in_force_from_the_first_beat():
+    wish = setpoint(1800.0)
+    block = Block(state=law.start(SETTINGS, 100.0, None, (Running(wish, 500.0),)))
+    assert block.tick(site=Site(setpoints=(wish,))).binding.power_w == 1800.0
+
+
+def test_a_site_that_speaks_takes_over_and_the_inherited_limit_goes():
+    block = Block(state=law.start(SETTINGS, 100.0, Carried(1800.0, 1800.0, "openadr e/0")))
+    last = block.under_control(2.0, 3000.0)
+    assert (last.mode, last.binding.source) == (Mode.LIMITED, "openadr e/0")
+
+
+@pytest.mark.parametrize(
+    ("told", "source", "power_w"),
+    [
+        ({}, "feed rating", 5000.0),
+        ({"cooling": 3000.0}, "cooling capacity", 3000.0),
+        ({"cooling": None}, "cooling not heard", 4000.0),
+        ({"limit_w": 2000.0}, "openadr e/0", 2000.0),
+        ({"limit_w": 2000.0, "cooling": 1900.0}, "cooling capacity", 1900.0),
+    ],
+)
+def test_the_lowest_limit_binds_and_has_a_name(told, source, power_w):
+    block = Block(settings(cooling_blind_w=4000.0))
+    capacity_w = told.get("cooling", 9000.0)
+    for _ in range(40):
+        cooling = good(0.0, NEVER_S) if capacity_w is None else good(capacity_w, block.now_s + TICK_S)
+        last = block.tick(site=block.site(told.get("limit_w")), cooling=cooling)
+    assert (last.binding.source, last.binding.power_w) == (source, power_w)
+    assert last.binding in last.limits
+    assert source in last.why
+
+
+def test_a_block_under_a_limit_ends_close_to_it_and_never_above():
+    block = Block()
+    last = block.under_control(30.0, 2000.0)
+    assert last.budget_w == 2000.0
+    assert 1950.0 < block.block_w() <= 2000.0
+    assert (last.shortfall_w, last.alarms) == (0.0, ())
+
+
+def test_curtailment_and_recovery_keep_their_rates_in_every_second():
+    block = Block()
+    block.under_control(30.0, 3000.0)
+    power_w = []
+    for limit_w in (1600.0, 3000.0):
+        for _ in range(200):
+            block.tick(site=block.site(limit_w))
+            power_w.append(block.block_w())
+    second = round(1.0 / TICK_S)
+    moves_w = np.array(power_w[second:]) - np.array(power_w[:-second])
+    unsure_ratio = SETTINGS.skew_s / 1.0  # while it ramps, the base load is known no better than this
+    whole_watts_w = 2.0 * len(block.limit_w)
+    assert moves_w.min() >= -(1.0 + unsure_ratio) * SETTINGS.ramp_down_w_per_s - whole_watts_w
+    assert moves_w.max() <= (1.0 + unsure_ratio) * SETTINGS.ramp_up_w_per_s + whole_watts_w
+    assert min(power_w) <= 1600.0
+    assert power_w[-1] > 2900.0
+
+
+def test_protection_cuts_within_one_beat():
+    block = Block(settings(cooling_blind_w=4000.0))
+    for _ in range(600):
+        block.tick(site=block.site(), cooling=good(6000.0, block.now_s + TICK_S))
+    assert block.block_w() > 3000.0
+    block.tick(site=block.site(), cooling=good(2000.0, block.now_s + TICK_S))
+    assert block.block_w() <= 2000.0
+
+
+def test_a_limit_below_what_can_be_shed_is_held_at_the_minima_and_said():
+    block = Block()
+    last = block.under_control(30.0, 1000.0)
+    assert last.gpu_limits_w.tolist() == [MIN_W] * 4
+    assert last.shortfall_w == pytest.approx(4 * MIN_W + BASE_W - 1000.0, abs=20.0)
+    assert "shortfall" in {alarm.key for alarm in last.alarms}
+    assert "cannot be shed" in last.why
+
+
+def test_a_silent_agent_costs_the_others_and_not_the_promise():
+    """Its GPUs count at what they were last ordered, and later at the most they can do."""
+    block = Block()
+    block.under_control(30.0, 2200.0)
+    for _ in range(round(15.0 / TICK_S)):
+        held = block.limit_w.copy()
+        block.tick(site=block.site(2200.0), at_s=[100.0, block.now_s + TICK_S])
+        block.limit_w[:2] = held[:2]  # nobody is there to take the new ones
+        block.seq = np.array([1, block.decision.node_seq[1]])
+    assert block.decision.gpu_limits_w[2:].tolist() == [MIN_W] * 2
+    assert "agent n0" in {alarm.key for alarm in block.decision.alarms}
+
+
+def test_loss_of_the_site_leads_to_failsafe_with_the_open_window_still_in_force():
+    block = Block()
+    block.under_control(20.0, 2000.0)
+    heard = block.site(2000.0)
+    last = block.run(6.0, site=heard)
+    assert (last.mode, last.binding.power_w) == (Mode.FAILSAFE, 2000.0)
+    assert "failsafe: site heartbeat lost" in {limit.source for limit in last.limits}
+
+
+def test_an_idle_block_gives_headroom_for_a_start_at_once():
+    """What nobody draws is shared out all the same: a job that starts is not throttled for it."""
+    block = Block()
+    last = block.under_control(40.0)
+    assert last.gpu_limits_w.tolist() == [MAX_W] * 4
+
+
+def test_an_agent_that_observes_only_gets_no_more_than_it_holds():
+    block = Block(limit_w=500.0)
+    for _ in range(200):
+        held = block.limit_w.copy()
+        block.tick(site=block.site(1500.0), leased=[False, True])
+        block.limit_w[:2] = held[:2]
+        block.seq[0] = 1
+    assert "lease n0" in {alarm.key for alarm in block.decision.alarms}
+    assert block.decision.gpu_limits_w[2:].tolist() == [MIN_W] * 2
+
+
+def test_the_law_is_a_function_of_its_arguments():
+    """Asked twice, it says the same twice: nothing is kept but what it hands back."""
+    block = Block()
+    block.under_control(5.0, 2500.0)
+    state = block.state
+    seen = snapshot(block.now_s + TICK_S, meter=good(2000.0, block.now_s), site=block.site(1800.0))
+    one, two = (law.tick(SETTINGS, state, seen) for _ in range(2))
+    assert one.gpu_limits_w.tolist() == two.gpu_limits_w.tolist()
+    assert one.node_seq.tolist() == two.node_seq.tolist()
+    for name in ("mode", "binding", "limits", "budget_w", "base_w", "shortfall_w", "alarms", "why"):
+        assert getattr(one, name) == getattr(two, name)

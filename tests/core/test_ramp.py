@@ -1,0 +1,136 @@
+"""The ramp: how fast the budget may walk, and where it starts."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from controller.core import ramp
+
+TICK_S = 0.05
+
+
+def walk(
+    pace, target_w, seconds_s, *, now_s=0.0, draw_w=None, protection_w=1e9, down=500.0, up=250.0, lead_s=0.4
+):
+    """Paces at every tick."""
+    out = []
+    for number in range(1, round(seconds_s / TICK_S) + 1):
+        pace = ramp.step(
+            pace,
+            now_s=now_s + number * TICK_S,
+            elapsed_s=TICK_S,
+            tick_s=TICK_S,
+            target_w=target_w,
+            protection_w=protection_w,
+            draw_w=draw_w,
+            down_w_per_s=down,
+            up_w_per_s=up,
+            lead_s=lead_s,
+        )
+        out.append(pace)
+    return out
+
+
+def test_a_fall_takes_what_the_rate_allows():
+    paces = walk(ramp.start(2000.0, 0.0), 1000.0, 3.0)
+    assert [p.aim_w for p in paces[19::20]] == pytest.approx([1500.0, 1000.0, 1000.0])
+
+
+def test_a_fall_starts_at_the_draw_and_not_in_empty_headroom():
+    first = walk(ramp.start(2000.0, 0.0), 1000.0, TICK_S, draw_w=1400.0)[0]
+    assert first.aim_w == pytest.approx(1400.0 - 25.0)
+
+
+def test_the_draw_counts_once_at_the_start_of_a_fall():
+    """A draw that falls on its own in mid-ramp does not steepen the ramp."""
+    pace = walk(ramp.start(2000.0, 0.0), 1000.0, 0.5, draw_w=None)[-1]
+    after = walk(pace, 1000.0, TICK_S, now_s=0.5, draw_w=1001.0)[0]
+    assert after.aim_w == pytest.approx(pace.aim_w - 25.0)
+
+
+def test_a_draw_above_the_aim_raises_nothing():
+    assert walk(ramp.start(2000.0, 0.0), 1000.0, TICK_S, draw_w=9000.0)[0].aim_w == pytest.approx(1975.0)
+
+
+def test_the_promised_line_follows_the_aim_by_the_lead():
+    paces = walk(ramp.start(2000.0, 0.0), 1000.0, 1.0)
+    assert paces[-1 - 8].aim_w <= paces[-1].budget_w <= paces[-1 - 9].aim_w  # 8 beats are 0.4 s
+
+
+def test_a_rise_is_commanded_and_promised_together():
+    last = walk(ramp.start(1000.0, 0.0), 2000.0, 2.0)[-1]
+    assert last.aim_w == last.budget_w == pytest.approx(1500.0)
+
+
+def test_protection_does_not_ramp():
+    first = walk(ramp.start(2000.0, 0.0), 1000.0, TICK_S, protection_w=1200.0)[0]
+    assert first.aim_w == 1200.0
+
+
+@pytest.mark.parametrize(
+    ("target_w", "elapsed_s", "aim_w"),
+    [
+        (1000.0, 1.0, 1500.0),  # down: the line is caught up at once
+        (3000.0, 1.0, 2000.0 + 250.0 * 2 * TICK_S),  # up: lateness earns two beats and no more
+        (3000.0, 0.0, 2000.0),
+        (2000.0, 1.0, 2000.0),
+    ],
+)
+def test_a_late_beat_catches_up_downwards_only(target_w, elapsed_s, aim_w):
+    pace = ramp.step(
+        ramp.start(2000.0, 0.0),
+        now_s=elapsed_s,
+        elapsed_s=elapsed_s,
+        tick_s=TICK_S,
+        target_w=target_w,
+        protection_w=1e9,
+        draw_w=None,
+        down_w_per_s=500.0,
+        up_w_per_s=250.0,
+        lead_s=0.4,
+    )
+    assert pace.aim_w == pytest.approx(aim_w)
+
+
+@given(st.lists(st.tuples(st.floats(0.0, 5000.0), st.floats(0.0, 2.0)), max_size=30))
+def test_no_wish_outruns_either_rate(wishes):
+    pace, now_s = ramp.start(2000.0, 0.0), 0.0
+    for target_w, elapsed_s in wishes:
+        now_s += elapsed_s
+        before = pace
+        pace = ramp.step(
+            pace,
+            now_s=now_s,
+            elapsed_s=elapsed_s,
+            tick_s=TICK_S,
+            target_w=target_w,
+            protection_w=1e9,
+            draw_w=None,
+            down_w_per_s=500.0,
+            up_w_per_s=250.0,
+            lead_s=0.4,
+        )
+        assert -500.0 * elapsed_s - 1e-6 <= pace.aim_w - before.aim_w
+        assert pace.aim_w - before.aim_w <= 250.0 * min(elapsed_s, 2 * TICK_S) + 1e-6
+        assert pace.budget_w >= pace.aim_w
+        assert min(before.aim_w, target_w) - 1e-6 <= pace.aim_w <= max(before.aim_w, target_w) + 1e-6
+
+
+@given(
+    st.lists(st.tuples(st.floats(0.0, 0.3), st.sampled_from([1.0, 2.0, 3.0])), min_size=1, max_size=60),
+)
+def test_the_window_forgets_nothing_younger_than_its_length(steps):
+    """Stored once or twice, the highest value of the window is the same."""
+    trail, said, now_s = ((0.0, 2.0),), [(0.0, 2.0)], 0.0
+    for elapsed_s, value_w in steps:
+        now_s += elapsed_s
+        trail = ramp.window(trail, now_s, value_w, 0.4)
+        said.append((now_s, value_w))
+        young = [w for at_s, w in said if at_s > now_s - 0.4]
+        assert ramp.highest(trail) >= max(young)
+        assert ramp.highest(trail) in {w for _, w in said}
+
+
+@pytest.mark.parametrize(("left_s", "line_w"), [(2.0, 2000.0), (0.0, 1000.0), (-5.0, 1000.0)])
+def test_the_arrival_line_ends_at_its_target(left_s, line_w):
+    assert ramp.arrival_line_w(1000.0, left_s, 500.0) == line_w

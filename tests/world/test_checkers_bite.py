@@ -1,0 +1,134 @@
+"""A checker that cannot fail is worth nothing: for each promise, a law that breaks it, and is caught."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from controller.agent import lease as leases
+from controller.core import base_load, failsafe, law, ledger, ramp, schedule, sharing
+from controller.core.model import FOREVER_S, Limit, Mode, Running
+from tests.world.checkers import Broken
+from tests.world.world import run
+
+SEEDS = range(60)  # histories within which a broken law must be caught
+
+
+def caught(broken_law=law, seeds=SEEDS):
+    """Number of the promise that is first found broken."""
+    for seed in seeds:
+        try:
+            run(seed, broken_law)
+        except Broken as broken:
+            return broken.number
+    return None
+
+
+def edited(**changes):
+    """The real law, with its decisions edited on the way out."""
+
+    def tick(settings, state, snapshot):
+        decision = law.tick(settings, state, snapshot)
+        return replace(decision, **{name: edit(decision) for name, edit in changes.items()})
+
+    return SimpleNamespace(start=law.start, tick=tick)
+
+
+def test_1_rises_before_the_cuts_they_live_on_are_confirmed(monkeypatch):
+    monkeypatch.setattr(ledger, "held_w", lambda _settings, orders, *_: orders.limits_w[-1].copy())
+    assert caught() == 1
+
+
+def test_1_a_silent_node_forgotten(monkeypatch):
+    honest = ledger.held_w
+
+    def forgetful(settings, orders, gpus, seen_at_s, now_s):
+        held = honest(settings, orders, gpus, seen_at_s, now_s)
+        return np.where(now_s - seen_at_s > 1.0, 0.0, held)
+
+    monkeypatch.setattr(ledger, "held_w", forgetful)
+    assert caught() == 1
+
+
+def test_2_the_highest_limit_binds_instead_of_the_lowest(monkeypatch):
+    monkeypatch.setattr(law, "_power_w", lambda limit: -limit.power_w)
+    assert caught() == 2
+
+
+def test_2_a_limit_without_a_name():
+    assert caught(edited(binding=lambda decision: Limit(decision.binding.power_w, ""))) == 2
+
+
+def test_3_an_old_measurement_believed_for_ever(monkeypatch):
+    monkeypatch.setattr(base_load, "upper_w", lambda _settings, base, _now_s: base.upper_w)
+    assert caught() == 3
+
+
+def test_4_a_difference_of_two_moments(monkeypatch):
+    def careless(settings, base, chosen):
+        newest_w = float(base.gpu_rack_w[-1].sum())
+        return float(base.meter_w[-1]) - settings.block_w_per_gpu_w * newest_w
+
+    monkeypatch.setattr(base_load, "_rest_w", careless)
+    assert caught() == 4
+
+
+@pytest.mark.parametrize("rate", ["up_w_per_s", "down_w_per_s"])
+def test_5_a_budget_that_does_not_ramp(monkeypatch, rate):
+    honest = ramp.step
+    monkeypatch.setattr(ramp, "step", lambda pace, **given: honest(pace, **{**given, rate: 1e9}))
+    assert caught() == 5
+
+
+def test_5_power_that_a_fault_took_comes_back_at_once(monkeypatch):
+    monkeypatch.setattr(sharing, "_lift", lambda _settings, shares, *_: (1e9, shares.sums))
+    assert caught() == 5
+
+
+def test_6_silence_about_what_cannot_be_shed():
+    assert caught(edited(shortfall_w=lambda _: 0.0)) == 1  # the truth is above what was promised and said
+
+
+def test_6_a_law_without_alarms():
+    assert caught(edited(alarms=lambda _: ())) == 6
+
+
+def test_7_windows_that_end_by_the_wall_clock(monkeypatch):
+    def by_the_wall(_running, _ended, setpoints, now_s, now_utc_s):
+        opened = (s for s in setpoints if s.starts_utc_s <= now_utc_s < s.ends_utc_s)
+        return tuple(Running(s, FOREVER_S) for s in opened), frozenset()
+
+    monkeypatch.setattr(schedule, "open_windows", by_the_wall)
+    assert caught() == 7
+
+
+def test_8_no_failsafe_limit_before_the_site_has_spoken(monkeypatch):
+    monkeypatch.setattr(failsafe, "limit", lambda *_: None)
+    assert caught() == 8
+
+
+def test_8_a_restart_that_forgets_what_bound_before():
+    forgetful = SimpleNamespace(start=lambda settings, now_s, *_: law.start(settings, now_s), tick=law.tick)
+    assert caught(forgetful) in (7, 8)
+
+
+def test_9_a_lease_that_never_runs_out(monkeypatch):
+    monkeypatch.setattr(leases, "beat", lambda _settings, lease, *_: lease)
+    assert caught() == 9
+
+
+def test_9_a_first_order_that_raises(monkeypatch):
+    honest = leases.offer
+
+    def trusting(settings, lease, order, _found_w, now_s):
+        return honest(settings, lease, order, order.limits_w, now_s)
+
+    monkeypatch.setattr(leases, "offer", trusting)
+    assert caught(seeds=range(200, 360)) == 5
+
+
+def test_10_a_block_that_never_comes_back_from_failsafe(monkeypatch):
+    stuck = {key: mode for key, mode in failsafe.TRANSITIONS.items() if key[0] is not Mode.FAILSAFE}
+    monkeypatch.setattr(failsafe, "TRANSITIONS", stuck)
+    assert caught() == 10
