@@ -53,6 +53,10 @@ class Demo:
     def daemon_log(self) -> Path:
         return self.work_dir / "daemon.log"
 
+    @property
+    def journal_path(self) -> Path:
+        return bench_config.journal_path(self.work_dir)
+
     def status(self) -> dict[str, Any]:
         """What the daemon says of itself; raises FileNotFoundError before its first word."""
         content: dict[str, Any] = json.loads(bench_config.status_path(self.work_dir).read_text())

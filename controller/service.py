@@ -16,7 +16,6 @@ import logging
 import signal
 import sys
 from collections import deque
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -42,6 +41,7 @@ WAKE_GAP_S: Final = 0.005
 REFRESH_S: Final = 5.0  # how often coming windows are looked up in the book
 BEATS_KEPT: Final = 1200  # for the figures in the status: a minute at 20 Hz
 WATCHDOG_S: Final = 0.5
+CANCEL_AGAIN_S: Final = 0.2
 MIB: Final = 1024 * 1024
 
 log = structlog.get_logger(__name__)
@@ -262,14 +262,20 @@ async def run(config: BlockConfig) -> None:
     """Serve until SIGTERM or SIGINT. A stop changes no limit: the agents' leases run out by themselves."""
     controller = Controller(config)
     task = asyncio.ensure_future(controller.serve())
+    stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, task.cancel)
+        loop.add_signal_handler(number, stopping.set)
+    stop = asyncio.ensure_future(stopping.wait())
     try:
-        with suppress(asyncio.CancelledError):
-            await task
-    finally:
+        await asyncio.wait((task, stop), return_when=asyncio.FIRST_COMPLETED)
         notify("STOPPING=1")
+        while not task.done():
+            task.cancel()  # once is not always enough: libraries have been seen to swallow a cancellation
+            await asyncio.wait((task,), timeout=CANCEL_AGAIN_S)
+        if not task.cancelled():
+            task.result()
+    finally:
         controller.close()
 
 

@@ -10,7 +10,7 @@ on a clock that cannot be stepped. What the law says is over is dropped here.
 
 Old heartbeats (a frozen broker delivers them in one gush when it thaws) are told from fresh ones without
 trusting two wall clocks to agree: the delay may not grow by more than the heartbeat time-out above the
-shortest of the last few.
+shortest of the last few that were in time. A clock that was stepped looks late too, but goes on doing so.
 """
 
 from collections import Counter, deque
@@ -28,7 +28,8 @@ log = structlog.get_logger(__name__)
 
 SOURCE: Final = "openadr"
 HORIZON_S: Final = 3600.0  # windows further ahead wait in the book: the law goes through its list every beat
-DELAYS_KEPT: Final = 16  # heartbeats until a stepped clock on either side is the new normal
+DELAYS_KEPT: Final = 16  # heartbeats; follows two clocks that drift apart, and forgets one lucky packet
+NEW_NORMAL_TIMEOUTS: Final = 4.0  # late for so long without a pause is a stepped clock; a gush is over sooner
 VERDICTS_KEPT: Final = 20  # shown in the status
 
 
@@ -78,6 +79,8 @@ class SiteDesk:
         self._arrive_at_start = arrive_at_start
         self._on_change = on_change
         self._delays_s: deque[float] = deque(maxlen=DELAYS_KEPT)
+        self._late_since_s = NEVER_S
+        self._arrived_at_s = NEVER_S
         self._sent_at_utc_s = NEVER_S
         self._over: frozenset[Setpoint] = frozenset()
         self._book = self._reopened()
@@ -110,13 +113,11 @@ class SiteDesk:
             heartbeat = openadr.parse_heartbeat(payload)
         except openadr.OpenAdrError as error:
             return openadr.Verdict(False, f"heartbeat: {error}")
-        delay_s = now_s - heartbeat.sent_at_utc_s
-        self._delays_s.append(delay_s)
-        late_s = delay_s - min(self._delays_s)
         if retained:
             return openadr.Verdict(False, "heartbeat: retained; a broker's memory is no sign of life")
         if heartbeat.sent_at_utc_s == self._sent_at_utc_s:
             return openadr.Verdict(False, "heartbeat: repeated")
+        late_s = self._late_s(now_s - heartbeat.sent_at_utc_s, now_s)
         if late_s > self._timeout_s:
             return openadr.Verdict(False, f"heartbeat: {late_s:.1f} s late; is the broker overloaded?")
         self._sent_at_utc_s = heartbeat.sent_at_utc_s
@@ -127,6 +128,22 @@ class SiteDesk:
                 plan_at_s = now_s
         self._publish(replace(self.site, heartbeat_at_s=now_s, plan_at_s=plan_at_s))
         return openadr.Verdict(True, "heartbeat")
+
+    def _late_s(self, delay_s: float, now_s: float) -> float:
+        """How much later than usual this heartbeat is."""
+        late_s = delay_s - min(self._delays_s, default=delay_s)
+        paused = now_s - self._arrived_at_s > self._timeout_s
+        self._arrived_at_s = now_s
+        if late_s <= self._timeout_s:
+            self._late_since_s = NEVER_S
+        elif paused or self._late_since_s == NEVER_S:
+            self._late_since_s = now_s
+        elif now_s - self._late_since_s >= NEW_NORMAL_TIMEOUTS * self._timeout_s:
+            self._delays_s.clear()
+            self._late_since_s, late_s = NEVER_S, 0.0
+        if late_s <= self._timeout_s:
+            self._delays_s.append(delay_s)
+        return late_s
 
     def _event(self, payload: bytes, retained: bool, now_s: float, now_utc_s: float) -> openadr.Verdict:
         try:

@@ -36,7 +36,8 @@ class GpuView:
     def swept(self, result: Reading | NvmlFault, began_at_s: float) -> None:
         """Take in what a sweep that began then has read."""
         if isinstance(result, NvmlFault):
-            self.reading, self.read_fault = None, result.sentence
+            # whatever it held a moment ago, nobody knows what it holds now
+            self.reading, self.limit_w, self.read_fault = None, None, result.sentence
             return
         if self.read_fault:  # it is back: what it refused while it was ill may be tried at once
             self.refused_w = None

@@ -75,7 +75,7 @@ def _block(
             "shortfall", f"{shortfall_w / 1e3:.2f} kW above the promised line cannot be shed", 1.0
         )
     if snapshot.meter.is_usable(now_s, settings.meter_age_max_s):
-        metered_w = float(base.meter_w.mean()) if len(base.meter_w) else snapshot.meter.value
+        metered_w = snapshot.meter.value
         if metered_w > budget_w * (1.0 + OVER_BUDGET_RATIO):
             yield Condition(
                 "over budget", f"meter reads {metered_w / 1e3:.2f} kW, promised {budget_w / 1e3:.2f} kW", 1.0

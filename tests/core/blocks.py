@@ -16,6 +16,7 @@ from controller.core.model import (
     Topology,
 )
 
+SILENT = Site()
 UTC_0 = 1_790_000_000.0
 MIN_W, MAX_W, FLOOR_W = 200.0, 700.0, 250.0
 
@@ -66,7 +67,7 @@ def gpus(
 
 
 def snapshot(
-    now_s: float, *, now_utc_s=None, meter=UNKNOWN, inlets=None, cooling=UNKNOWN, site=Site(), **told
+    now_s: float, *, now_utc_s=None, meter=UNKNOWN, inlets=None, cooling=UNKNOWN, site=SILENT, **told
 ):
     """`told` goes to `gpus`; PDUs read 500 W each, freshly, unless said otherwise."""
     fresh = Inlets(np.full(4, 500.0), np.ones(4, dtype=bool), np.full(4, now_s))

@@ -7,7 +7,7 @@ import pytest
 
 from controller.core import base_load
 from controller.core.model import UNKNOWN, Inlets, Measurement
-from tests.core.blocks import SETTINGS, good, settings, snapshot
+from tests.core.blocks import good, settings, snapshot
 
 TRUE_BASE_W = 600.0
 BLOCK = settings(meter_lag_s=0.1, skew_s=0.0, witness_tolerance_w=5000.0)

@@ -5,7 +5,7 @@ import pytest
 
 from controller.core import law
 from controller.core.model import FOREVER_S, NEVER_S, Carried, Inlets, Mode, Running, Setpoint, Site
-from tests.core.blocks import MAX_W, MIN_W, SETTINGS, UTC_0, good, settings, snapshot
+from tests.core.blocks import MAX_W, MIN_W, SETTINGS, SILENT, UTC_0, good, settings, snapshot
 
 BASE_W = 600.0
 TICK_S = SETTINGS.tick_s
@@ -22,7 +22,7 @@ class Block:
         self.revision = 0
         self.history = [(at_s, limit_w * 4)]
 
-    def tick(self, *, site=Site(), meter=True, **told):
+    def tick(self, *, site=SILENT, meter=True, **told):
         """One beat, with the agents' newest report."""
         self.now_s += TICK_S
         self.revision += 1
@@ -32,7 +32,7 @@ class Block:
             site=site,
             **{
                 "meter": good(self.metered_w(), self.now_s) if meter else good(0.0, NEVER_S),
-                "inlets": Inlets(np.full(4, self.metered_w() / 4), np.full(4, True), np.full(4, self.now_s)),  # noqa: FBT003
+                "inlets": Inlets(np.full(4, self.metered_w() / 4), np.full(4, True), np.full(4, self.now_s)),
                 "limit_w": self.limit_w,
                 "power_w": self.limit_w,
                 "seq": self.seq,

@@ -1,0 +1,141 @@
+"""The board: newest values, and how old a node's readings can be at most."""
+
+import numpy as np
+import pytest
+
+from controller.board import OLD_BOOTS_MAX, Board
+from controller.core.model import NEVER_S, Measurement
+from protocols.agent_link import Gpu, Report
+
+EPOCH = 7
+
+
+def report(node="node-a", *, boot="b1", at_s=1.0, gpus=8, power_w=300.0, limit_w=400.0, **fields) -> Report:
+    one = Gpu(uuid="u", power_w=power_w, limit_w=limit_w, enforced_w=limit_w, min_w=150.0, max_w=650.0)
+    return Report(
+        **{"node": node, "boot": boot, "at_s": at_s, "gpus": (one,) * gpus, "mode": "leased"}
+        | {"epoch": EPOCH, "seq": 5, "echo_sent_at_s": 99.0, "echo_age_s": 0.5}
+        | fields
+    )
+
+
+@pytest.fixture
+def board(settings) -> Board:
+    return Board(settings, EPOCH)
+
+
+def gpus(board, now_s=100.0):
+    return board.snapshot(now_s, 0.0).gpus
+
+
+def test_before_anything_is_heard_everything_is_unknown(board, settings):
+    seen = board.snapshot(100.0, 0.0)
+    assert np.isnan(seen.gpus.power_w).all()
+    assert np.isnan(seen.gpus.limit_w).all()
+    assert seen.gpus.max_w.tolist() == settings.topology.gpu_max_w.tolist()
+    assert (seen.gpus.node_at_s == NEVER_S).all()
+    assert not seen.meter.good
+    assert not seen.inlets.good.any()
+
+
+def test_a_report_fills_the_gpus_of_its_node_alone(board):
+    assert board.put_report(report("node-b"), 100.0) == ""
+    assert gpus(board).power_w.tolist()[8:] == [300.0] * 8
+    assert np.isnan(gpus(board).power_w[:8]).all()
+    assert gpus(board).max_w.tolist() == [700.0] * 8 + [650.0] * 8
+
+
+def test_readings_are_as_old_as_the_order_they_echo_and_its_age(board):
+    board.put_report(report(echo_sent_at_s=99.0, echo_age_s=0.75), 100.0)
+    assert gpus(board).node_at_s[0] == 99.75
+
+
+@pytest.mark.parametrize(
+    ("echo", "why"),
+    [
+        ({"echo_sent_at_s": -1.0, "echo_age_s": 0.0}, "has heard nothing from us"),
+        ({"echo_sent_at_s": 99.0, "echo_age_s": 5.0}, "claims to come from the future"),
+        ({"echo_sent_at_s": 5000.0, "echo_age_s": 0.0}, "echoes a controller of another boot"),
+    ],
+)
+def test_a_report_of_unknown_age_is_infinitely_old(board, echo, why):
+    board.put_report(report(**echo), 100.0)
+    assert gpus(board).node_at_s[0] == NEVER_S, why
+
+
+def test_an_echo_that_rounds_into_the_future_is_now(board):
+    board.put_report(report(echo_sent_at_s=99.0, echo_age_s=1.004), 100.0)
+    assert gpus(board).node_at_s[0] == 100.0
+
+
+@pytest.mark.parametrize(
+    ("fields", "leased", "seq"),
+    [
+        ({}, True, 5),
+        ({"mode": "fallback"}, False, 5),
+        ({"mode": "observe"}, False, 5),
+        ({"mode": "waiting", "epoch": 0, "seq": 0}, False, 0),
+        ({"epoch": EPOCH - 1}, False, 0),  # it obeys a controller that is gone
+    ],
+)
+def test_only_a_lease_of_ours_counts(board, fields, leased, seq):
+    board.put_report(report(**fields), 100.0)
+    assert (bool(gpus(board).node_leased[0]), int(gpus(board).node_seq[0])) == (leased, seq)
+
+
+@pytest.mark.parametrize(
+    ("second", "sentence"),
+    [
+        ({"at_s": 1.0}, "late or repeated"),
+        ({"at_s": 0.5}, "late or repeated"),
+        ({"node": "node-x"}, "no such node"),
+        ({"gpus": 4}, "reports 4 GPUs, configured are 8"),
+    ],
+)
+def test_what_is_old_or_not_ours_is_refused_and_counted(board, second, sentence):
+    board.put_report(report(), 100.0)
+    revision = gpus(board).revision
+    why = board.put_report(report(**{"power_w": 1.0} | second), 101.0)
+    assert sentence in why
+    assert board.refused[why] == 1
+    assert gpus(board).revision == revision
+    assert gpus(board).power_w[0] == 300.0
+
+
+def test_a_restarted_agent_may_count_its_time_from_the_start(board):
+    board.put_report(report(boot="b1", at_s=500.0), 100.0)
+    assert board.put_report(report(boot="b2", at_s=1.0), 101.0) == ""
+
+
+def test_what_a_dead_agent_still_has_on_the_way_is_refused(board):
+    board.put_report(report(boot="b1", at_s=500.0), 100.0)
+    board.put_report(report(boot="b2", at_s=1.0), 101.0)
+    assert "replaced" in board.put_report(report(boot="b1", at_s=501.0), 101.1)
+
+
+def test_a_thousand_restarts_are_remembered_in_bounds(board):
+    for number in range(1000):
+        board.put_report(report(boot=f"b{number}"), 100.0)
+    assert len(board._boots[0]) <= OLD_BOOTS_MAX + 1
+
+
+def test_an_unreadable_gpu_is_not_a_number(board):
+    board.put_report(report(power_w=None, limit_w=None), 100.0)
+    assert np.isnan(gpus(board).power_w[:8]).all()
+
+
+def test_a_snapshot_stays_as_it_was(board):
+    board.put_report(report(), 100.0)
+    board.put_inlet(0, Measurement(500.0, good=True, taken_at_s=99.0))
+    before = board.snapshot(100.0, 0.0)
+    board.put_report(report(at_s=2.0, power_w=1.0), 101.0)
+    board.put_inlet(0, Measurement(1.0, good=True, taken_at_s=100.0))
+    assert before.gpus.power_w[0] == 300.0
+    assert before.inlets.power_w[0] == 500.0
+
+
+def test_parts_that_did_not_change_are_the_same_object(board):
+    """The journal writes only what is new."""
+    one, two = board.snapshot(100.0, 0.0), board.snapshot(100.05, 0.0)
+    assert one.gpus is two.gpus
+    assert one.inlets is two.inlets

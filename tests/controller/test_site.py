@@ -1,0 +1,239 @@
+"""The site's desk: what it sends, what is believed, and what is on disk before it is acted upon."""
+
+import json
+
+import pytest
+
+from controller.core.model import NEVER_S
+from controller.site import HORIZON_S, SiteDesk
+from controller.store import Store
+
+UTC_S = 1_790_000_000.0
+NOW_S = 5_000.0  # monotonic; has nothing to do with UTC
+HEARTBEAT, EVENTS = "site/heartbeat", "openadr/events"
+TIMEOUT_S = 5.0
+
+
+class Desk:
+    """A desk, what it published, and short ways to send."""
+
+    def __init__(self, folder) -> None:
+        self.published = []
+        self.store = Store(folder)
+        self.desk = SiteDesk(
+            self.store,
+            heartbeat_topic=HEARTBEAT,
+            heartbeat_timeout_s=TIMEOUT_S,
+            arrive_at_start=False,
+            on_change=self.published.append,
+        )
+
+    @property
+    def site(self):
+        return self.desk.site
+
+    def send(self, topic, said, at_s=0.0, *, retained=False):
+        payload = said if isinstance(said, bytes) else json.dumps(said).encode()
+        self.desk.on_message(topic, payload, retained, NOW_S + at_s, UTC_S + at_s)
+        return self.desk.signals[-1] if self.desk.signals else None
+
+    def heartbeat(self, at_s, *, sent_s=None, retained=False, **fields):
+        sent_s = at_s if sent_s is None else sent_s
+        self.send(HEARTBEAT, {"sent_at": rfc_3339(sent_s)} | fields, at_s, retained=retained)
+
+    def event(self, at_s=0.0, *, retained=False, operation="CREATE", **fields):
+        said = {"objectType": "EVENT", "operation": operation, "object": event(**fields)}
+        return self.send(EVENTS, said, at_s, retained=retained)
+
+    @property
+    def heard_s(self):
+        return self.site.heartbeat_at_s - NOW_S
+
+
+def rfc_3339(at_s) -> str:
+    from datetime import UTC, datetime
+
+    return datetime.fromtimestamp(UTC_S + at_s, UTC).isoformat()
+
+
+def event(event_id="dr-1", limit_kw=9.5, starts_s=10.0, duration="PT10M", modified_s=0.0, **fields):
+    return {
+        "id": event_id,
+        "modificationDateTime": rfc_3339(modified_s),
+        "programID": "44",
+        "intervalPeriod": {"start": rfc_3339(starts_s), "duration": duration},
+        "payloadDescriptors": [{"payloadType": "IMPORT_CAPACITY_LIMIT", "units": "KW"}],
+        "intervals": [{"id": 0, "payloads": [{"type": "IMPORT_CAPACITY_LIMIT", "values": [limit_kw]}]}],
+    } | fields
+
+
+@pytest.fixture
+def desk(tmp_path) -> Desk:
+    return Desk(tmp_path)
+
+
+def test_a_fresh_heartbeat_is_a_sign_of_life(desk):
+    desk.heartbeat(0.0)
+    assert desk.heard_s == 0.0
+    assert desk.site.plan_at_s == NEVER_S, "a bare heartbeat states no plan"
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ({"retained": True}, "a broker's memory is no sign of life"),
+        ({"sent_s": 0.0}, "repeated"),
+        ({"sent_s": -10.0}, "late"),
+    ],
+)
+def test_what_is_no_sign_of_life_is_refused_with_a_reason(desk, said, reason):
+    desk.heartbeat(0.0)
+    desk.heartbeat(1.0, **said)
+    assert desk.heard_s == 0.0
+    assert reason in desk.desk.signals[-1].reason
+
+
+def test_the_two_wall_clocks_need_not_agree(desk):
+    for at_s in (0.0, 1.0, 2.0):
+        desk.heartbeat(at_s, sent_s=at_s - 3600.0)
+    assert desk.heard_s == 2.0
+
+
+def test_a_gush_from_a_thawed_broker_does_not_revive_a_dead_site(desk):
+    """Heartbeats of the last half minute arrive at once: none of those older than the time-out counts."""
+    desk.heartbeat(0.0)
+    for sent_s in range(1, 30):
+        desk.heartbeat(60.0, sent_s=float(sent_s))
+    assert desk.heard_s == 0.0
+
+
+def test_a_gush_is_no_stepped_clock_however_long_it_is(desk):
+    """Thousands of old heartbeats, trickling in for some seconds."""
+    desk.heartbeat(0.0)
+    for number in range(2000):
+        desk.heartbeat(5000.0 + 0.005 * number, sent_s=float(number + 1))
+    assert desk.heard_s == 0.0
+
+
+def test_after_a_gush_the_first_fresh_heartbeat_counts(desk):
+    desk.heartbeat(0.0)
+    for sent_s in range(1, 60):
+        desk.heartbeat(60.0, sent_s=float(sent_s))
+    desk.heartbeat(61.0)
+    assert desk.heard_s == 61.0
+
+
+@pytest.mark.parametrize("step_s", [-100.0, 100.0])
+def test_a_stepped_clock_is_the_new_normal_after_a_while(desk, step_s):
+    for at_s in range(5):
+        desk.heartbeat(float(at_s))
+    for at_s in range(5, 60):
+        desk.heartbeat(float(at_s), sent_s=at_s + step_s)
+    assert desk.heard_s == 59.0
+
+
+def test_clocks_that_drift_apart_are_followed(desk):
+    """Two seconds an hour, for a day; the heartbeats stay in time."""
+    for minute in range(1440):
+        desk.heartbeat(60.0 * minute, sent_s=60.0 * minute * (1.0 - 2.0 / 3600.0))
+    assert desk.heard_s == 60.0 * 1439
+
+
+def test_a_heartbeat_with_a_known_plan_states_it(desk):
+    desk.event()
+    desk.heartbeat(3.0, event_ids=["dr-1"])
+    assert desk.site.plan_at_s == NOW_S + 3.0
+
+
+def test_a_heartbeat_that_names_an_event_we_never_got_states_nothing_and_says_so(desk):
+    desk.event()
+    desk.heartbeat(3.0, event_ids=["dr-1", "dr-2"])
+    assert desk.site.plan_at_s == NOW_S
+    assert desk.desk.unknown_events == {"dr-2"}
+
+
+def test_an_accepted_event_is_a_setpoint_and_a_statement(desk):
+    signal = desk.event()
+    (wish,) = desk.site.setpoints
+    assert (wish.source, wish.id, wish.kind, wish.limit_w) == ("openadr", "dr-1/0", "limit", 9_500.0)
+    assert (wish.starts_utc_s, wish.ends_utc_s) == (UTC_S + 10.0, UTC_S + 610.0)
+    assert desk.site.plan_at_s == NOW_S
+    assert (signal.accepted, signal.topic) == (True, EVENTS)
+
+
+def test_a_retained_event_is_a_wish_and_no_sign_of_life(desk):
+    desk.event(retained=True)
+    assert len(desk.site.setpoints) == 1
+    assert desk.site.plan_at_s == NEVER_S
+
+
+def test_a_refused_event_leaves_everything_as_it_was(desk):
+    desk.event()
+    before = desk.site
+    signal = desk.event(1.0, limit_kw=-1, modified_s=1.0)
+    assert not signal.accepted
+    assert "is not a power" in signal.reason
+    assert desk.site is before
+
+
+@pytest.mark.parametrize("payload", [b"", b"{", b"[]", b"\xff", b'{"objectType":"REPORT"}'])
+def test_noise_is_refused_and_counted(desk, payload):
+    assert not desk.send(EVENTS, payload).accepted
+    assert not desk.send(HEARTBEAT, payload).accepted
+    assert desk.desk.counts["refused"] == 2
+
+
+def test_a_deleted_event_is_gone_and_that_is_a_statement(desk):
+    desk.event()
+    desk.event(5.0, operation="DELETE", modified_s=5.0)
+    assert desk.site.setpoints == ()
+    assert desk.site.plan_at_s == NOW_S + 5.0
+
+
+def test_what_is_accepted_is_on_disk_before_it_is_published(desk):
+    seen = []
+    desk.desk._on_change = lambda site: seen.append(bool(site.setpoints) and desk.store.kept.book is not None)
+    desk.event()
+    assert seen[0]
+
+
+def test_after_a_kill_the_plan_is_still_there_and_the_site_is_not(desk, tmp_path):
+    desk.event()
+    desk.heartbeat(1.0)
+    again = Desk(tmp_path)
+    again.desk.refresh(frozenset(), UTC_S + 2.0)
+    assert again.site.setpoints == desk.site.setpoints
+    assert (again.site.heartbeat_at_s, again.site.plan_at_s) == (NEVER_S, NEVER_S)
+
+
+def test_a_kept_book_that_cannot_be_read_does_not_stop_the_start(tmp_path):
+    Store(tmp_path).keep_book({"v": 9})
+    again = Desk(tmp_path)
+    again.desk.refresh(frozenset(), UTC_S)
+    assert again.site.setpoints == ()
+
+
+def test_a_window_is_over_when_the_law_says_so_and_not_before(desk):
+    """The wall clock may be wrong about the end; the law's own clock is not."""
+    desk.event()
+    desk.desk.refresh(frozenset(), UTC_S + 1e6)
+    (wish,) = desk.site.setpoints
+    desk.desk.refresh(frozenset({wish}), UTC_S + 20.0)
+    assert desk.site.setpoints == ()
+    desk.desk.refresh(frozenset(), UTC_S + 20.0)
+    assert desk.site.setpoints == (), "over is over"
+
+
+def test_far_windows_wait_in_the_book_until_they_come_within_reach(desk):
+    desk.event(starts_s=HORIZON_S + 100.0)
+    assert desk.site.setpoints == ()
+    desk.desk.refresh(frozenset(), UTC_S + 200.0)
+    assert len(desk.site.setpoints) == 1
+
+
+def test_nothing_new_wakes_nobody(desk):
+    desk.event()
+    told = len(desk.published)
+    desk.desk.refresh(frozenset(), UTC_S + 1.0)
+    desk.send(EVENTS, b"{")
+    assert len(desk.published) == told
