@@ -108,6 +108,7 @@ class Lease:
     ramped_at_s: float  # up to when the fallback ramp has come
     held_w: tuple[float | None, ...]  # None: this GPU is left as it is
     newest: tuple[int, int] = (0, 0)  # (epoch, seq) of the newest order obeyed
+    lowers_only: bool = False  # it is the first one since the start
     refused: Mapping[Refusal, int] = field(default_factory=dict)
 
 
@@ -123,26 +124,25 @@ def begin(settings: LeaseSettings, now_s: float, *, observe: bool) -> Lease:
     )
 
 
-def offer(
-    settings: LeaseSettings, lease: Lease, order: Order, found_w: Sequence[float | None], now_s: float
-) -> tuple[Lease, Refusal | None]:
-    """Obey or refuse an order. Returns the new lease, and why the order was refused, if it was.
-
-    `found_w` is the requested limit of each GPU as last read, None where it could not be read.
-    """
+def offer(settings: LeaseSettings, lease: Lease, order: Order, now_s: float) -> tuple[Lease, Refusal | None]:
+    """Obey or refuse an order. Returns the new lease, and why the order was refused, if it was."""
     for refusal, applies in REFUSALS.items():
         if applies(settings, lease, order, now_s):
             count = lease.refused.get(refusal, 0) + 1
             return replace(lease, refused={**lease.refused, refusal: count}), refusal
     key, until_s = (order.epoch, order.seq), order.echo_at_s + order.lease_s
     held_w: tuple[float | None, ...] = order.limits_w
-    if lease.mode is Mode.WAITING:
-        held_w = _not_above(found_w, order.limits_w)
-    elif key == lease.newest:
-        held_w = _not_above(lease.held_w, order.limits_w)
+    lowers_only = lease.mode is Mode.WAITING
+    if key == lease.newest:
+        lowers_only = lease.lowers_only
+        held_w = tuple(
+            None if held is None else min(held, ordered)
+            for held, ordered in zip(lease.held_w, order.limits_w, strict=True)
+        )
         until_s = max(until_s, lease.until_s) if lease.mode is Mode.LEASED else until_s
     mode = _after(lease.mode, Event.GRANTED)
-    return replace(lease, mode=mode, newest=key, until_s=until_s, held_w=held_w), None
+    granted = replace(lease, mode=mode, newest=key, until_s=until_s, held_w=held_w, lowers_only=lowers_only)
+    return granted, None
 
 
 def beat(settings: LeaseSettings, lease: Lease, found_w: Sequence[float | None], now_s: float) -> Lease:
@@ -167,19 +167,20 @@ def beat(settings: LeaseSettings, lease: Lease, found_w: Sequence[float | None],
 def due(lease: Lease, found: Sequence[Found | None]) -> tuple[Write, ...]:
     """What must be written so that the GPUs hold what they should; decreases first.
 
-    A GPU that cannot be read is written while leased, where the order says its limit, and left alone in
-    fallback, where a write could raise what nobody can see.
+    A GPU that cannot be read is written while leased, where the order says its limit, and left alone where
+    nothing may be raised: a write could raise what nobody can see.
     """
+    may_raise = lease.mode is not Mode.FALLBACK and not lease.lowers_only
     writes: list[tuple[float, Write]] = []
     for gpu, (held_w, seen) in enumerate(zip(lease.held_w, found, strict=True)):
-        if held_w is None or (seen is None and lease.mode is Mode.FALLBACK):
+        if held_w is None or (seen is None and not may_raise):
             continue
         if seen is None:
             writes.append((0.0, Write(gpu, held_w)))
             continue
         want_w = min(max(held_w, seen.min_w), seen.max_w)
         rise_w = want_w - seen.limit_w
-        if same_limit(want_w, seen.limit_w) or (rise_w > 0 and lease.mode is Mode.FALLBACK):
+        if same_limit(want_w, seen.limit_w) or (rise_w > 0 and not may_raise):
             continue
         writes.append((rise_w, Write(gpu, want_w)))
     return tuple(write for _, write in sorted(writes))
@@ -208,13 +209,6 @@ def _after(mode: Mode, event: Event) -> Mode:
         return TRANSITIONS[mode, event]
     except KeyError:
         raise AssertionError(f"the lease logic let '{event}' happen in mode '{mode}'") from None
-
-
-def _not_above(present_w: Sequence[float | None], ordered_w: Sequence[float]) -> tuple[float | None, ...]:
-    return tuple(
-        None if present is None else min(present, ordered)
-        for present, ordered in zip(present_w, ordered_w, strict=True)
-    )
 
 
 def _lowest_w(held_w: float | None, found_w: float | None) -> float | None:

@@ -123,7 +123,7 @@ class Agent:
             self._refused(str(error))
             return
         before = self.lease
-        self.lease, refusal = offer(self._settings, before, order, self._found_w(), now_s())
+        self.lease, refusal = offer(self._settings, before, order, now_s())
         if refusal is not Refusal.OVERTAKEN:  # the clock of another controller would mislead ours
             self._heard_sent_at_s, self._heard_at_s = order.sent_at_s, now_s()
         if refusal is not None:

@@ -119,7 +119,7 @@ def _same(one_w: float, other_w: float) -> bool:
 
 
 def as_json(outcome: Outcome) -> dict[str, Any]:
-    return asdict(outcome)
+    return asdict(outcome) | {"by_field": dict(outcome.by_field)}
 
 
 def render(outcome: Outcome) -> RenderableType:

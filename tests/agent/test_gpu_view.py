@@ -23,14 +23,14 @@ def test_a_reading_that_began_before_a_write_ended_does_not_undo_it():
     assert view.found() == Found(700.0, 200.0, 700.0)
 
 
-def test_a_gpu_that_cannot_be_read_is_unknown_but_its_last_limit_is_told():
+def test_of_a_gpu_that_cannot_be_read_nothing_is_told_but_its_fault():
     view = GpuView()
     assert view.found() is None
     view.swept(reading(600.0), began_at_s=1.0)
     view.swept(LATE, began_at_s=2.0)
     assert view.found() is None
     (told,) = described([view], 2.0)
-    assert (told.power_w, told.limit_w, told.enforced_w, told.fault) == (None, 600.0, None, "late")
+    assert (told.power_w, told.limit_w, told.enforced_w, told.fault) == (None, None, None, "late")
 
 
 def test_a_failed_write_that_took_effect_after_all_is_no_fault_any_more():

@@ -13,7 +13,6 @@ SETTINGS = LeaseSettings(
     fallback_w=(300.0, 250.0), fallback_ramp_w_per_s=50.0, lease_max_s=10.0, waiting_max_s=30.0
 )
 START_S = 100.0
-FOUND_W = (700.0, 700.0)
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ def waiting(**changes) -> Lease:
 
 
 def leased(order: Order = Order(), now_s: float = START_S) -> Lease:
-    lease, refusal = offer(SETTINGS, waiting(), order, FOUND_W, now_s)
+    lease, refusal = offer(SETTINGS, waiting(), order, now_s)
     assert refusal is None
     return lease
 
@@ -58,7 +57,7 @@ def fallen(order: Order = Order(), now_s: float = START_S + 2.0) -> Lease:
     ],
 )
 def test_an_order_is_obeyed_or_refused_for_a_stated_reason(order, now_s, refusal):
-    lease, why = offer(SETTINGS, waiting(), order, FOUND_W, now_s)
+    lease, why = offer(SETTINGS, waiting(), order, now_s)
     assert why is refusal
     assert lease.mode is (Mode.LEASED if refusal is None else Mode.WAITING)
     assert lease.refused == ({} if refusal is None else {refusal: 1})
@@ -70,12 +69,12 @@ def test_an_order_is_obeyed_or_refused_for_a_stated_reason(order, now_s, refusal
 )
 def test_an_old_controller_and_a_late_message_are_refused(epoch, seq, refusal):
     lease = leased(Order(epoch=2, seq=5))
-    assert offer(SETTINGS, lease, Order(epoch=epoch, seq=seq), FOUND_W, START_S)[1] is refusal
+    assert offer(SETTINGS, lease, Order(epoch=epoch, seq=seq), START_S)[1] is refusal
 
 
 def test_an_observer_obeys_nobody_and_never_falls_back():
     lease = begin(SETTINGS, START_S, observe=True)
-    lease, refusal = offer(SETTINGS, lease, Order(), FOUND_W, START_S)
+    lease, refusal = offer(SETTINGS, lease, Order(), START_S)
     assert refusal is Refusal.OBSERVING
     lease = beat(SETTINGS, lease, (700.0, 700.0), START_S + 1e6)
     assert lease.mode is Mode.OBSERVE
@@ -90,9 +89,9 @@ def test_an_order_that_lay_in_a_broker_is_as_old_as_the_report_it_answers():
 
 def test_a_repeated_order_prolongs_the_lease_and_an_older_echo_does_not_shorten_it():
     lease = leased()
-    lease, _ = offer(SETTINGS, lease, Order(echo_at_s=START_S + 1), FOUND_W, START_S + 1)
+    lease, _ = offer(SETTINGS, lease, Order(echo_at_s=START_S + 1), START_S + 1)
     assert lease.until_s == START_S + 3
-    lease, refusal = offer(SETTINGS, lease, Order(echo_at_s=START_S + 0.5), FOUND_W, START_S + 1)
+    lease, refusal = offer(SETTINGS, lease, Order(echo_at_s=START_S + 0.5), START_S + 1)
     assert refusal is None
     assert lease.until_s == START_S + 3
 
@@ -136,13 +135,13 @@ def test_after_a_fallback_the_same_order_lowers_but_never_raises():
     lease = beat(SETTINGS, fallen(), (600.0, 500.0), START_S + 4)
     assert lease.held_w == (500.0, 400.0)
     again = Order(echo_at_s=START_S + 4, limits_w=(600.0, 350.0))
-    lease, refusal = offer(SETTINGS, lease, again, FOUND_W, START_S + 4)
+    lease, refusal = offer(SETTINGS, lease, again, START_S + 4)
     assert refusal is None
     assert (lease.mode, lease.held_w) == (Mode.LEASED, (500.0, 350.0))
-    lease, _ = offer(SETTINGS, lease, again, FOUND_W, START_S + 4.1)
+    lease, _ = offer(SETTINGS, lease, again, START_S + 4.1)
     assert lease.held_w == (500.0, 350.0)
     newer = Order(seq=2, echo_at_s=START_S + 4)
-    assert offer(SETTINGS, lease, newer, FOUND_W, START_S + 4.2)[0].held_w == (600.0, 500.0)
+    assert offer(SETTINGS, lease, newer, START_S + 4.2)[0].held_w == (600.0, 500.0)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +158,8 @@ def test_after_a_fallback_the_same_order_lowers_but_never_raises():
     ],
 )
 def test_only_what_differs_is_written_and_decreases_go_first(mode, found, writes):
-    assert due(replace(leased(), mode=mode), found) == writes
+    lease = replace(leased(), mode=mode, lowers_only=False)  # not the first order of its life
+    assert due(lease, found) == writes
 
 
 # ---- promises under random lives ----
@@ -195,7 +195,7 @@ def test_no_limit_rises_without_a_newer_order_and_without_orders_all_go_down(eve
             now_s += what
         else:
             order = replace(what, echo_at_s=now_s - what.echo_at_s)
-            lease, refusal = offer(SETTINGS, lease, order, FOUND_W, now_s)
+            lease, refusal = offer(SETTINGS, lease, order, now_s)
             newer = refusal is None and (order.epoch, order.seq) > newest_seen
             newest_seen = max(newest_seen, lease.newest)
             assert refusal is not None or order.echo_at_s + order.lease_s > now_s
@@ -218,9 +218,13 @@ def test_no_limit_rises_without_a_newer_order_and_without_orders_all_go_down(eve
 
 def test_the_first_order_after_a_start_lowers_limits_and_raises_none():
     """A restart of anything never raises power: that order was decided without knowing what was found."""
+    found = (Found(250.0, 200.0, 700.0), Found(700.0, 200.0, 700.0))
     order = Order(limits_w=(600.0, 500.0))
-    lease, refusal = offer(SETTINGS, waiting(), order, (250.0, 700.0), START_S)
+    lease, refusal = offer(SETTINGS, waiting(), order, START_S)
     assert refusal is None
-    assert lease.held_w == (250.0, 500.0)
-    lease, _ = offer(SETTINGS, lease, replace(order, seq=2), (250.0, 500.0), START_S)
-    assert lease.held_w == (600.0, 500.0)
+    assert due(lease, found) == (Write(1, 500.0),)
+    again, _ = offer(SETTINGS, lease, order, START_S + 0.1)
+    assert due(again, found) == (Write(1, 500.0),)
+    assert due(again, (None, found[1])) == (Write(1, 500.0),)  # what cannot be read might be lower
+    newer, _ = offer(SETTINGS, again, replace(order, seq=2), START_S + 0.2)
+    assert set(due(newer, found)) == {Write(0, 600.0), Write(1, 500.0)}

@@ -107,18 +107,18 @@ class SickDisk:
 def test_a_full_disk_is_said_and_afterwards_files_have_no_holes(tmp_path, illness):
     path = tmp_path / "j.jsonl"
     made = Journal(path, SETTINGS, file_max_bytes=PLENTY_BYTES, files_max=4)
-    next_file, disks = made._next_file, []
+    next_file, disks, faults = made._next_file, [], set()
     made._next_file = lambda file: disks.append(SickDisk(next_file(file))) or disks[-1]
     for number, beat in enumerate(beats(100)):
         if number == 20:
             setattr(disks[-1], illness, True)
         made.record(*beat)
-        until(lambda: made._lines.empty())
+        until(made._lines.empty)
         time.sleep(0.001)
-        if number == 22:
-            assert "No space left" in made.fault
+        faults.add(made.fault)
     made.close()
     assert made.fault == ""
+    assert any("No space left" in fault for fault in faults)
     assert 0 < made.lost < 30
     assert replayed(tmp_path / "j.jsonl.1") == 20
     assert replayed(path) > 50
@@ -139,7 +139,7 @@ def test_a_disk_that_stays_full_does_not_push_old_files_out(tmp_path, monkeypatc
     made._next_file = full
     for beat in beats(100):
         made.record(*beat)
-        until(lambda: made._lines.empty())
+        until(made._lines.empty)
     made.close()
     assert made.lost >= 99
     assert replayed(tmp_path / "j.jsonl.1") == 10
@@ -165,7 +165,7 @@ def test_a_disk_that_does_not_answer_holds_nobody_up(tmp_path):
     assert made.lost > 0
     assert "does not keep up" in made.fault
     gate.set()
-    until(lambda: made._lines.empty())
+    until(made._lines.empty)
     for beat in history[journal.WAITING_MAX + 20 :]:
         made.record(*beat)
     made.close()
@@ -199,5 +199,5 @@ def test_a_file_without_its_first_beats_cannot_be_replayed(tmp_path):
     written(path, 4)
     head, _, *rest = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(head + b"".join(rest[:1]))
-    with pytest.raises(JournalError, match="j.jsonl:2: incomplete beat"):
+    with pytest.raises(JournalError, match=r"j\.jsonl:2: incomplete beat"):
         list(read(path)[2])

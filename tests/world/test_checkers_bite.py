@@ -121,8 +121,9 @@ def test_9_a_lease_that_never_runs_out(monkeypatch):
 def test_9_a_first_order_that_raises(monkeypatch):
     honest = leases.offer
 
-    def trusting(settings, lease, order, _found_w, now_s):
-        return honest(settings, lease, order, order.limits_w, now_s)
+    def trusting(settings, lease, order, now_s):
+        granted, refusal = honest(settings, lease, order, now_s)
+        return replace(granted, lowers_only=False), refusal
 
     monkeypatch.setattr(leases, "offer", trusting)
     assert caught(seeds=range(200, 360)) == 5

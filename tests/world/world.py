@@ -102,7 +102,7 @@ class Agent:
         if order.sent_at_s > self.echo_sent_at_s:
             self.echo_sent_at_s, self.echo_heard_at_s = order.sent_at_s, own_s
         found_w = self.found_w()
-        self.lease, refusal = leases.offer(self.settings, self.lease, order, found_w, own_s)
+        self.lease, refusal = leases.offer(self.settings, self.lease, order, own_s)
         if refusal is None:
             self.write(found_w)
             self.report(now_s, network)

@@ -1,0 +1,281 @@
+"""The commands as people type them: what they print, and their exit status."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from controller.cli import app
+from controller.config import load_block, settings_of
+from controller.journal import Journal
+from controller.status import StatusFile, block_status
+from tests.controller.recorded import beats
+from tests.core.blocks import SETTINGS
+
+NOW = "2026-11-21T17:55:00Z"
+
+
+def powerblock(*arguments, columns=100):
+    result = CliRunner().invoke(
+        app, [str(a) for a in arguments], env={"COLUMNS": str(columns), "TERM": "dumb"}
+    )
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def words(text) -> str:
+    """One line, so that no sentence depends on where a terminal broke it."""
+    return " ".join(text.split())
+
+
+def test_help_names_every_command_and_exit_status():
+    said = powerblock("--help").output
+    assert all(
+        name in said for name in ("run", "agent", "check", "status", "explain", "replay", "Exit status")
+    )
+
+
+@pytest.mark.parametrize("command", ["run", "agent", "check", "explain", "replay"])
+def test_a_command_without_its_file_is_bad_input(command):
+    assert powerblock(command).exit_code == 2
+
+
+# --- check -------------------------------------------------------------------------------------------
+
+
+def test_check_lists_every_error_on_stderr_and_nothing_else(block_with):
+    found = powerblock("check", block_with({"racks.0.nodes.0.tier": "gold", "meter.point": "nix"}))
+    assert found.exit_code == 2
+    assert found.stdout == ""
+    assert len(found.stderr.splitlines()) == 2
+
+
+def test_check_shows_the_tree_of_limits(block_with):
+    found = powerblock("check", block_with())
+    assert found.exit_code == 0
+    for said in (
+        "feed rating 14.00 kW",
+        "failsafe 9.00 kW 5.0 s after the last heartbeat, until it is back",
+        "ramp down 0.6 kW/s",
+        "rack r1 17.66 kW on shared inlets, 8.83 kW on one",
+        "inlet r1-a feed A 32 A x 230 V x 3 = 22.08 kW, continuous 17.66 kW",
+        "continuous 8.83 kW tightest",
+        "node node-b 8 GPUs of 200 to 700 W = 1.60 kW to 5.60 kW; tier critical, floor 500 W",
+        "every GPU at its most 12.37 kW 16.87 kW",
+        "can shed 5.61 kW, 40 % of 14.00 kW",
+    ):
+        assert said in words(found.stdout).replace("│ ", "").replace("├── ", "").replace("└── ", ""), said
+
+
+def test_check_says_what_follows_in_numbers(block_with):
+    path = block_with({"site.ramp_margin_ratio": 0})
+    facts = json.loads(powerblock("check", path, "--json").stdout)["facts"]
+    gpu_w = 1.06 * 16
+    assert facts["most_w"] == pytest.approx(5000.0 + gpu_w * 700.0)
+    assert facts["least_w"] == pytest.approx(5000.0 + gpu_w * 200.0)
+    assert facts["full_w"] == 14_000.0
+    assert facts["sheddable_w"] == pytest.approx(14_000.0 - facts["least_w"])
+    assert facts["failsafe_fall_s"] == pytest.approx(5000.0 / 600.0 + settings_of(load_block(path)).lead_s)
+    assert facts["failsafe_rise_s"] == pytest.approx(5000.0 / 400.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({}, "above the feed rating: normal for a block that shares"),
+        ({"feed.rating_kw": 40}, "the racks bind before the feed does"),
+        ({"site.failsafe_kw": 9}, "tiers lose their floors while the site is lost"),
+        ({"site.failsafe_release_after_s": 600}, "opens up while its site is blind"),
+        ({"racks.1.nodes.0.max_w": 1000}, "rack r2: at full power 10.98 kW, one inlet carries 8.83 kW"),
+        ({"racks.1.inlets.0.rating_a": 5}, "limits alone cannot save it"),
+        ({"racks.1.inlets.0.rating_a": 5}, "rack r2: its GPUs never all reach their most"),
+        ({"racks.1.inlets.0.feed": "B"}, "rack r2: all inlets hang on feed B"),
+        ({"tiers.spare": {"floor_w": 300}}, "tier 'spare' is given to no node"),
+        ({"tiers.standard.floor_w": 900}, "node node-a: the floor of tier 'standard', 900 W, lies outside"),
+        ({"meter.poll_s": 2.0}, "meter: polled every 2 s but stale after 1 s"),
+        ({"racks.0.inlets.0.poll_s": 10.0}, "inlet r1-a: polled every 10 s but stale after 5 s"),
+        (
+            {"racks.0.inlets.1.url": "modbus+tcp://10.0.0.11"},
+            "inlets r1-a, r1-b read the same point of the same device",
+        ),
+        (
+            {"cooling": {"profile": "opcua_cdu", "url": "opc.tcp://h", "blind_kw": 8.0}},
+            "cooling.blind_kw 8.00 kW cannot be reached",
+        ),
+    ],
+)
+def test_check_warns_of_what_may_not_be_meant(block_with, changes, sentence):
+    found = powerblock("check", block_with(changes))
+    assert found.exit_code == 0
+    assert sentence in words(found.stdout)
+
+
+# --- status ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    """A run directory as a controller leaves it, written just now."""
+    from controller.clock import now_utc_s
+
+    *_, (_, seen, decision) = beats(40)
+    content = {
+        "block": "hall-a",
+        "epoch": 1,
+        "started_utc_s": now_utc_s() - 60.0,
+        **block_status(SETTINGS, seen, decision),
+        "at_utc_s": now_utc_s(),
+        "links": [
+            {"name": "broker", "up": True, "fault": "", "age_s": None},
+            {"name": "r1-a", "up": False, "fault": "no reply from unit 1", "age_s": 12.0},
+        ],
+        "site": {
+            "heartbeat_age_s": 0.4,
+            "plan_age_s": None,
+            "setpoints": seen.site.setpoints,
+            "accepted": 3,
+            "refused": 1,
+            "signals": [{"at_utc_s": 0.0, "topic": "t", "accepted": False, "reason": "units 'MW'; send KW"}],
+            "unknown_events": [],
+        },
+        "beat": {"count": 40, "late_p99_ms": 0.4, "late_max_ms": 0.6, "tick_p99_ms": 0.9, "skipped": 0},
+    }
+
+    def write(**changes):
+        StatusFile(tmp_path / "run").write(content | changes)
+        return tmp_path / "run"
+
+    return write
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_status_shows_what_binds_and_what_is_wrong(run_dir, columns):
+    folder = run_dir(alarms=[{"key": "pdu r1-a", "text": "PDU r1-a not usable"}])
+    shown = powerblock("status", "--run-dir", folder, "--once", columns=columns)
+    assert shown.exit_code == 0
+    assert max(len(line) for line in shown.stdout.splitlines()) <= columns
+    for said in (
+        "hall-a",
+        "1 alarm",
+        "PDU r1-a not usable",
+        "binding",
+        "lowest first",
+        "feed rating (protection)",
+    ):
+        assert said in words(shown.stdout), said
+    for said in (
+        "r1-a down no reply from unit 1",
+        "units 'MW'; send KW",
+        "n0",
+        "r0",
+        "heard 0.4 s ago, no plan yet",
+    ):
+        assert said in words(shown.stdout), said
+
+
+def test_status_says_when_nobody_writes_it(tmp_path):
+    shown = powerblock("status", "--run-dir", tmp_path, "--once")
+    assert shown.exit_code == 1
+    assert "controller not running" in shown.stdout
+
+
+@pytest.mark.parametrize(("age_s", "when"), [(12.0, "12 s ago"), (-30.0, "30 s ahead of this clock")])
+def test_status_says_when_the_controller_is_stuck(run_dir, age_s, when):
+    from controller.clock import now_utc_s
+
+    shown = powerblock("status", "--run-dir", run_dir(at_utc_s=now_utc_s() - age_s), "--once")
+    assert shown.exit_code == 1
+    assert f"controller not running or stuck: last written {when}" in words(shown.stdout)
+
+
+def test_status_of_a_block_that_knows_nothing_shows_question_marks(run_dir):
+    folder = run_dir(power_w=None)
+    assert "? kW of 5.00 kW" in words(powerblock("status", "--run-dir", folder, "--once").stdout)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"v": 9}'])
+def test_status_of_a_file_it_cannot_read_is_a_sentence(tmp_path, content):
+    (tmp_path / "status.json").write_text(content)
+    shown = powerblock("status", "--run-dir", tmp_path, "--once")
+    assert shown.exit_code == 1
+    assert "status.json" in shown.stdout
+
+
+def test_status_for_programs(run_dir, block_with):
+    found = json.loads(powerblock("status", "--run-dir", run_dir(), "--json").stdout)
+    assert found["fault"] == ""
+    assert found["age_s"] < 2.0
+    assert found["status"]["block"] == "hall-a"
+    assert powerblock("status", block_with(), "--json").exit_code == 0, "the block file names the same folder"
+
+
+def test_long_lists_show_the_troubled_first_and_count_the_rest(run_dir):
+    node = {"gpus": 8, "power_w": 1.0, "limit_w": 2.0, "order": 1, "confirmed": 1, "leased": True}
+    nodes = [node | {"name": f"n{i:03}", "heard": i != 70} for i in range(72)]
+    shown = powerblock("status", "--run-dir", run_dir(nodes=nodes), "--once").stdout
+    assert "n070" in shown
+    assert "… 60 more" in shown
+
+
+# --- replay ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def journal(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    made = Journal(path, SETTINGS, file_max_bytes=1 << 30, files_max=2)
+    for beat in beats(60):
+        made.record(*beat)
+    made.close()
+    return path
+
+
+def test_replay_of_an_unchanged_law_finds_nothing(journal):
+    found = powerblock("replay", journal)
+    assert (found.exit_code, found.stdout.strip()) == (0, "60 beats over 3.0 s: every decision the same")
+
+
+def test_replay_lists_what_is_decided_differently(journal):
+    head, *lines = journal.read_text().splitlines()
+    told = json.loads(lines[30])
+    told["decided"]["budget_w"] += 5.0
+    told["decided"]["gpu_limits_w"][2] += 7.0
+    told["decided"]["binding"]["source"] = "the operator"
+    lines[30] = json.dumps(told)
+    journal.write_text("\n".join([head, *lines, ""]))
+    found = powerblock("replay", journal)
+    assert found.exit_code == 1
+    assert "60 beats over 3.0 s: 1 decided differently" in words(found.stdout)
+    assert "n1/0" in found.stdout
+    assert "the operator" in found.stdout
+    one = powerblock("replay", journal, "--max", "1")
+    assert "… and 2 more" in one.stdout
+    listed = json.loads(powerblock("replay", journal, "--json").stdout)
+    assert (listed["beats_differing"], listed["by_field"]) == (
+        1,
+        {"budget_w": 1, "gpu_limits_w": 1, "binding": 1},
+    )
+    assert {d["beat"] for d in listed["differences"]} == {31}
+
+
+def test_replay_finds_a_changed_law(journal, monkeypatch):
+    from controller.core import ramp
+
+    monkeypatch.setattr(ramp, "RISE_TICKS_MAX", 0.5)
+    found = powerblock("replay", journal, "--json")
+    assert found.exit_code == 1
+    assert "budget_w" in json.loads(found.stdout)["by_field"]
+
+
+def test_replay_of_a_damaged_file_says_what_it_found_until_there(journal):
+    lines = journal.read_text().splitlines()
+    journal.write_text("\n".join([*lines[:20], "x", *lines[20:], ""]))
+    found = powerblock("replay", journal)
+    assert found.exit_code == 2
+    assert "19 beats" in found.stdout
+    assert "journal.jsonl:21: " in found.stderr
+
+
+def test_replay_of_no_journal_is_bad_input(tmp_path):
+    assert powerblock("replay", tmp_path / "none").exit_code == 2
