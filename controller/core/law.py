@@ -116,7 +116,7 @@ def tick(settings: Settings, state: State, snapshot: Snapshot) -> Decision:
     controllable = readable & (ledger.waited_s(orders, now_s) <= settings.ack_wait_s)
     present_w = ledger.present_w(settings, orders, gpus, readable)
     gpu_budget_w = (pace.aim_w - base_w) / gain
-    hidden = fresh & (now_s - seen_at_s > settings.ack_wait_s)
+    hidden = fresh & ~readable & (now_s - seen_at_s > settings.report_age_max_s)
     shares = sharing.share(
         settings, snapshot, shares, base, held_w, present_w, controllable, hidden, gpu_budget_w
     )

@@ -120,6 +120,8 @@ def hand_over(
     rise_w = np.where(shares.controllable, shares.desired_w - cut_w, 0.0)
     rise_w[(rise_w < DEADBAND_W) & (shares.desired_w < snapshot.gpus.max_w)] = 0.0
     lift_w, sums = _lift(settings, shares, float(present_w.sum()), elapsed_s)
+    unheard_w = float((present_w - cut_w)[~shares.controllable].sum())  # cuts that free nothing yet
+    lift_w, sums = lift_w - unheard_w, _shifted(sums, -unheard_w)
     next_w = cut_w
     if rise_w.any():
         counted_w = np.maximum(held_w, cut_w)
@@ -130,9 +132,8 @@ def hand_over(
         rack_rise_w = np.bincount(rack, weights=rise_w, minlength=racks)
         rack_part = np.clip(rack_free_w / np.maximum(rack_rise_w, 1e-9), 0.0, part)
         next_w = np.floor(cut_w + rise_w * rack_part[rack])
-    unheard_w = float((present_w - next_w)[~shares.controllable].sum())  # cuts that free nothing yet
-    sums = ramp.window(_shifted(sums, -unheard_w), snapshot.now_s, float(next_w.sum()), HAND_OVER_S)
-    return replace(shares, lift_w=lift_w - unheard_w, sums=sums), next_w
+    sums = ramp.window(sums, snapshot.now_s, float(next_w.sum()), HAND_OVER_S)
+    return replace(shares, lift_w=lift_w, sums=sums), next_w
 
 
 def _lift(
