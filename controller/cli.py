@@ -1,10 +1,11 @@
 """`powerblock`: one program for everything on the block.
 
-On the hosts:   run (block controller), agent (on every GPU host)
-For people:     check, status, explain, replay; they read and never touch anything
+On the hosts: run (block controller), agent (on every GPU host).
+For people: check, status, explain, replay; they read and touch nothing.
 
-Exit status: 0 all is well; 1 the answer is not the one hoped for (controller not running, a signal refused,
-a decision that differs); 2 bad input, named on stderr with its remedy.
+Exit status: 0 all is well; 2 bad input, named on stderr with its remedy;
+1 the answer is not the one hoped for: controller not running, a signal
+refused, a decision that differs.
 """
 
 import json

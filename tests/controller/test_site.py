@@ -123,6 +123,13 @@ def test_after_a_gush_the_first_fresh_heartbeat_counts(desk):
     assert desk.heard_s == 61.0
 
 
+def test_two_gushes_with_a_pause_between_are_no_stepped_clock(desk):
+    desk.heartbeat(0.0)
+    desk.heartbeat(60.0, sent_s=1.0)
+    desk.heartbeat(100.0, sent_s=2.0)
+    assert desk.heard_s == 0.0
+
+
 @pytest.mark.parametrize("step_s", [-100.0, 100.0])
 def test_a_stepped_clock_is_the_new_normal_after_a_while(desk, step_s):
     for at_s in range(5):

@@ -97,6 +97,14 @@ def test_back_in_failsafe_the_old_heartbeat_and_plan_do_not_count():
     assert link.mode is LIMITED
 
 
+def test_in_failsafe_a_statement_that_came_before_the_heartbeat_does_not_count():
+    link = failsafe.step(HOLD, Link(LIMITED, 0.0, 0.0), Site(1.0, 2.0), 10.0, limited=True)
+    assert link.mode is FAILSAFE
+    link = failsafe.step(HOLD, link, Site(1.0, plan_at_s=10.5), 10.5, limited=True)
+    link = failsafe.step(HOLD, link, Site(11.0, plan_at_s=10.5), 11.0, limited=True)
+    assert link.mode is FAILSAFE
+
+
 @given(
     st.lists(st.tuples(st.sampled_from("hp."), st.floats(0.0, 4.0), st.booleans()), max_size=60),
     st.sampled_from(list(Mode)),

@@ -194,6 +194,24 @@ def test_loss_of_the_site_leads_to_failsafe_with_the_open_window_still_in_force(
     assert "failsafe: site heartbeat lost" in {limit.source for limit in last.limits}
 
 
+def test_a_node_that_fell_back_comes_back_no_faster_than_the_ramp():
+    """The budget stood all the while; the power that a fault took away returns at the agreed rate."""
+    block = Block()
+    block.under_control(30.0, 3000.0)
+    for _ in range(40):
+        block.limit_w[:2] = MIN_W
+        block.tick(site=block.site(3000.0), leased=[False, True])
+    block.limit_w[:2] = MIN_W
+    power_w = []
+    for _ in range(200):
+        block.tick(site=block.site(3000.0))
+        power_w.append(block.block_w())
+    second = round(1.0 / TICK_S)
+    moves_w = np.array(power_w[second:]) - np.array(power_w[:-second])
+    assert moves_w.max() <= 1.1 * SETTINGS.ramp_up_w_per_s
+    assert power_w[-1] > 2900.0
+
+
 def test_an_idle_block_gives_headroom_for_a_start_at_once():
     """What nobody draws is shared out all the same: a job that starts is not throttled for it."""
     block = Block()

@@ -136,7 +136,7 @@ def test_rises_start_from_what_is_really_there(what, told, present_w):
 def test_a_hundred_orders_without_an_answer_stay_bounded_and_count_at_their_highest():
     book = quiet_at(300.0)
     for number in range(100):
-        book = ordered(book, 300.0 + 4.0 * (number % 50), 0.05 * number)
+        book = ordered(book, 300.0 + 4.0 * (49 - number % 50), 0.05 * number)
     assert len(book.at_s) <= ledger.ROWS_MAX
     assert held(book, 5.0, 300.0) == [300.0 + 4.0 * 49] * 4
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from controller.core.model import Decision, Mode, Settings, Setpoint
+from controller.core.model import Decision, Mode, Setpoint, Settings
 
 ROUNDING_W = 1.5  # per GPU: drivers round to whole watts, an acknowledgement allows one more
 POWER_TOLERANCE_RATIO = 0.02  # a 1 s mean against the line: settling of GPUs, 0.1 % meter noise
@@ -198,7 +198,7 @@ class Checkers:
     def failsafe_from_the_start(self, moment: Moment, decision: Decision) -> None:
         """8: until the site has spoken to this process, the lower of failsafe and inherited limit holds."""
         if not moment.site_spoke and (
-            decision.binding.power_w > moment.inherited_w + 0.01 or decision.mode not in (Mode.INIT,)
+            decision.binding.power_w > moment.inherited_w + 0.01 or decision.mode is not Mode.INIT
         ):
             raise Broken(
                 8,

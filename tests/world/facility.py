@@ -5,7 +5,7 @@ orders of magnitude measured on a V100). The law never sees this; it sees what `
 say about it.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from random import Random
 
 import numpy as np

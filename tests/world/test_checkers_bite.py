@@ -118,17 +118,6 @@ def test_9_a_lease_that_never_runs_out(monkeypatch):
     assert caught() == 9
 
 
-def test_9_a_first_order_that_raises(monkeypatch):
-    honest = leases.offer
-
-    def trusting(settings, lease, order, now_s):
-        granted, refusal = honest(settings, lease, order, now_s)
-        return replace(granted, lowers_only=False), refusal
-
-    monkeypatch.setattr(leases, "offer", trusting)
-    assert caught(seeds=range(200, 360)) == 5
-
-
 def test_10_a_block_that_never_comes_back_from_failsafe(monkeypatch):
     stuck = {key: mode for key, mode in failsafe.TRANSITIONS.items() if key[0] is not Mode.FAILSAFE}
     monkeypatch.setattr(failsafe, "TRANSITIONS", stuck)

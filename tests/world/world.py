@@ -5,7 +5,7 @@ under control and back at work. Time is a number; messages are entries in a heap
 """
 
 import heapq
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from random import Random
 from types import ModuleType
 
@@ -27,153 +27,16 @@ from controller.core.model import (
     Site,
     Topology,
 )
-from protocols.agent_link import Gpu, Order, Report
 from tests.world.checkers import Broken, Checkers, Moment
 from tests.world.facility import Meter, Truth
+from tests.world.faults import FAULTS
+from tests.world.nodes import MAX_W, MIN_W, Agent, Network
 
 LENGTH_S = 60.0
 FAULTS_FROM_S, FAULTS_UNTIL_S = 6.0, 40.0
 HEAL_S = 15.0
 UTC_0 = 1_790_000_000.0
-REPORT_S = 0.1
 LEASE_S = 2.0
-MIN_W, MAX_W = 200.0, 700.0
-
-
-@dataclass
-class Network:
-    """Messages on their way: lost, late, twice, out of order, or cut off altogether."""
-
-    rng: Random
-    loss: float = 0.0
-    twice: float = 0.0
-    late_s: float = 0.0
-    cut: set = field(default_factory=set)  # names of cut-off ends
-    queue: list = field(default_factory=list)
-    number: int = 0
-
-    def send(self, now_s: float, to: str, message: object, via: str) -> None:
-        if via in self.cut or self.rng.random() < self.loss:
-            return
-        for _ in range(2 if self.rng.random() < self.twice else 1):
-            delay_s = 0.002 + self.rng.expovariate(1.0 / 0.004)
-            if self.late_s and self.rng.random() < 0.1:
-                delay_s += self.rng.uniform(0.0, self.late_s)
-            self.number += 1
-            heapq.heappush(self.queue, (now_s + delay_s, self.number, to, message))
-
-    def arrived(self, now_s: float) -> list[tuple[str, object]]:
-        out = []
-        while self.queue and self.queue[0][0] <= now_s:
-            _, _, to, message = heapq.heappop(self.queue)
-            out.append((to, message))
-        return out
-
-
-@dataclass
-class Agent:
-    """A node agent: the real lease logic between the network and the drivers of `truth`."""
-
-    name: str
-    members: np.ndarray
-    truth: Truth
-    settings: leases.LeaseSettings
-    clock_offset_s: float
-    up: bool = True
-    deaf_to_writes: bool = False  # the driver blocks
-    boots: int = 0
-    lease: leases.Lease | None = None
-    echo_sent_at_s: float = -1.0
-    echo_heard_at_s: float = 0.0
-    next_report_s: float = 0.0
-    right_until_s: float = 0.0  # true time: the latest that any order heard allowed; for the checkers
-
-    def start(self, now_s: float) -> None:
-        self.up, self.boots = True, self.boots + 1
-        self.right_until_s = now_s + self.settings.waiting_max_s
-        self.lease = leases.begin(self.settings, now_s + self.clock_offset_s, observe=False)
-        self.echo_sent_at_s = -1.0
-
-    def hear(self, order: Order, now_s: float, network: Network) -> None:
-        if not self.up:
-            return
-        own_s = now_s + self.clock_offset_s
-        self.right_until_s = max(self.right_until_s, order.echo_at_s + order.lease_s - self.clock_offset_s)
-        if order.sent_at_s > self.echo_sent_at_s:
-            self.echo_sent_at_s, self.echo_heard_at_s = order.sent_at_s, own_s
-        found_w = self.found_w()
-        self.lease, refusal = leases.offer(self.settings, self.lease, order, own_s)
-        if refusal is None:
-            self.write(found_w)
-            self.report(now_s, network)
-
-    def step(self, now_s: float, network: Network) -> None:
-        if not self.up:
-            return
-        found_w = self.found_w()
-        self.lease = leases.beat(self.settings, self.lease, found_w, now_s + self.clock_offset_s)
-        self.write(found_w)
-        if now_s >= self.next_report_s:
-            self.next_report_s = now_s + REPORT_S
-            self.report(now_s, network)
-
-    def found_w(self) -> list:
-        truth = self.truth
-        limits_w = truth.limit_w[self.members].tolist()
-        if not truth.lost.any():
-            return limits_w
-        return [
-            None if lost else w for lost, w in zip(truth.lost[self.members].tolist(), limits_w, strict=True)
-        ]
-
-    def write(self, found_w: list) -> None:
-        if self.deaf_to_writes or tuple(found_w) == self.lease.held_w:
-            return
-        found = [None if w is None else leases.Found(w, MIN_W, MAX_W) for w in found_w]
-        for write in leases.due(self.lease, found):
-            index = self.members[write.gpu]
-            if not self.truth.lost[index]:
-                self.truth.limit_w[index] = write.limit_w
-
-    def report(self, now_s: float, network: Network) -> None:
-        own_s, t = now_s + self.clock_offset_s, self.truth
-        noise_w = t.rng.gauss(0.0, 2.0)
-        gpus = tuple(
-            Gpu(
-                uuid="",
-                power_w=None if lost else max(0.0, power_w + noise_w),
-                limit_w=None if lost else limit_w,
-                enforced_w=None,
-                min_w=MIN_W,
-                max_w=MAX_W,
-                fault="lost" if lost else "",
-            )
-            for power_w, limit_w, lost in zip(
-                t.power_w[self.members].tolist(),
-                t.limit_w[self.members].tolist(),
-                t.lost[self.members].tolist(),
-                strict=True,
-            )
-        )
-        epoch, seq = self.lease.newest
-        if self.deaf_to_writes:
-            seq = 0
-        network.send(
-            now_s,
-            "controller",
-            Report(
-                node=self.name,
-                boot=f"{self.name}-{self.boots}",
-                at_s=own_s,
-                echo_sent_at_s=self.echo_sent_at_s,
-                echo_age_s=own_s - self.echo_heard_at_s,
-                epoch=epoch,
-                seq=seq,
-                mode=str(self.lease.mode),
-                gpus=gpus,
-            ),
-            via=self.name,
-        )
 
 
 @dataclass
@@ -239,27 +102,6 @@ def settings_for(rng: Random, tick_s: float) -> Settings:
         witness_tolerance_w=0.03 * rating_w,
         skew_s=0.15,  # messages move in whole steps here
     )
-
-
-FAULTS = {
-    # name: (weight, shortest and longest duration in s)
-    "meter silent": (2, 0.5, 20.0),
-    "meter frozen": (1, 1.0, 10.0),
-    "meter lying": (1, 1.0, 10.0),
-    "inlet silent": (1, 1.0, 20.0),
-    "cooling silent": (1, 1.0, 20.0),
-    "site silent": (2, 1.0, 20.0),
-    "agent cut off": (3, 0.2, 15.0),
-    "agent killed": (3, 0.2, 15.0),
-    "driver blocks": (2, 0.2, 10.0),
-    "gpu lost": (2, 0.5, 10.0),
-    "limit lowered out of band": (1, 1.0, 20.0),
-    "limit reset by driver": (1, 0.0, 0.0),
-    "controller killed": (3, 0.1, 8.0),
-    "broker gone": (2, 0.2, 12.0),
-    "wall clock stepped": (2, 0.0, 0.0),
-    "network bad": (3, 1.0, 20.0),
-}
 
 
 class World:
@@ -347,12 +189,12 @@ class World:
 
     def _draw_faults(self) -> list[tuple[float, str, float]]:
         rng, names = self.rng, list(FAULTS)
-        drawn = rng.choices(names, weights=[FAULTS[name][0] for name in names], k=rng.randrange(1, 7))
+        drawn = rng.choices(names, weights=[FAULTS[name].weight for name in names], k=rng.randrange(1, 7))
         timeline = []
         for name in drawn:
             at_s = rng.uniform(FAULTS_FROM_S, FAULTS_UNTIL_S - 2.0)
-            _, low_s, high_s = FAULTS[name]
-            timeline.append((at_s, name, min(rng.uniform(low_s, high_s), FAULTS_UNTIL_S - at_s)))
+            length_s = rng.uniform(FAULTS[name].shortest_s, FAULTS[name].longest_s)
+            timeline.append((at_s, name, min(length_s, FAULTS_UNTIL_S - at_s)))
         return sorted(timeline)
 
     # --- running it -------------------------------------------------------------------------------------
@@ -360,7 +202,7 @@ class World:
     def run(self, length_s: float = LENGTH_S) -> "World":
         for agent in self.agents:
             agent.start(self.now_s)
-        self._start_controller()
+        self.start_controller()
         for step in range(round(length_s / self.dt_s)):
             self.now_s = self.start_s + step * self.dt_s
             self._step(self.now_s - self.start_s)
@@ -391,7 +233,7 @@ class World:
                 controller.board.put_report(message, self.now_s)
         elif to == "site":
             if controller is not None:
-                at_s, setpoints = message
+                _, setpoints = message
                 if setpoints != self.site_known.setpoints:
                     self.disk.setpoints = setpoints
                 self.site_known = Site(self.now_s, self.now_s, setpoints)
@@ -437,7 +279,7 @@ class World:
             decision.binding.power_w, decision.budget_w, decision.binding.source, max(ends, default=FOREVER_S)
         )
 
-    def _start_controller(self) -> None:
+    def start_controller(self) -> None:
         self.disk.epoch += 1
         settings, disk = self.settings, self.disk
         board = Board(settings, disk.epoch)
@@ -456,61 +298,11 @@ class World:
     # --- faults -----------------------------------------------------------------------------------------
 
     def _break(self, name: str, length_s: float) -> None:
-        rng, truth, network = self.rng, self.truth, self.network
         self.log.append(f"{self.now_s - self.start_s:6.2f} s  {name} for {length_s:.2f} s")
-        gpu, agent = rng.randrange(len(truth.limit_w)), rng.choice(self.agents)
-        heal = None
-        if name.startswith("meter"):
-            self.meter.mode = name.split()[1]
-            heal = self._meter_good
-        elif name == "inlet silent":
-            inlet = rng.choice(self.inlets)
-            inlet.mode = "silent"
-            heal = lambda: setattr(inlet, "mode", "good")
-        elif name == "cooling silent":
-            self.cooling.mode = "silent"
-            heal = lambda: setattr(self.cooling, "mode", "good")
-        elif name == "site silent":
-            self.site_up = False
-            heal = lambda: setattr(self, "site_up", True)
-        elif name == "agent cut off":
-            network.cut.add(agent.name)
-            heal = lambda: network.cut.discard(agent.name)
-        elif name == "agent killed":
-            agent.up = False
-            heal = lambda: agent.start(self.now_s)
-        elif name == "driver blocks":
-            agent.deaf_to_writes = True
-            heal = lambda: setattr(agent, "deaf_to_writes", False)
-        elif name == "gpu lost":
-            truth.lost[gpu] = True
-            heal = lambda: truth.lost.__setitem__(gpu, False)
-        elif name == "limit lowered out of band":
-            truth.oob_w[gpu] = rng.uniform(MIN_W, 500.0)
-            heal = lambda: truth.oob_w.__setitem__(gpu, 1e6)
-        elif name == "limit reset by driver":
-            truth.limit_w[agent.members] = MAX_W
-            self.disturbed_at_s = self.now_s
-        elif name == "controller killed":
-            self.controller = None
-            heal = self._start_controller
-        elif name == "broker gone":
-            ends = {a.name for a in self.agents} | {"site"}
-            network.cut |= ends
-            heal = lambda: network.cut.difference_update(ends)
-        elif name == "wall clock stepped":
-            self.utc_step_s += rng.choice((-3600.0, -10.0, 10.0, 3600.0))
-        elif name == "network bad":
-            network.loss, network.twice, network.late_s = rng.uniform(0.0, 0.3), 0.2, rng.uniform(0.0, 5.0)
-            heal = self._network_good
+        gpu, agent = self.rng.randrange(len(self.truth.limit_w)), self.rng.choice(self.agents)
+        heal = FAULTS[name].strike(self, gpu, agent)
         if heal is not None:
             heapq.heappush(self.ending, (self.now_s + length_s, len(self.log), name, heal))
-
-    def _meter_good(self) -> None:
-        self.meter.mode = "good"
-
-    def _network_good(self) -> None:
-        self.network.loss = self.network.twice = self.network.late_s = 0.0
 
     # --- what the checkers may see ----------------------------------------------------------------------
 

@@ -1,0 +1,114 @@
+"""What can go wrong in the world: a table of faults, each with its weight, its length, and how it heals."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+from tests.world.nodes import MAX_W, MIN_W
+
+if TYPE_CHECKING:
+    from tests.world.nodes import Agent
+    from tests.world.world import World
+
+Heal = Callable[[], object] | None
+
+
+class Fault(NamedTuple):
+    weight: int
+    shortest_s: float
+    longest_s: float
+    strike: Callable[["World", int, "Agent"], Heal]  # (world, a GPU, an agent) -> how it heals, or None
+
+
+def _meter(mode: str, world: "World", _gpu: int, _agent: "Agent") -> Heal:
+    world.meter.mode = mode
+    return partial(setattr, world.meter, "mode", "good")
+
+
+def _inlet_silent(world: "World", _gpu: int, _agent: "Agent") -> Heal:
+    inlet = world.rng.choice(world.inlets)
+    inlet.mode = "silent"
+    return partial(setattr, inlet, "mode", "good")
+
+
+def _cooling_silent(world: "World", _gpu: int, _agent: "Agent") -> Heal:
+    world.cooling.mode = "silent"
+    return partial(setattr, world.cooling, "mode", "good")
+
+
+def _site_silent(world: "World", _gpu: int, _agent: "Agent") -> Heal:
+    world.site_up = False
+    return partial(setattr, world, "site_up", True)
+
+
+def _agent_cut_off(world: "World", _gpu: int, agent: "Agent") -> Heal:
+    world.network.cut.add(agent.name)
+    return partial(world.network.cut.discard, agent.name)
+
+
+def _agent_killed(world: "World", _gpu: int, agent: "Agent") -> Heal:
+    agent.up = False
+    return lambda: agent.start(world.now_s)
+
+
+def _driver_blocks(_world: "World", _gpu: int, agent: "Agent") -> Heal:
+    agent.deaf_to_writes = True
+    return partial(setattr, agent, "deaf_to_writes", False)
+
+
+def _gpu_lost(world: "World", gpu: int, _agent: "Agent") -> Heal:
+    world.truth.lost[gpu] = True
+    return partial(world.truth.lost.__setitem__, gpu, False)
+
+
+def _limit_lowered_out_of_band(world: "World", gpu: int, _agent: "Agent") -> Heal:
+    world.truth.oob_w[gpu] = world.rng.uniform(MIN_W, 500.0)
+    return partial(world.truth.oob_w.__setitem__, gpu, 1e6)
+
+
+def _limit_reset_by_driver(world: "World", _gpu: int, agent: "Agent") -> Heal:
+    world.truth.limit_w[agent.members] = MAX_W
+    world.disturbed_at_s = world.now_s
+    return None
+
+
+def _controller_killed(world: "World", _gpu: int, _agent: "Agent") -> Heal:
+    world.controller = None
+    return world.start_controller
+
+
+def _broker_gone(world: "World", _gpu: int, _agent: "Agent") -> Heal:
+    ends = {agent.name for agent in world.agents} | {"site"}
+    world.network.cut |= ends
+    return partial(world.network.cut.difference_update, ends)
+
+
+def _wall_clock_stepped(world: "World", _gpu: int, _agent: "Agent") -> Heal:
+    world.utc_step_s += world.rng.choice((-3600.0, -10.0, 10.0, 3600.0))
+    return None
+
+
+def _network_bad(world: "World", _gpu: int, _agent: "Agent") -> Heal:
+    network, rng = world.network, world.rng
+    network.loss, network.twice, network.late_s = rng.uniform(0.0, 0.3), 0.2, rng.uniform(0.0, 5.0)
+    return network.heal
+
+
+FAULTS = {
+    "meter silent": Fault(2, 0.5, 20.0, partial(_meter, "silent")),
+    "meter frozen": Fault(1, 1.0, 10.0, partial(_meter, "frozen")),
+    "meter lying": Fault(1, 1.0, 10.0, partial(_meter, "lying")),
+    "inlet silent": Fault(1, 1.0, 20.0, _inlet_silent),
+    "cooling silent": Fault(1, 1.0, 20.0, _cooling_silent),
+    "site silent": Fault(2, 1.0, 20.0, _site_silent),
+    "agent cut off": Fault(3, 0.2, 15.0, _agent_cut_off),
+    "agent killed": Fault(3, 0.2, 15.0, _agent_killed),
+    "driver blocks": Fault(2, 0.2, 10.0, _driver_blocks),
+    "gpu lost": Fault(2, 0.5, 10.0, _gpu_lost),
+    "limit lowered out of band": Fault(1, 1.0, 20.0, _limit_lowered_out_of_band),
+    "limit reset by driver": Fault(1, 0.0, 0.0, _limit_reset_by_driver),
+    "controller killed": Fault(3, 0.1, 8.0, _controller_killed),
+    "broker gone": Fault(2, 0.2, 12.0, _broker_gone),
+    "wall clock stepped": Fault(2, 0.0, 0.0, _wall_clock_stepped),
+    "network bad": Fault(3, 1.0, 20.0, _network_bad),
+}
