@@ -21,6 +21,7 @@ from protocols.agent_link import Report
 log = structlog.get_logger(__name__)
 
 OLD_BOOTS_MAX: Final = 16  # agent processes remembered per node, to drop what a dead one still has on the way
+REFUSALS_KEPT_MAX: Final = 256  # reasons counted apart; some carry names that come from the wire
 CLOCK_SLACK_S: Final = 0.005  # an echo may seem to come from the future by this much rounding
 
 
@@ -111,5 +112,6 @@ class Board:
         return Snapshot(now_s, now_utc_s, self.meter, self._inlets, self.cooling, self._gpus, self.site)
 
     def _refuse(self, why: str) -> str:
-        self.refused[why] = self.refused.get(why, 0) + 1
+        if why in self.refused or len(self.refused) < REFUSALS_KEPT_MAX:
+            self.refused[why] = self.refused.get(why, 0) + 1
         return why

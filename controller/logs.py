@@ -10,8 +10,10 @@ from typing import Final
 
 import structlog
 
-# Libraries whose INFO is a line per packet or per second.
-CHATTY: Final = ("amqtt", "asyncio", "asyncua", "pymodbus", "transitions")
+# Libraries whose INFO is a line per packet or per second,
+CHATTY: Final = ("amqtt", "asyncio", "transitions")
+# and those that log every fault of a device, with a stack: our adapters say it once, with a remedy.
+TALKATIVE: Final = ("asyncua", "pymodbus")
 
 
 def configure(level: str, *, json: bool) -> None:
@@ -44,3 +46,5 @@ def configure(level: str, *, json: bool) -> None:
     root.setLevel(level.upper())
     for name in CHATTY:
         logging.getLogger(name).setLevel(max(root.level, logging.WARNING))
+    for name in TALKATIVE:
+        logging.getLogger(name).setLevel(logging.CRITICAL)

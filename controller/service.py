@@ -187,7 +187,7 @@ class Controller:
             why = str(error)
         else:
             why = self._board.put_report(report, now_s())
-        if why and self._board.refused[why] == 1:
+        if why and self._board.refused.get(why) == 1:
             log.warning("report refused", topic=topic, why=why)
 
     def _on_site(self, site: Site) -> None:

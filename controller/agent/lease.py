@@ -16,7 +16,8 @@ fallback  every GPU ramps down to its fallback limit; one that is lower already 
 
 One rule guards every road up: a limit rises only by an order that is strictly newer than all before it.
 The same order repeated, as a controller does that knows nothing new, may lower a limit and never raise one.
-Nor may the first order after a start: it was decided before its controller could know what this agent found.
+Nor may an order that answers a report from before this agent's start or fallback was known to its controller:
+whoever decided it could not know what these GPUs have come to hold.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -108,7 +109,8 @@ class Lease:
     ramped_at_s: float  # up to when the fallback ramp has come
     held_w: tuple[float | None, ...]  # None: this GPU is left as it is
     newest: tuple[int, int] = (0, 0)  # (epoch, seq) of the newest order obeyed
-    lowers_only: bool = False  # it is the first one since the start
+    lowers_only: bool = False  # it was decided without knowing what this agent has come to hold
+    answers_from_s: float = 0.0  # only orders that answer a report sent since may raise
     refused: Mapping[Refusal, int] = field(default_factory=dict)
 
 
@@ -132,9 +134,10 @@ def offer(settings: LeaseSettings, lease: Lease, order: Order, now_s: float) -> 
             return replace(lease, refused={**lease.refused, refusal: count}), refusal
     key, until_s = (order.epoch, order.seq), order.echo_at_s + order.lease_s
     held_w: tuple[float | None, ...] = order.limits_w
-    lowers_only = lease.mode is Mode.WAITING
+    answers_from_s = now_s if lease.mode is Mode.WAITING else lease.answers_from_s
+    lowers_only = order.echo_at_s < answers_from_s
     if key == lease.newest:
-        lowers_only = lease.lowers_only
+        lowers_only = lowers_only or lease.lowers_only
         held_w = tuple(
             None if held is None else min(held, ordered)
             for held, ordered in zip(lease.held_w, order.limits_w, strict=True)
@@ -153,7 +156,9 @@ def beat(settings: LeaseSettings, lease: Lease, found_w: Sequence[float | None],
     if now_s >= lease.until_s:
         mode = _after(lease.mode, Event.LAPSED)
         # The ramp begins when the right ended, not when this beat noticed.
-        lease = replace(lease, mode=mode, ramped_at_s=lease.until_s, until_s=inf)
+        lease = replace(
+            lease, mode=mode, ramped_at_s=lease.until_s, answers_from_s=lease.until_s, until_s=inf
+        )
     if lease.mode is not Mode.FALLBACK:
         return lease
     drop_w = settings.fallback_ramp_w_per_s * max(0.0, now_s - lease.ramped_at_s)

@@ -69,12 +69,14 @@ def waited_s(ledger: Ledger, now_s: float) -> Floats:
 def present_w(settings: Settings, ledger: Ledger, gpus: Gpus, readable: Bools) -> Floats:
     """The limits that rises and cuts start from, (n) W: the newest order, or less where less is in force.
 
-    A node that fell back, or has just started, holds less than was last ordered, and says so.
+    A node that fell back, or has just started, holds less than the order it confirms, and says so.
     """
+    gpu_node = settings.topology.gpu_node
     ordered_w = ledger.limits_w[-1]
-    told = (gpus.node_seq >= ledger.node_seq[-1])[settings.topology.gpu_node]
-    free = ~gpus.node_leased[settings.topology.gpu_node]
-    lower = told & (gpus.limit_w < ordered_w - READ_BACK_TOLERANCE_W)
+    confirmed = (gpus.node_seq >= ledger.node_seq).sum(axis=0)[gpu_node]  # rows, oldest first
+    row_w = ledger.limits_w[np.maximum(confirmed - 1, 0), np.arange(len(ordered_w))]
+    lower = (confirmed > 0) & (gpus.limit_w < row_w - READ_BACK_TOLERANCE_W)
+    free = ~gpus.node_leased[gpu_node]
     present: Floats = np.where(readable & (free | lower), np.minimum(gpus.limit_w, ordered_w), ordered_w)
     return present
 

@@ -27,7 +27,7 @@ def open_windows(
         return (), frozenset()
     known = {entry.setpoint: entry for entry in running}
     still: list[Running] = []
-    over = {setpoint for setpoint in ended if setpoint in set(setpoints)} if ended else set()
+    over = set(ended.intersection(setpoints))
     for setpoint in setpoints:
         entry = known.get(setpoint)
         opens = setpoint.starts_utc_s <= now_utc_s < setpoint.ends_utc_s and setpoint not in over

@@ -220,11 +220,27 @@ def test_the_first_order_after_a_start_lowers_limits_and_raises_none():
     """A restart of anything never raises power: that order was decided without knowing what was found."""
     found = (Found(250.0, 200.0, 700.0), Found(700.0, 200.0, 700.0))
     order = Order(limits_w=(600.0, 500.0))
-    lease, refusal = offer(SETTINGS, waiting(), order, START_S)
+    lease, refusal = offer(SETTINGS, waiting(), order, START_S + 0.05)
     assert refusal is None
     assert due(lease, found) == (Write(1, 500.0),)
     again, _ = offer(SETTINGS, lease, order, START_S + 0.1)
     assert due(again, found) == (Write(1, 500.0),)
     assert due(again, (None, found[1])) == (Write(1, 500.0),)  # what cannot be read might be lower
-    newer, _ = offer(SETTINGS, again, replace(order, seq=2), START_S + 0.2)
-    assert set(due(newer, found)) == {Write(0, 600.0), Write(1, 500.0)}
+    blind, _ = offer(SETTINGS, again, replace(order, seq=2), START_S + 0.2)
+    assert due(blind, found) == (Write(1, 500.0),)  # newer, but it answers a report from before the first
+    knowing, _ = offer(SETTINGS, blind, replace(order, seq=3, echo_at_s=START_S + 0.1), START_S + 0.3)
+    assert set(due(knowing, found)) == {Write(0, 600.0), Write(1, 500.0)}
+
+
+def test_after_a_fallback_only_an_order_that_knows_of_it_raises():
+    lease = leased()
+    found_w = (600.0, 500.0)
+    lease = beat(SETTINGS, lease, found_w, lease.until_s + 1.0)  # a second of ramping down
+    found = tuple(Found(w, 200.0, 700.0) for w in lease.held_w)
+    old = Order(seq=9, echo_at_s=lease.answers_from_s - 0.1)
+    blind, refusal = offer(SETTINGS, lease, old, lease.answers_from_s + 1.0)
+    assert refusal is None
+    assert due(blind, found) == ()
+    fresh = Order(seq=10, echo_at_s=lease.answers_from_s + 0.9)
+    knowing, _ = offer(SETTINGS, blind, fresh, lease.answers_from_s + 1.0)
+    assert set(due(knowing, found)) == {Write(0, 600.0), Write(1, 500.0)}
