@@ -144,7 +144,15 @@ def offer(settings: LeaseSettings, lease: Lease, order: Order, now_s: float) -> 
         )
         until_s = max(until_s, lease.until_s) if lease.mode is Mode.LEASED else until_s
     mode = _after(lease.mode, Event.GRANTED)
-    granted = replace(lease, mode=mode, newest=key, until_s=until_s, held_w=held_w, lowers_only=lowers_only)
+    granted = replace(
+        lease,
+        mode=mode,
+        newest=key,
+        until_s=until_s,
+        held_w=held_w,
+        lowers_only=lowers_only,
+        answers_from_s=answers_from_s,
+    )
     return granted, None
 
 
