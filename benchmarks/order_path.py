@@ -58,8 +58,9 @@ class Controller:
         self._seq += 1
         limit_w = LIMITS_W[self._seq % 2]
         sent_at_s = time.monotonic()
+        heard_at_s = (await self.first_report()).at_s
         order = Order(
-            epoch=1, seq=self._seq, sent_at_s=sent_at_s, echo_at_s=(await self.first_report()).at_s,
+            epoch=1, seq=self._seq, sent_at_s=sent_at_s, echo_at_s=heard_at_s, known_at_s=heard_at_s,
             lease_s=LEASE_S, limits_w=(limit_w,) * gpus,
         )  # fmt: skip
         self.link.publish(agent_link.order_topic(BLOCK, NODE), agent_link.encode(order))

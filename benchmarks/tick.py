@@ -107,7 +107,9 @@ class Loop:
         decision = law.tick(self.settings, self.state, board.snapshot(now_s, UTC_0_S + now_s))
         decided_s = time.perf_counter()
         confirmed_seq = self._confirmed_seq()
-        orders = self.actuate.orders(decision, confirmed_seq, board.report_at_s.tolist(), now_s)
+        orders = self.actuate.orders(
+            decision, confirmed_seq, board.report_at_s.tolist(), board.known_at_s.tolist(), now_s
+        )
         encoded = [agent_link.encode(order) for _, order in orders]
         ended_s = time.perf_counter()
         assert len(encoded) == len(orders)

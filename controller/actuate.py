@@ -30,7 +30,12 @@ class Actuate:
         self._sent_at_s = [-1e12] * nodes
 
     def orders(
-        self, decision: Decision, confirmed_seq: list[int], report_at_s: list[float], now_s: float
+        self,
+        decision: Decision,
+        confirmed_seq: list[int],
+        report_at_s: list[float],
+        known_at_s: list[float],
+        now_s: float,
     ) -> list[tuple[int, Order]]:
         """Orders to send now, as (node index, order)."""
         wanted_seq = decision.node_seq.tolist()
@@ -42,15 +47,14 @@ class Actuate:
             self._sent_seq[node] = seq
             self._sent_at_s[node] = now_s
             limits_w = tuple(decision.gpu_limits_w[self._members[node]].tolist())
-            due.append((node, self._order(seq, report_at_s[node], limits_w, now_s)))
+            order = Order(
+                epoch=self._epoch,
+                seq=seq,
+                sent_at_s=now_s,
+                echo_at_s=report_at_s[node],
+                known_at_s=known_at_s[node],
+                lease_s=self._lease_s,
+                limits_w=limits_w,
+            )
+            due.append((node, order))
         return due
-
-    def _order(self, seq: int, report_at_s: float, limits_w: tuple[float, ...], now_s: float) -> Order:
-        return Order(
-            epoch=self._epoch,
-            seq=seq,
-            sent_at_s=now_s,
-            echo_at_s=report_at_s,
-            lease_s=self._lease_s,
-            limits_w=limits_w,
-        )

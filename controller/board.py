@@ -35,7 +35,9 @@ class Board:
         self.cooling: Measurement = UNKNOWN
         self.site: Site = Site()
         self.refused: dict[str, int] = {}
-        self.report_at_s = np.full(nodes, -1.0)  # the node's own clock: orders echo it
+        self.report_at_s = np.full(nodes, -1.0)  # the node's own clock: orders echo it,
+        self.known_at_s = np.full(nodes, -1.0)  # and this one, of the newest readings whose age is known
+        self._age_max_s = settings.report_age_max_s
         self._epoch = epoch
         self._slices = [np.flatnonzero(topology.gpu_node == node) for node in range(nodes)]
         self._index = {name: node for node, name in enumerate(topology.node_names)}
@@ -77,12 +79,15 @@ class Board:
             if report.boot in boots:
                 return self._refuse(f"{report.node}: report of an agent process that has been replaced")
             self._boots[node] = [*boots[-OLD_BOOTS_MAX:], report.boot]
+            self.known_at_s[node] = -1.0
         elif (report.at_s, report.epoch, report.seq) <= self._newest[node]:
             return self._refuse(f"{report.node}: late or repeated report")
         self.report_at_s[node] = report.at_s
         self._newest[node] = (report.at_s, report.epoch, report.seq)
         bound_s = report.echo_sent_at_s + report.echo_age_s
         heard = report.echo_sent_at_s >= 0.0 and bound_s <= now_s + CLOCK_SLACK_S
+        if heard and now_s - bound_s <= self._age_max_s:
+            self.known_at_s[node] = report.at_s
         ours = report.epoch == self._epoch
         self._node_at_s[node] = min(bound_s, now_s) if heard else NEVER_S
         self._node_seq[node] = report.seq if ours else 0

@@ -144,7 +144,11 @@ class Controller:
 
     def _send(self, snapshot: Snapshot, decision: Decision) -> None:
         orders = self._actuate.orders(
-            decision, snapshot.gpus.node_seq.tolist(), self._board.report_at_s.tolist(), now_s()
+            decision,
+            snapshot.gpus.node_seq.tolist(),
+            self._board.report_at_s.tolist(),
+            self._board.known_at_s.tolist(),
+            now_s(),
         )
         for node, order in orders:
             name = self._settings.topology.node_names[node]

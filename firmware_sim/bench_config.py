@@ -74,7 +74,7 @@ def block_config(
         "base_load": {"min_kw": block.base_load_min_kw, "max_kw": block.base_load_max_kw},
         "meter": {
             "profile": "pm5000_meter", "url": device_urls["meter"], "unit": 1,
-            "poll_s": 0.2, "point": "power_w",
+            "poll_s": 0.2, "point": "power_w", "skew_s": 0.05,
         },
         "racks": racks,
         "tiers": TIERS,

@@ -34,6 +34,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     seq: int  # grows with every change of this node's limits; repeated while nothing changes
     sent_at_s: float  # controller's monotonic clock, echoed in reports
     echo_at_s: float  # `at_s` of the newest report heard, agent's clock; below 0: none heard yet
+    known_at_s: float  # `at_s` of the newest report whose readings went into this decision; below 0: none
     lease_s: float  # right to hold these limits, counted from `echo_at_s` on the agent's clock
     limits_w: tuple[float, ...]
 

@@ -16,8 +16,8 @@ fallback  every GPU ramps down to its fallback limit; one that is lower already 
 
 One rule guards every road up: a limit rises only by an order that is strictly newer than all before it.
 The same order repeated, as a controller does that knows nothing new, may lower a limit and never raise one.
-Nor may an order that answers a report from before this agent's start or fallback was known to its controller:
-whoever decided it could not know what these GPUs have come to hold.
+Nor may an order that was decided on readings from before this agent was first leased, or before it fell
+back (`known_at_s`): whoever decided it could not know what these GPUs have come to hold.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -71,6 +71,8 @@ class Order(Protocol):
     @property
     def echo_at_s(self) -> float: ...
     @property
+    def known_at_s(self) -> float: ...
+    @property
     def lease_s(self) -> float: ...
     @property
     def limits_w(self) -> tuple[float, ...]: ...
@@ -110,7 +112,7 @@ class Lease:
     held_w: tuple[float | None, ...]  # None: this GPU is left as it is
     newest: tuple[int, int] = (0, 0)  # (epoch, seq) of the newest order obeyed
     lowers_only: bool = False  # it was decided without knowing what this agent has come to hold
-    answers_from_s: float = 0.0  # only orders that answer a report sent since may raise
+    answers_from_s: float = 0.0  # only orders decided on readings taken since may raise
     refused: Mapping[Refusal, int] = field(default_factory=dict)
 
 
@@ -135,7 +137,7 @@ def offer(settings: LeaseSettings, lease: Lease, order: Order, now_s: float) -> 
     key, until_s = (order.epoch, order.seq), order.echo_at_s + order.lease_s
     held_w: tuple[float | None, ...] = order.limits_w
     answers_from_s = now_s if lease.mode is Mode.WAITING else lease.answers_from_s
-    lowers_only = order.echo_at_s < answers_from_s
+    lowers_only = order.known_at_s < answers_from_s
     if key == lease.newest:
         lowers_only = lowers_only or lease.lowers_only
         held_w = tuple(

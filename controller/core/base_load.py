@@ -20,7 +20,7 @@ import numpy as np
 from controller.core.model import NEVER_S, BaseLoad, Bools, Floats, Settings, Snapshot
 
 WINDOW_S: Final = 1.0
-FALL_PER_S: Final = 1.0  # share of the gap that the upper estimate falls in a second
+FALL_PER_S: Final = 2.0  # share of the gap that the upper estimate falls in a second
 KEPT_MAX: Final = 128  # samples; 3 s at 20 Hz and some reserve
 METER_KEPT_S: Final = 1.6 * WINDOW_S  # a reading waits until the GPUs' moments have passed its own
 

@@ -128,6 +128,7 @@ class Node:
             seq=self.seq,
             sent_at_s=time.monotonic(),
             echo_at_s=self.newest.at_s if self.reports else -1.0,
+            known_at_s=self.newest.at_s if self.reports else -1.0,
             lease_s=lease_s,
             limits_w=limits_w,
         )

@@ -20,6 +20,7 @@ class Order:
     epoch: int = 1
     seq: int = 1
     echo_at_s: float = START_S
+    known_at_s: float = START_S
     lease_s: float = 2.0
     limits_w: tuple[float, ...] = (600.0, 500.0)
 
@@ -228,7 +229,7 @@ def test_the_first_order_after_a_start_lowers_limits_and_raises_none():
     assert due(again, (None, found[1])) == (Write(1, 500.0),)  # what cannot be read might be lower
     blind, _ = offer(SETTINGS, again, replace(order, seq=2), START_S + 0.2)
     assert due(blind, found) == (Write(1, 500.0),)  # newer, but it answers a report from before the first
-    knowing, _ = offer(SETTINGS, blind, replace(order, seq=3, echo_at_s=START_S + 0.1), START_S + 0.3)
+    knowing, _ = offer(SETTINGS, blind, replace(order, seq=3, known_at_s=START_S + 0.1), START_S + 0.3)
     assert set(due(knowing, found)) == {Write(0, 600.0), Write(1, 500.0)}
 
 
@@ -237,10 +238,11 @@ def test_after_a_fallback_only_an_order_that_knows_of_it_raises():
     found_w = (600.0, 500.0)
     lease = beat(SETTINGS, lease, found_w, lease.until_s + 1.0)  # a second of ramping down
     found = tuple(Found(w, 200.0, 700.0) for w in lease.held_w)
-    old = Order(seq=9, echo_at_s=lease.answers_from_s - 0.1)
+    since_s = lease.answers_from_s
+    old = Order(seq=9, echo_at_s=since_s + 0.9, known_at_s=since_s - 0.1)
     blind, refusal = offer(SETTINGS, lease, old, lease.answers_from_s + 1.0)
     assert refusal is None
     assert due(blind, found) == ()
-    fresh = Order(seq=10, echo_at_s=lease.answers_from_s + 0.9)
+    fresh = Order(seq=10, echo_at_s=since_s + 0.9, known_at_s=since_s + 0.9)
     knowing, _ = offer(SETTINGS, blind, fresh, lease.answers_from_s + 1.0)
     assert set(due(knowing, found)) == {Write(0, 600.0), Write(1, 500.0)}

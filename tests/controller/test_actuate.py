@@ -28,7 +28,9 @@ def actuate(settings) -> Actuate:
 
 
 def sent(actuate, now_s, *, confirmed=(1, 1), **what):
-    return [node for node, _ in actuate.orders(decided(**what), list(confirmed), [4.0, 5.0], now_s)]
+    return [
+        node for node, _ in actuate.orders(decided(**what), list(confirmed), [4.0, 5.0], [4.0, -1.0], now_s)
+    ]
 
 
 def test_the_first_orders_go_to_everybody_heard_or_not(actuate):
@@ -36,7 +38,7 @@ def test_the_first_orders_go_to_everybody_heard_or_not(actuate):
 
 
 def test_an_order_is_complete_and_answers_the_newest_report(actuate):
-    _, order = actuate.orders(decided(seq_b=4), [1, 1], [4.0, 5.0], 100.0)[1]
+    _, order = actuate.orders(decided(seq_b=4), [1, 1], [4.0, 5.0], [4.0, 4.5], 100.0)[1]
     assert (order.epoch, order.seq, order.sent_at_s, order.echo_at_s, order.lease_s) == (
         7,
         4,
@@ -45,6 +47,7 @@ def test_an_order_is_complete_and_answers_the_newest_report(actuate):
         3.0,
     )
     assert order.limits_w == (300.0,) * 8
+    assert order.known_at_s == 4.5
 
 
 def test_a_change_goes_out_at_once_and_to_its_node_alone(actuate):

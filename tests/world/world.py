@@ -267,8 +267,9 @@ class World:
         decision = controller.law.tick(controller.settings, controller.state, snapshot)
         controller.state, controller.decision = decision.state, decision
         self._persist(decision)
-        report_at_s, seq = board.report_at_s.tolist(), snapshot.gpus.node_seq.tolist()
-        for node, order in controller.actuate.orders(decision, seq, report_at_s, now_s):
+        report_at_s, known_at_s = board.report_at_s.tolist(), board.known_at_s.tolist()
+        seq = snapshot.gpus.node_seq.tolist()
+        for node, order in controller.actuate.orders(decision, seq, report_at_s, known_at_s, now_s):
             self.network.send(now_s, str(node), order, via=self.agents[node].name)
         return True
 
