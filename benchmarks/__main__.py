@@ -10,6 +10,7 @@ and recorded as such; the exit status is 0 all the same.
 
 import argparse
 import logging
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -41,6 +42,7 @@ def main() -> None:
     unknown = [name for name in arguments.names if name not in BENCHES]
     if unknown:
         parser.error(f"no bench {', '.join(unknown)}; choose from {', '.join(BENCHES)}")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # no child outlives us
     logging.basicConfig(level=logging.ERROR)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     facts = ", ".join(f"{key} {value}" for key, value in result.machine().items())

@@ -20,6 +20,7 @@ import yaml
 from benchmarks.live import POWERBLOCK, broker, process
 from benchmarks.result import Figure, Mode, quantiles_ms
 from firmware_sim.gpu_firmware import GpuMemory, build_library, environment
+from firmware_sim.rig import end_tasks
 from protocols import agent_link
 from protocols.agent_link import Order, Report
 from protocols.mqtt import MqttLink, Subscription
@@ -106,8 +107,7 @@ async def _measure(gpus: int, orders: int, seed: int) -> tuple[list[float], list
                         confirmed_s.append(time.monotonic() - sent_at_s)
                         written_s.append(1e-9 * int(np.max(memory.gpus["last_write_ns"])) - sent_at_s)
             finally:
-                link.cancel()
-                await asyncio.wait([link])
+                await end_tasks([link])
     return written_s, confirmed_s, program
 
 

@@ -78,6 +78,7 @@ class Controller:
         self._status = StatusFile(config.run_dir)
         self._state = law.start(settings, now_s(), carried, running)
         self._woken = asyncio.Event()
+        self._wished = False
         self._late_s: deque[float] = deque(maxlen=BEATS_KEPT)
         self._tick_s: deque[float] = deque(maxlen=BEATS_KEPT)
         self._beats = self._skipped = 0
@@ -95,33 +96,32 @@ class Controller:
     # --- the beat ---------------------------------------------------------------------------------------
 
     async def _beat_for_ever(self) -> None:
-        loop = asyncio.get_running_loop()
         self._beat()  # the first decision stands before the first message is read
         gc.collect()
         gc.freeze()  # what lives now lives for good: collections need not walk it again
         notify("READY=1")
         period_s = self._settings.tick_s
-        due_s = loop.time() + period_s
+        due_s = now_s() + period_s
         while True:
-            woken = await self._sleep_until(due_s)
-            late_s = loop.time() - due_s
-            if not woken:
-                self._late_s.append(late_s)
-                missed = int(late_s / period_s)
-                self._skipped += missed
-                due_s += (missed + 1) * period_s
-            self._beat(on_time=woken or late_s < period_s)
-            if woken:
+            if await self._wished_before(due_s):
+                self._beat()
                 await asyncio.sleep(WAKE_GAP_S)
+                continue
+            late_s = now_s() - due_s
+            missed = max(0, int(late_s / period_s))
+            self._late_s.append(max(0.0, late_s))
+            self._skipped += missed
+            due_s += (missed + 1) * period_s
+            self._beat(on_time=missed == 0)
 
-    async def _sleep_until(self, due_s: float) -> bool:
-        """Sleep; True if a wish of the site ended it early."""
-        loop = asyncio.get_running_loop()
-        timer = loop.call_at(due_s, self._woken.set)
+    async def _wished_before(self, due_s: float) -> bool:
+        """Sleep until the beat is due; True if a wish of the site came before."""
+        timer = asyncio.get_running_loop().call_later(max(0.0, due_s - now_s()), self._woken.set)
         await self._woken.wait()
         timer.cancel()
         self._woken.clear()
-        return loop.time() < due_s
+        wished, self._wished = self._wished, False
+        return wished
 
     def _beat(self, *, on_time: bool = True) -> None:
         """One tick: freeze the inputs, decide, act, then tell."""
@@ -198,6 +198,7 @@ class Controller:
         changed = site.setpoints != self._board.site.setpoints
         self._board.site = site
         if changed:
+            self._wished = True
             self._woken.set()
 
     # --- what is told -----------------------------------------------------------------------------------

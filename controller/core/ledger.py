@@ -34,6 +34,8 @@ def start(settings: Settings, now_s: float) -> Ledger:
 
 def acknowledge(settings: Settings, ledger: Ledger, gpus: Gpus, now_s: float) -> Ledger:
     """Mark what the agents confirmed, and drop the rows that are void for every GPU."""
+    if is_quiet(ledger):
+        return ledger
     told = (gpus.node_seq >= ledger.node_seq)[:, settings.topology.gpu_node]
     obeyed = told & (gpus.limit_w <= ledger.limits_w + READ_BACK_TOLERANCE_W)
     acked_at_s = np.where(obeyed & (ledger.acked_at_s >= FOREVER_S), now_s, ledger.acked_at_s)
@@ -59,6 +61,8 @@ def held_w(settings: Settings, ledger: Ledger, gpus: Gpus, seen_at_s: Floats, no
 
 def waited_s(ledger: Ledger, now_s: float) -> Floats:
     """How long every GPU has owed the answer to an order, (n) s; 0 for those that owe none."""
+    if is_quiet(ledger):
+        return np.zeros(ledger.limits_w.shape[1])
     acked = ledger.acked_at_s < FOREVER_S
     answered = acked | _void(acked)
     since_s = np.where(answered, FOREVER_S, ledger.at_s[:, np.newaxis]).min(axis=0)
