@@ -8,7 +8,7 @@
 
 Two witnesses. The journal has the moment of every beat: `late` is how far a beat lies behind the most
 punctual one on the grid of the period, and `beats_per_s` shows beats too many or too few. `told` is what the
-daemon says of itself in `status.json`, counted on its event loop's own clock (uvloop: whole milliseconds).
+daemon says of itself in `status.json`, beats before their deadline counted as punctual.
 `collector` is the worst pause of the garbage collector after the start-up objects were frozen.
 """
 

@@ -2,10 +2,10 @@
 
 import asyncio
 import contextlib
+import gc
 import shutil
 import signal
 import socket
-import ssl
 import statistics
 import subprocess
 import time
@@ -495,6 +495,8 @@ def tls_broker(tmp_path: Path) -> Iterator[tuple[Mosquitto, Path]]:
 
 
 @needs_mosquitto
+# paho leaves a socket whose handshake failed to the collector, which closes it and says so
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_tls_works_with_the_ca_and_is_refused_without(tls_broker):
     broker, ca = tls_broker
     url = f"mqtts://127.0.0.1:{broker.port}"
@@ -506,7 +508,7 @@ async def test_tls_works_with_the_ca_and_is_refused_without(tls_broker):
         await until(lambda: len(heard) == 1)
         await until(lambda: "certificate" in stranger.fault)
         assert not stranger.connected
-    assert ssl.OPENSSL_VERSION
+    gc.collect()
 
 
 # -- another broker, another loop -------------------------------------------------------------------------
