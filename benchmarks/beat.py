@@ -6,9 +6,10 @@
 
     idle    nothing else runs; busy: two more processes want a whole core each
 
-Two witnesses. The journal has the moment of every beat: `late` is how far a beat lies behind the most
-punctual one on the grid of the period, and `beats_per_s` shows beats too many or too few. `told` is what the
-daemon says of itself in `status.json`, beats before their deadline counted as punctual.
+Two witnesses. `late` is what the daemon says of itself in `status.json`: beginning of a beat minus its
+deadline, a beat before it counted as punctual. The journal has the moment of every beat: `jitter` is how far
+a beat lies behind the earliest one on the grid of the period, and `beats_per_s` shows beats too many or too
+few. So early beats, which nobody calls late, show as jitter.
 `collector` is the worst pause of the garbage collector after the start-up objects were frozen.
 """
 
@@ -72,11 +73,11 @@ async def _watch(situation: Situation, mode: Mode) -> tuple[list[dict[str, float
 
 def _told(block: Demo) -> dict[str, float]:
     beat = block.status()["beat"]
-    return {f"told_{key}": beat[key] for key in ("late_p99_ms", "late_max_ms", "tick_p99_ms", "skipped")}
+    return {key: value for key, value in beat.items() if key != "count"}
 
 
 def _recorded(block: Demo, window_s: float) -> dict[str, float]:
-    """From the journal's last `window_s`: rate, and lateness against the most punctual beat."""
+    """From the journal's last `window_s`: rate, and distance behind the earliest beat."""
     settings, _, beats = journal.read(block.journal_path)
     at_s = np.array([beat.snapshot.now_s for beat in beats])
     at_s = at_s[at_s > at_s[-1] - window_s]
@@ -85,9 +86,9 @@ def _recorded(block: Demo, window_s: float) -> dict[str, float]:
     p50_ms, p99_ms, max_ms = 1e3 * np.percentile(phase_s - phase_s.min(), (50, 99, 100))
     return {
         "beats_per_s": (len(at_s) - 1) / float(at_s[-1] - at_s[0]),
-        "late_p50_ms": float(p50_ms),
-        "late_p99_ms": float(p99_ms),
-        "late_max_ms": float(max_ms),
+        "jitter_p50_ms": float(p50_ms),
+        "jitter_p99_ms": float(p99_ms),
+        "jitter_max_ms": float(max_ms),
     }
 
 

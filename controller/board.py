@@ -13,14 +13,13 @@ age, which the law treats as it treats all that is unknown.
 from typing import Final
 
 import numpy as np
-import structlog
+from numpy.typing import NDArray
 
 from controller.core.model import NEVER_S, UNKNOWN, Gpus, Inlets, Measurement, Settings, Site, Snapshot
 from protocols.agent_link import Report
 
-log = structlog.get_logger(__name__)
-
 OLD_BOOTS_MAX: Final = 16  # agent processes remembered per node, to drop what a dead one still has on the way
+POWER_MAX_RATIO: Final = 3.0  # of a GPU's maximum: spikes reach twice it, more is a broken register
 REFUSALS_KEPT_MAX: Final = 256  # reasons counted apart; some carry names that come from the wire
 CLOCK_SLACK_S: Final = 0.005  # an echo may seem to come from the future by this much rounding
 
@@ -34,7 +33,8 @@ class Board:
         self.meter: Measurement = UNKNOWN
         self.cooling: Measurement = UNKNOWN
         self.site: Site = Site()
-        self.refused: dict[str, int] = {}
+        self.refused: dict[str, int] = {}  # reason -> how often
+        self.last_refusal: dict[str, str] = {}  # node -> why its newest message was refused, if it was
         self.report_at_s = np.full(nodes, -1.0)  # the node's own clock: orders echo it,
         self.known_at_s = np.full(nodes, -1.0)  # and this one, of the newest readings whose age is known
         self._age_max_s = settings.report_age_max_s
@@ -45,6 +45,7 @@ class Board:
         self._newest = [(0.0, 0, 0)] * nodes  # an acknowledgement repeats the readings of the sweep before
         self._power_w = np.full(count, np.nan)
         self._limit_w = np.full(count, np.nan)
+        self._topology = topology
         self._min_w = topology.gpu_min_w.copy()
         self._max_w = topology.gpu_max_w.copy()
         self._node_at_s = np.full(nodes, NEVER_S)
@@ -68,20 +69,23 @@ class Board:
         """Take a report in. Returns why it was refused, or an empty string."""
         node = self._index.get(report.node)
         if node is None:
-            return self._refuse(f"report of {report.node!r}: no such node in this block's configuration")
+            return self.refuse(f"report of {report.node!r}: no such node in this block's configuration")
         members = self._slices[node]
         if len(report.gpus) != len(members):
-            return self._refuse(
-                f"{report.node} reports {len(report.gpus)} GPUs, configured are {len(members)}: correct one"
+            return self.refuse(
+                f"{report.node} reports {len(report.gpus)} GPUs, configured are {len(members)}: correct one",
+                report.node,
             )
         boots = self._boots[node]
         if not boots or boots[-1] != report.boot:
             if report.boot in boots:
-                return self._refuse(f"{report.node}: report of an agent process that has been replaced")
+                return self.refuse(
+                    f"{report.node}: report of an agent process that has been replaced", report.node
+                )
             self._boots[node] = [*boots[-OLD_BOOTS_MAX:], report.boot]
             self.known_at_s[node] = -1.0
         elif (report.at_s, report.epoch, report.seq) <= self._newest[node]:
-            return self._refuse(f"{report.node}: late or repeated report")
+            return self.refuse(f"{report.node}: late or repeated report", report.node)
         self.report_at_s[node] = report.at_s
         self._newest[node] = (report.at_s, report.epoch, report.seq)
         bound_s = report.echo_sent_at_s + report.echo_age_s
@@ -92,13 +96,38 @@ class Board:
         self._node_at_s[node] = min(bound_s, now_s) if heard else NEVER_S
         self._node_seq[node] = report.seq if ours else 0
         self._node_leased[node] = ours and report.mode == "leased"
-        told = np.array([(g.power_w, g.limit_w, g.min_w, g.max_w) for g in report.gpus], dtype=np.float64)
-        for column, array in enumerate((self._power_w, self._limit_w, self._min_w, self._max_w)):
-            array[members] = told[:, column]  # None, not readable, has become NaN
-        self.gpu_faults[report.node] = [gpu.fault for gpu in report.gpus if gpu.fault]
+        misfits = self._take(report, members)
+        self.last_refusal.pop(report.node, None)
+        self.gpu_faults[report.node] = [*misfits, *(gpu.fault for gpu in report.gpus if gpu.fault)]
         self._revision += 1
         self._gpus = None
         return ""
+
+    def _take(self, report: Report, members: NDArray[np.intp]) -> list[str]:
+        """Values of the GPUs; what no GPU can have is unknown, and constraints stay as configured then.
+
+        Returns a sentence per GPU whose constraints were not believed.
+        """
+        told = np.array([(g.power_w, g.limit_w, g.min_w, g.max_w) for g in report.gpus], dtype=np.float64)
+        power_w, limit_w, min_w, max_w = told.T  # None, not readable, has become NaN
+        configured_min_w, configured_max_w = (
+            self._topology.gpu_min_w[members],
+            self._topology.gpu_max_w[members],
+        )
+        # A device that claims more than its configuration would take the others' share of the budget.
+        sound = (min_w > 0) & (min_w <= max_w) & (max_w <= configured_max_w)
+        misfits = [
+            self.refuse(
+                f"{report.node} GPU {gpu}: its power limits do not fit block.yaml, which is taken instead"
+            )
+            for gpu in np.flatnonzero(~sound)
+        ]
+        self._min_w[members] = np.where(sound, min_w, configured_min_w)
+        self._max_w[members] = np.where(sound, max_w, configured_max_w)
+        highest_w = POWER_MAX_RATIO * self._max_w[members]
+        self._limit_w[members] = limit_w
+        self._power_w[members] = np.where((power_w >= 0) & (power_w <= highest_w), power_w, np.nan)
+        return misfits
 
     def snapshot(self, now_s: float, now_utc_s: float) -> Snapshot:
         if self._gpus is None:
@@ -116,7 +145,10 @@ class Board:
             self._inlets = Inlets(self._inlet_w.copy(), self._inlet_good.copy(), self._inlet_at_s.copy())
         return Snapshot(now_s, now_utc_s, self.meter, self._inlets, self.cooling, self._gpus, self.site)
 
-    def _refuse(self, why: str) -> str:
+    def refuse(self, why: str, node: str = "") -> str:
+        """Count a message that was not acted on; returns `why`. `node`: whose it was, where that is known."""
+        if node in self._index:
+            self.last_refusal[node] = why
         if why in self.refused or len(self.refused) < REFUSALS_KEPT_MAX:
             self.refused[why] = self.refused.get(why, 0) + 1
         return why

@@ -53,6 +53,12 @@ class Controller:
     def __init__(self, config: BlockConfig) -> None:
         settings = settings_of(config)
         self._config, self._settings = config, settings
+        self._woken = asyncio.Event()  # these first: what is kept speaks up as soon as it is read
+        self._wished = False
+        self._late_s: deque[float] = deque(maxlen=BEATS_KEPT)
+        self._tick_s: deque[float] = deque(maxlen=BEATS_KEPT)
+        self._beats = self._skipped = 0
+        self._due = {"status": NEVER_S, "refresh": NEVER_S, "watchdog": NEVER_S}
         self._store = Store(config.state_dir)
         carried, running = self._store.inherited(now_s(), now_utc_s())
         self._epoch = self._store.begin(now_utc_s())
@@ -67,7 +73,7 @@ class Controller:
             arrive_at_start=config.site.arrive_at_start,
             on_change=self._on_site,
         )
-        self._site.refresh(frozenset(), now_utc_s())
+        self._site.refresh(running, frozenset(), now_utc_s())
         self._link = self._new_link()
         self._journal = Journal(
             config.journal.path,
@@ -77,12 +83,6 @@ class Controller:
         )
         self._status = StatusFile(config.run_dir)
         self._state = law.start(settings, now_s(), carried, running)
-        self._woken = asyncio.Event()
-        self._wished = False
-        self._late_s: deque[float] = deque(maxlen=BEATS_KEPT)
-        self._tick_s: deque[float] = deque(maxlen=BEATS_KEPT)
-        self._beats = self._skipped = 0
-        self._due = {"status": NEVER_S, "refresh": NEVER_S, "watchdog": NEVER_S}
         log.info("start", block=config.block, epoch=self._epoch, carried=carried, windows=len(running))
 
     async def serve(self) -> None:
@@ -137,8 +137,9 @@ class Controller:
         self._journal.record(before, snapshot, decision)
         if self._is_due("status", PERIOD_S, began_s):
             self._status.write(self._told(snapshot, decision))
-        if self._is_due("refresh", REFRESH_S, began_s):
-            self._site.refresh(decision.state.ended, snapshot.now_utc_s)
+        after = decision.state
+        if self._is_due("refresh", REFRESH_S, began_s) or after.running != before.running:
+            self._site.refresh(after.running, after.ended, snapshot.now_utc_s)
         if on_time and self._is_due("watchdog", WATCHDOG_S, began_s):
             notify(f"WATCHDOG=1\nSTATUS={decision.mode}: {decision.why}")
 
@@ -188,7 +189,7 @@ class Controller:
         try:
             report = agent_link.decode_report(payload)
         except agent_link.LinkError as error:
-            why = str(error)
+            why = self._board.refuse(str(error), topic[len(head) : -len(tail)])
         else:
             why = self._board.put_report(report, now_s())
         if why and self._board.refused.get(why) == 1:
@@ -210,7 +211,9 @@ class Controller:
             {"name": d.name, "up": d.up, "fault": d.fault, "age_s": _age_s(now, d.taken_at_s)}
             for d in self._field.links.values()
         ]
-        told = block_status(self._settings, snapshot, decision)
+        told = block_status(
+            self._settings, snapshot, decision, self._board.last_refusal, self._board.gpu_faults
+        )
         told["alarms"] += [
             {"key": key, "text": text}
             for key, text in (
@@ -218,6 +221,8 @@ class Controller:
                 ("state file", self._store.fault),
                 ("journal", self._journal.fault),
                 ("plan", self._unknown_events()),
+                *((f"report {node}", why) for node, why in self._board.last_refusal.items()),
+                *((f"faults {node}", "; ".join(said)) for node, said in self._board.gpu_faults.items()),
             )
             if text
         ]
@@ -257,6 +262,7 @@ class Controller:
 
     def close(self) -> None:
         self._journal.close()
+        self._store.close()
 
 
 def _age_s(now: float, at_s: float) -> float | None:

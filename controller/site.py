@@ -5,14 +5,17 @@ statement of the plan as well. An accepted event or cancellation is such a state
 accepted or refused as a whole, with a reason that is counted, logged and shown; what is accepted is on disk
 before it is acted upon.
 
-Windows are handed to the law unfiltered by the wall clock: whether one has ended is the law's business,
-on a clock that cannot be stepped. What the law says is over is dropped here.
+The law gets the windows that it runs already, whatever the wall clock says by now: whether one has ended is
+the law's business, on a clock that cannot be stepped. The wall clock only brings coming windows within reach.
+What the law says is over is dropped here.
 
-Old heartbeats (a frozen broker delivers them in one gush when it thaws) are told from fresh ones without
-trusting two wall clocks to agree: the delay may not grow by more than the heartbeat time-out above the
-shortest of the last few that were in time. A clock that was stepped looks late too, but goes on doing so.
+Old heartbeats (a frozen broker delivers them in one gush when it thaws, a slow bridge ever later) are told
+from fresh ones without trusting two wall clocks to agree: the delay may not exceed its normal, the shortest
+seen, by more than the heartbeat time-out. The normal rises only as fast as two clocks may drift apart. A
+clock that was stepped makes every heartbeat late, but evenly so: that is the new normal after a while.
 """
 
+import math
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,7 +23,7 @@ from typing import Final
 
 import structlog
 
-from controller.core.model import NEVER_S, Setpoint, Site
+from controller.core.model import NEVER_S, Running, Setpoint, Site
 from controller.store import Store
 from protocols import openadr
 
@@ -28,9 +31,12 @@ log = structlog.get_logger(__name__)
 
 SOURCE: Final = "openadr"
 HORIZON_S: Final = 3600.0  # windows further ahead wait in the book: the law goes through its list every beat
-DELAYS_KEPT: Final = 16  # heartbeats; follows two clocks that drift apart, and forgets one lucky packet
-NEW_NORMAL_TIMEOUTS: Final = 4.0  # late for so long without a pause is a stepped clock; a gush is over sooner
+DRIFT_RATIO: Final = 1e-3  # two clocks part by less than 500 ppm each
+NEW_NORMAL_TIMEOUTS: Final = 4.0  # evenly late for so long without a pause is a stepped clock
+EVEN_S: Final = 0.25  # a queue that grows, or one that empties, changes the delay by more in that time
+UNEVEN_S: Final = (-math.inf, math.inf)
 VERDICTS_KEPT: Final = 20  # shown in the status
+POISON_SHOWN: Final = 200  # bytes of a message that broke the program
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,11 @@ def setpoint_of(window: openadr.Window, *, arrive_at_start: bool) -> Setpoint:
     )
 
 
+def _window(setpoint: Setpoint) -> tuple[str, str, float, float]:
+    """What stays the same when the site only wishes for another power in it."""
+    return setpoint.id, setpoint.kind, setpoint.starts_utc_s, setpoint.ends_utc_s
+
+
 class SiteDesk:
     """Reads what the site sends; `on_change` wakes the beat when the plan changed."""
 
@@ -78,19 +89,28 @@ class SiteDesk:
         self._timeout_s = heartbeat_timeout_s
         self._arrive_at_start = arrive_at_start
         self._on_change = on_change
-        self._delays_s: deque[float] = deque(maxlen=DELAYS_KEPT)
-        self._late_since_s = NEVER_S
+        self._normal_s = math.inf
+        self._even_since_s = NEVER_S  # late heartbeats, all with delays between these two
+        self._even_s = UNEVEN_S
         self._arrived_at_s = NEVER_S
         self._sent_at_utc_s = NEVER_S
+        self._running: frozenset[tuple[str, str, float, float]] = frozenset()
         self._over: frozenset[Setpoint] = frozenset()
         self._book = self._reopened()
+        self._read_book()
 
     def on_message(self, topic: str, payload: bytes, retained: bool, now_s: float, now_utc_s: float) -> None:
         """Take in a message of the heartbeat topic or of an event topic."""
-        if topic == self._heartbeat_topic:
-            verdict = self._heartbeat(payload, retained, now_s)
-        else:
-            verdict = self._event(payload, retained, now_s, now_utc_s)
+        try:
+            if topic == self._heartbeat_topic:
+                verdict = self._heartbeat(payload, retained, now_s)
+            else:
+                verdict = self._event(payload, retained, now_s, now_utc_s)
+        except Exception as error:  # a poison message, perhaps retained, must not become a crash loop
+            log.exception("a signal broke the program", topic=topic, payload=payload[:POISON_SHOWN])
+            verdict = openadr.Verdict(
+                False, f"a fault of this program, see its log: {error!r:.{POISON_SHOWN}}"
+            )
         self.counts["accepted" if verdict.accepted else "refused"] += 1
         if verdict.accepted and topic == self._heartbeat_topic:
             return  # one a second: not worth a line
@@ -98,15 +118,34 @@ class SiteDesk:
         write = log.info if verdict.accepted else log.warning
         write("signal", topic=topic, accepted=verdict.accepted, reason=verdict.reason)
 
-    def refresh(self, ended: frozenset[Setpoint], now_utc_s: float) -> None:
-        """Bring coming windows within reach of the law, and drop those that it has seen end."""
-        windows = self._book.windows(NEVER_S)
-        known = [setpoint_of(window, arrive_at_start=self._arrive_at_start) for window in windows]
-        self._over = (self._over | ended).intersection(known)
+    def refresh(self, running: tuple[Running, ...], ended: frozenset[Setpoint], now_utc_s: float) -> None:
+        """Bring coming windows within reach of the law, and drop those that it has seen end.
+
+        Args:
+            running: the windows that the law holds open; called again whenever they change.
+            ended: those that it has seen end.
+            now_utc_s: decides on coming windows only.
+        """
+        self._running = frozenset(_window(entry.setpoint) for entry in running)
+        self._over = (self._over | ended).intersection(self._known)
+        self._choose(now_utc_s)
+
+    def _choose(self, now_utc_s: float) -> None:
         reach_utc_s = now_utc_s + HORIZON_S
-        setpoints = tuple(s for s in known if s.starts_utc_s < reach_utc_s and s not in self._over)
+        setpoints = tuple(
+            s
+            for s in self._known
+            if _window(s) in self._running
+            or (s.starts_utc_s < reach_utc_s and s.ends_utc_s > now_utc_s and s not in self._over)
+        )
         if setpoints != self.site.setpoints:
             self._publish(replace(self.site, setpoints=setpoints))
+
+    def _read_book(self) -> None:
+        """Once per change of the book: it may hold thousands of windows, and heartbeats are many."""
+        windows = self._book.windows(NEVER_S)
+        self._known = tuple(setpoint_of(w, arrive_at_start=self._arrive_at_start) for w in windows)
+        self._event_ids = frozenset(window.event_id for window in windows)
 
     def _heartbeat(self, payload: bytes, retained: bool, now_s: float) -> openadr.Verdict:
         try:
@@ -123,27 +162,31 @@ class SiteDesk:
         self._sent_at_utc_s = heartbeat.sent_at_utc_s
         plan_at_s = self.site.plan_at_s
         if heartbeat.event_ids is not None:
-            self.unknown_events = heartbeat.event_ids - self._book.event_ids(NEVER_S)
+            self.unknown_events = heartbeat.event_ids - self._event_ids
             if not self.unknown_events:
                 plan_at_s = now_s
         self._publish(replace(self.site, heartbeat_at_s=now_s, plan_at_s=plan_at_s))
         return openadr.Verdict(True, "heartbeat")
 
     def _late_s(self, delay_s: float, now_s: float) -> float:
-        """How much later than usual this heartbeat is."""
-        late_s = delay_s - min(self._delays_s, default=delay_s)
-        paused = now_s - self._arrived_at_s > self._timeout_s
+        """How much later than normal this heartbeat is."""
+        elapsed_s = now_s - self._arrived_at_s
         self._arrived_at_s = now_s
-        if late_s <= self._timeout_s:
-            self._late_since_s = NEVER_S
-        elif paused or self._late_since_s == NEVER_S:
-            self._late_since_s = now_s
-        elif now_s - self._late_since_s >= NEW_NORMAL_TIMEOUTS * self._timeout_s:
-            self._delays_s.clear()
-            self._late_since_s, late_s = NEVER_S, 0.0
-        if late_s <= self._timeout_s:
-            self._delays_s.append(delay_s)
-        return late_s
+        risen_s = self._normal_s + min(DRIFT_RATIO * elapsed_s, self._timeout_s)
+        self._normal_s = min(delay_s, risen_s)
+        if delay_s - self._normal_s <= self._timeout_s:
+            self._even_s = UNEVEN_S
+        elif self._is_stepped(delay_s, elapsed_s, now_s):
+            self._normal_s = delay_s
+        return delay_s - self._normal_s
+
+    def _is_stepped(self, delay_s: float, elapsed_s: float, now_s: float) -> bool:
+        """Whether late heartbeats have been late by the same for long enough."""
+        lowest_s, highest_s = min(self._even_s[0], delay_s), max(self._even_s[1], delay_s)
+        if elapsed_s > self._timeout_s or highest_s - lowest_s > EVEN_S:
+            self._even_since_s, lowest_s, highest_s = now_s, delay_s, delay_s
+        self._even_s = (lowest_s, highest_s)
+        return now_s - self._even_since_s >= NEW_NORMAL_TIMEOUTS * self._timeout_s
 
     def _event(self, payload: bytes, retained: bool, now_s: float, now_utc_s: float) -> openadr.Verdict:
         try:
@@ -153,7 +196,8 @@ class SiteDesk:
         verdict = self._book.apply(notification, now_utc_s, retained=retained)
         if verdict.accepted:
             self._store.keep_book(self._book.to_dict())
-            self.refresh(frozenset(), now_utc_s)
+            self._read_book()
+            self._choose(now_utc_s)
             if not retained:
                 self._publish(replace(self.site, plan_at_s=now_s))
         return verdict
@@ -163,11 +207,10 @@ class SiteDesk:
         self._on_change(site)
 
     def _reopened(self) -> openadr.EventBook:
-        said = self._store.kept.book
-        if said is None:
+        if self._store.book is None:
             return openadr.EventBook()
         try:
-            return openadr.EventBook.from_dict(said)
+            return openadr.EventBook.from_dict(self._store.book)
         except openadr.OpenAdrError as error:
-            log.error("kept events unreadable: only limits that were in force are kept", why=str(error))
+            self._store.set_book_aside(str(error))
             return openadr.EventBook()

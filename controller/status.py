@@ -4,7 +4,9 @@ Replaced as a whole in the run directory (tmpfs), so a reader sees one moment or
 draws it; anything else may read it too. Powers are in W, keys carry their units, times are UTC.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import msgspec
@@ -17,6 +19,8 @@ from controller.core.model import Decision, Floats, Ints, Limit, Settings, Snaps
 VERSION: Final = 1
 PERIOD_S: Final = 0.25
 
+NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
+
 log = structlog.get_logger(__name__)
 
 
@@ -24,8 +28,17 @@ def limit_status(limit: Limit) -> dict[str, Any]:
     return {"power_w": limit.power_w, "source": limit.source, "protection": limit.protection}
 
 
-def block_status(settings: Settings, snapshot: Snapshot, decision: Decision) -> dict[str, Any]:
-    """The law's part: power, budget, binding limit and why, racks and nodes, alarms."""
+def block_status(
+    settings: Settings,
+    snapshot: Snapshot,
+    decision: Decision,
+    refused: Mapping[str, str] = NOTHING,
+    faults: Mapping[str, Sequence[str]] = NOTHING,
+) -> dict[str, Any]:
+    """The law's part: power, budget, binding limit and why, racks and nodes, alarms.
+
+    By node name: why its last report was `refused`, and the `faults` that its agent tells of its GPUs.
+    """
     topology, gpus = settings.topology, snapshot.gpus
     fresh = snapshot.now_s - gpus.node_at_s <= settings.report_age_max_s
     gpu_w = np.where(fresh[topology.gpu_node], gpus.power_w, np.nan)
@@ -73,6 +86,8 @@ def block_status(settings: Settings, snapshot: Snapshot, decision: Decision) -> 
                 "limit_w": limit_w,
                 "order": int(decision.node_seq[node]),
                 "confirmed": int(gpus.node_seq[node]),
+                "refused": refused.get(name, ""),
+                "faults": list(faults.get(name, ())),
             }
             for node, (name, drawn_w, limit_w) in enumerate(
                 zip(

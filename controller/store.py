@@ -1,27 +1,34 @@
-"""What must survive `kill -9` at any instant: one small file, replaced as a whole.
+"""What must survive `kill -9` at any instant: two small files, each replaced as a whole.
 
-Written before it is acted upon. The rename makes the new content visible at once and whole: a process
-killed in the middle leaves the old file or the new one, never half of either. Against loss of power the
-file is also synced, by a thread, at most once in `SYNC_S`: the loop does not wait for a disk.
+`state.json` is what binds now and changes with every step of a ramp; `book.json` is what the site announced
+and changes with its signals, so a long plan does not slow the beat. Both are written before they are acted
+upon. The rename makes new content visible at once and whole: a process killed in the middle leaves the old
+file or the new one. Against loss of power the book is synced in place, the state by a thread, at most once
+in `SYNC_S`: the beat does not wait for a disk. A disk that fails is a fault to show, and is tried again.
 
 Limits are kept with both clocks. Within one boot of the host the monotonic one decides, so that a wall
-clock that was stepped meanwhile neither ends nor stretches a limit; after a reboot only the wall clock
-is left.
+clock that was stepped meanwhile neither ends nor stretches a limit. After a reboot only the wall clock
+is left, which may be years off: no window is inherited for longer than it was meant to last.
 """
 
+import fcntl
 import os
 import threading
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 import structlog
 
-from controller.core.model import FOREVER_S, Carried, Decision, Running, Setpoint
+from controller.core.model import FOREVER_S, NEVER_S, Carried, Decision, Running, Setpoint
 
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 SYNC_S: Final = 1.0
+RETRY_S: Final = 1.0  # after a failed write
 VERSION: Final = 1
+UNREADABLE: Final = (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
@@ -32,75 +39,105 @@ class KeptRunning(msgspec.Struct, frozen=True):
 
 
 class Kept(msgspec.Struct, frozen=True, kw_only=True):
-    """The file's content. `*_at_s` count on the monotonic clock of `boot_id`."""
+    """The content of `state.json`. `*_at_s` count on the monotonic clock of `boot_id`."""
 
     v: int = VERSION
     boot_id: str = ""
-    epoch: int = 0
-    book: dict[str, Any] | None = None  # accepted signals, as the site adapter writes them
+    epoch: Annotated[int, msgspec.Meta(ge=0, lt=2**53)] = 0  # a number that JSON readers agree on
     running: tuple[KeptRunning, ...] = ()
     limit_w: float | None = None  # the binding one
     budget_w: float = 0.0
     source: str = ""
     ends_at_s: float = FOREVER_S
     ends_utc_s: float = FOREVER_S
+    length_s: float = FOREVER_S  # of the window that binds
 
 
 class StoreError(Exception):
-    """The state cannot be kept or read; the text names the file and the remedy."""
+    """The state directory belongs to another process; the text names it."""
 
 
 class Store:
-    """Owner of `state.json` in the state directory. Raises StoreError at start only."""
+    """Owner of the state directory's files. Raises StoreError when another controller owns them.
+
+    Attributes:
+        kept: what binds; what the last process left until this one decides.
+        book: accepted signals, as the site's desk writes them; None: none were kept.
+        fault: why something is not on disk, or an empty string.
+    """
 
     def __init__(self, state_dir: Path) -> None:
         self.path = state_dir / "state.json"
+        self.book_path = state_dir / "book.json"
         self.fault = ""
-        self._temporary = state_dir / "state.json.new"
         self._encoder = msgspec.json.Encoder()
+        self._tried_at_s = NEVER_S
+        self._unwritten_book = b""
         self._dirty = threading.Event()
+        self._lock: int | None = None
+        self._boot_id = BOOT_ID.read_text().strip()
         try:
             state_dir.mkdir(parents=True, exist_ok=True)
-            self._boot_id = BOOT_ID.read_text().strip()
+            self._lock = _locked(state_dir / "lock")
         except OSError as error:
-            raise StoreError(f"{state_dir}: {error.strerror}; give this user a writable state_dir") from None
-        self.kept = self._load()
+            self._fail(f"{state_dir}: {error.strerror}; give this user a writable state_dir")
+        self.kept = self._load(self.path, Kept) or Kept()
+        if self.kept.v != VERSION:
+            self._set_aside(self.path, f"version {self.kept.v}, this program keeps {VERSION}")
+            self.kept = Kept()
+        self.book: dict[str, Any] | None = self._load(self.book_path, dict[str, Any])
 
     def begin(self, now_utc_s: float) -> int:
         """Number of this start: greater than all before, even if the file was lost."""
         self._replace(epoch=max(self.kept.epoch + 1, int(now_utc_s)))
-        if self.fault:
-            raise StoreError(self.fault)
         threading.Thread(target=self._sync_for_ever, name="store sync", daemon=True).start()
         return self.kept.epoch
+
+    def close(self) -> None:
+        """Let another process own the files; the kernel does the same for one that was killed."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def inherited(self, now_s: float, now_utc_s: float) -> tuple[Carried | None, tuple[Running, ...]]:
         """What bound the block when the last process ended, on this process's clocks."""
         kept = self.kept
         if kept.limit_w is None:
             return None, ()
-        same_boot = kept.boot_id == self._boot_id
-        running = tuple(
-            Running(
-                entry.setpoint,
-                entry.ends_at_s if same_boot else now_s + entry.setpoint.ends_utc_s - now_utc_s,
-            )
-            for entry in kept.running
+        if kept.boot_id == self._boot_id:
+            running = tuple(Running(entry.setpoint, entry.ends_at_s) for entry in kept.running)
+            return Carried(kept.limit_w, kept.budget_w, kept.source, kept.ends_at_s), running
+        left_s = min(kept.ends_utc_s - now_utc_s, kept.length_s)
+        carried = Carried(kept.limit_w, kept.budget_w, kept.source, min(now_s + left_s, FOREVER_S))
+        opened = (
+            Running(s, now_s + min(s.ends_utc_s - now_utc_s, _length_s(s)))
+            for s in (entry.setpoint for entry in kept.running)
         )
-        ends_at_s = kept.ends_at_s if same_boot else min(now_s + kept.ends_utc_s - now_utc_s, FOREVER_S)
-        return Carried(kept.limit_w, kept.budget_w, kept.source, ends_at_s), running
+        return carried, tuple(entry for entry in opened if entry.ends_at_s > now_s)
 
     def keep_book(self, book: dict[str, Any]) -> None:
         """Accepted signals, before they are acted upon."""
-        self._replace(book=book)
+        if book == self.book and not self.fault:
+            return
+        self.book = book
+        self._unwritten_book = self._encoder.encode(book)
+        self._write()
+
+    def set_book_aside(self, why: str) -> None:
+        """The book was read, but makes no sense to its owner."""
+        self._set_aside(self.book_path, why)
+        self.book = None
 
     def keep_decision(self, decision: Decision) -> None:
-        """The binding limit and the windows that are open, if they changed."""
+        """The binding limit and the windows that are open, if they changed or could not be written."""
         running = tuple(KeptRunning(entry.setpoint, entry.ends_at_s) for entry in decision.state.running)
         mine = [e for e in running if e.setpoint.limit_w == decision.binding.power_w]
         kept = self.kept
         said = (decision.binding.power_w, decision.budget_w, decision.binding.source)
         if said == (kept.limit_w, kept.budget_w, kept.source) and running == kept.running:
+            if self.fault and decision.state.at_s - self._tried_at_s >= RETRY_S:
+                self._tried_at_s = decision.state.at_s
+                self._write()
             return
         self._replace(
             boot_id=self._boot_id,
@@ -110,52 +147,90 @@ class Store:
             source=decision.binding.source,
             ends_at_s=max((entry.ends_at_s for entry in mine), default=FOREVER_S),
             ends_utc_s=max((entry.setpoint.ends_utc_s for entry in mine), default=FOREVER_S),
+            length_s=max((_length_s(entry.setpoint) for entry in mine), default=FOREVER_S),
         )
 
     def _replace(self, **changes: Any) -> None:
         self.kept = msgspec.structs.replace(self.kept, **changes)
+        self._write()
+
+    def _write(self) -> None:
+        """The state as it is now, and the book if the one on disk is not the newest."""
+        path = self.path
         try:
-            self._temporary.write_bytes(self._encoder.encode(self.kept))
-            self._temporary.replace(self.path)
+            if self._unwritten_book:
+                path = self.book_path
+                _replace_file(path, self._unwritten_book, sync=True)
+                self._unwritten_book, path = b"", self.path
+            _replace_file(path, self._encoder.encode(self.kept), sync=False)
         except OSError as error:
-            fault = f"{self.path}: {error.strerror}: a restart now would forget the limits in force"
-            if fault != self.fault:
-                log.error("state not kept", why=fault)
-            self.fault = fault
+            self._fail(f"{path}: {error.strerror}: a restart now would forget the limits in force")
             return
         self.fault = ""
         self._dirty.set()
 
-    def _load(self) -> Kept:
-        try:
-            content = self.path.read_bytes()
-        except FileNotFoundError:
-            return Kept()
-        except OSError as error:
-            raise StoreError(f"{self.path}: {error.strerror}; make it readable for this user") from None
-        try:
-            kept = msgspec.json.decode(content, type=Kept)
-        except msgspec.DecodeError as error:
-            return self._set_aside(f"not a kept state: {error}")
-        return (
-            kept if kept.v == VERSION else self._set_aside(f"version {kept.v}, this program keeps {VERSION}")
-        )
+    def _fail(self, fault: str) -> None:
+        if fault != self.fault:
+            log.error("state not kept", why=fault)
+        self.fault = fault
 
-    def _set_aside(self, why: str) -> Kept:
+    def _load(self, path: Path, content: type[T]) -> T | None:
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=content)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except UNREADABLE as error:
+            self._set_aside(path, f"not a kept state: {error}")
+        return None
+
+    def _set_aside(self, path: Path, why: str) -> None:
         """An unreadable memory must not keep the block without a controller: failsafe is safe without it."""
-        aside = self.path.with_suffix(".json.unreadable")
-        self.path.replace(aside)
-        log.error("kept state unreadable, starting at the failsafe limit", why=why, moved_to=str(aside))
-        return Kept()
+        aside = path.with_suffix(".json.unreadable")
+        try:
+            path.replace(aside)
+        except OSError as error:
+            self._fail(f"{path}: {error.strerror}; give this user a writable state_dir")
+        log.error("kept state unreadable, going on without it", why=why, moved_to=str(aside))
 
     def _sync_for_ever(self) -> None:
         while True:
             self._dirty.wait()
             self._dirty.clear()
             try:
-                descriptor = os.open(self.path, os.O_RDONLY)
-                os.fsync(descriptor)
-                os.close(descriptor)
+                _sync(self.path)
             except OSError as error:
                 log.warning("state not synced", path=str(self.path), why=error.strerror)
             threading.Event().wait(SYNC_S)
+
+
+def _length_s(setpoint: Setpoint) -> float:
+    return setpoint.ends_utc_s - setpoint.starts_utc_s
+
+
+def _locked(path: Path) -> int:
+    """An open file that no other process holds open in this way."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise StoreError(f"{path.parent}: another controller runs on this state_dir; stop it first") from None
+    return descriptor
+
+
+def _replace_file(path: Path, content: bytes, *, sync: bool) -> None:
+    temporary = path.with_suffix(".json.new")
+    temporary.write_bytes(content)
+    if sync:
+        _sync(temporary)
+    temporary.replace(path)
+    if sync:
+        _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -11,15 +11,16 @@ Nobody trusts the other's clock. Each side sends its own monotonic time and gets
   *its* clock a moment that the readings cannot be older than.
 """
 
-from typing import Final, TypeVar
+from typing import Annotated, Final, TypeVar
 
 import msgspec
 
 VERSION: Final = 1
 MESSAGE_MAX_BYTES: Final = 64 * 1024  # 72 GPUs need 4 kB; anything near this is not ours
-
-
 LIMIT_MAX_W: Final = 1e6  # a thousand times any GPU: more is a unit mistake
+
+# A whole number that every JSON reader keeps exact and every 64 bit array can hold.
+Count = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
 
 
 class LinkError(ValueError):
@@ -30,8 +31,8 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     """Limits for every GPU of one node, in NVML index order, valid for one lease."""
 
     v: int = VERSION
-    epoch: int  # grows with every controller start: an old controller's orders are refused
-    seq: int  # grows with every change of this node's limits; repeated while nothing changes
+    epoch: Count  # grows with every controller start: an old controller's orders are refused
+    seq: Count  # grows with every change of this node's limits; repeated while nothing changes
     sent_at_s: float  # controller's monotonic clock, echoed in reports
     echo_at_s: float  # `at_s` of the newest report heard, agent's clock; below 0: none heard yet
     known_at_s: float  # `at_s` of the newest report whose readings went into this decision; below 0: none
@@ -60,8 +61,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     at_s: float  # agent's monotonic clock when the readings were taken
     echo_sent_at_s: float  # `sent_at_s` of the newest order heard; below 0: none heard yet
     echo_age_s: float  # agent's `at_s` minus its clock when that order came
-    epoch: int  # of the order in force; 0: none
-    seq: int  # of the order in force (written and read back); 0: none
+    epoch: Count  # of the order in force; 0: none
+    seq: Count  # of the order in force (written and read back); 0: none
     mode: str  # "observe", "waiting", "leased" or "fallback"
     gpus: tuple[Gpu, ...]
 

@@ -111,6 +111,22 @@ class Nvml:
 
         return self._with(index, f"set {limit_w:.0f} W on", write)
 
+    def lower_limit_w(self, index: int, limit_w: float) -> float:
+        """Request a limit, clamped as above, only if that lowers it; returns the limit then requested, W.
+
+        For a GPU whose limit the caller has not seen: it never raises. Raises NvmlFault.
+        """
+
+        def lower(handle: object, device: Device) -> float:
+            found_w = _requested_w(handle)
+            clamped_w = min(max(limit_w, device.min_w), device.max_w)
+            if clamped_w >= found_w:
+                return found_w
+            pynvml.nvmlDeviceSetPowerManagementLimit(handle, round(clamped_w * 1000))
+            return clamped_w
+
+        return self._with(index, f"lower to {limit_w:.0f} W", lower)
+
     def probe_permission(self, index: int) -> None:
         """Write back the limit just read: changes nothing, and raises NvmlFault where a real write would."""
         self._with(

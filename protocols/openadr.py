@@ -28,9 +28,12 @@ PAYLOAD_MAX_BYTES: Final = 256 * 1024  # an event of 1,000 intervals is 120 kB
 WINDOWS_MAX: Final = 1000  # per event: 3 days of 5-minute windows, or 40 days of hours
 EVENTS_MAX: Final = 256  # remembered, deleted ones included; 40 times what a site runs at once
 TEXT_MAX_CHARS: Final = 64  # of a date or a duration; the longest honest one has 40
+ID_END: Final = 2**31  # interval ids are int32 in the standard
+OVER_KEPT_S: Final = 86_400.0  # windows stay that long after their end: a wall clock may be wrong by hours
 RETAINED_AGE_MAX_S: Final = 86_400.0  # a retained wish without an end of its own is yesterday's at most
 
 FOREVER_UTC_S: Final = 1e12  # no end; finite because journals are JSON, which knows no infinity
+YEAR_10000_UTC_S: Final = 253_402_300_800.0  # beyond the calendar
 AT_ONCE_UTC_S: Final = -62_135_596_800.0  # 0001-01-01, the standard's way to write "now" or "right after"
 PRIORITY_LOWEST: Final = 2**31 - 1  # lower number wins; an event without priority yields to all others
 INFINITE_MONTHS: Final = 9999 * 12  # P9999Y, the standard's infinity
@@ -309,6 +312,8 @@ def _add(starts_utc_s: float, duration: Duration, path: str) -> float:
 
 def _add_months(starts_utc_s: float, months: int) -> float:
     """The same day and time of a later month; the month's last day where it has no such day."""
+    if starts_utc_s >= YEAR_10000_UTC_S:
+        return FOREVER_UTC_S
     start = datetime.fromtimestamp(starts_utc_s, UTC)
     years, month0 = divmod(start.month - 1 + months, 12)
     if start.year + years > MAXYEAR:
@@ -341,7 +346,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Entry:
-    """The newest version of an event. Without windows: deleted, cancelled or over."""
+    """The newest version of an event. Without windows: deleted, cancelled or long over."""
 
     modified_utc_s: float
     windows: tuple[Window, ...]
@@ -350,15 +355,21 @@ class Entry:
         return all(window.ends_utc_s <= now_utc_s for window in self.windows)
 
 
+LAPSED_BUT_KNOWN: Final = " by our clock; the known version stays in force, DELETE it to end it"
+
+
 class EventBook:
     """The events in force and to come. Windows are resolved once, on arrival: "now" must not move with time.
 
-    Deleted events are remembered without windows, so that a create that comes late stays without effect.
+    Deleted events are remembered without windows, so that a create that comes late stays without effect; so
+    are those over for more than OVER_KEPT_S, so that a year of events is no larger than a day of them.
     """
 
     def __init__(self, *, retained_age_max_s: float = RETAINED_AGE_MAX_S) -> None:
         self._retained_age_max_s = retained_age_max_s
         self._entries: dict[str, Entry] = {}
+        self._ordered: tuple[Window, ...] | None = None  # all windows by start; None: the book has changed
+        self._first_end_utc_s = math.inf  # of those
         self.duplicates = 0
 
     def apply(self, notification: Notification, now_utc_s: float, *, retained: bool = False) -> Verdict:
@@ -372,6 +383,8 @@ class EventBook:
         event = notification.event
         known = self._entries.get(event.id)
         if notification.operation == "DELETE":
+            if retained and event.modified_utc_s is None:
+                return Verdict(False, f"event {event.id}: retained, without a date: it could be of any age")
             return self._delete(event, known, now_utc_s)
         if event.modified_utc_s is None:
             return Verdict(False, f"event {event.id}: modificationDateTime: missing; it tells new from old")
@@ -387,14 +400,18 @@ class EventBook:
 
     def windows(self, now_utc_s: float) -> tuple[Window, ...]:
         """All windows that are not over, by start."""
-        ahead = (w for entry in self._entries.values() for w in entry.windows if w.ends_utc_s > now_utc_s)
-        return tuple(
-            sorted(ahead, key=lambda window: (window.starts_utc_s, window.event_id, window.interval_id))
-        )
+        if self._ordered is None:
+            kept = [window for entry in self._entries.values() for window in entry.windows]
+            kept.sort(key=lambda window: (window.starts_utc_s, window.event_id, window.interval_id))
+            self._ordered = tuple(kept)
+            self._first_end_utc_s = min((window.ends_utc_s for window in kept), default=math.inf)
+        if now_utc_s < self._first_end_utc_s:
+            return self._ordered
+        return tuple(window for window in self._ordered if window.ends_utc_s > now_utc_s)
 
     def event_ids(self, now_utc_s: float) -> frozenset[str]:
         """Events with a window that is not over: to be held against a heartbeat's `event_ids`."""
-        return frozenset(window.event_id for window in self.windows(now_utc_s))
+        return frozenset(name for name, entry in self._entries.items() if not entry.is_over(now_utc_s))
 
     def to_dict(self) -> dict[str, Any]:
         """The whole book, ready for JSON."""
@@ -434,6 +451,7 @@ class EventBook:
 
     def _enter(self, event: Event, entry: Entry, now_utc_s: float) -> Verdict:
         ignored = ignored_types(event)
+        known = self._entries.get(event.id)
         if not self._has_room(event.id, now_utc_s):
             return Verdict(False, f"event {event.id}: {EVENTS_MAX} events are in force; delete some", ignored)
         if entry.windows:
@@ -441,12 +459,13 @@ class EventBook:
         elif _is_cancelled(event):
             reason = "cancelled"
         elif any(p.type in KINDS for interval in event.intervals for p in interval.payloads):
-            if event.id not in self._entries:
-                return Verdict(False, f"event {event.id}: lapsed", ignored)
-            reason = "lapsed: its earlier version is withdrawn"
+            # Our clock may be wrong, and a wrong clock must not release what the site holds us to.
+            stays = "" if known is None or not known.windows else LAPSED_BUT_KNOWN
+            return Verdict(False, f"event {event.id}: lapsed{stays}", ignored)
         else:
             reason = f"accepted; it asks for no power: {', '.join(ignored) or 'no payload'}"
         self._remember(event.id, entry)
+        self._shed(now_utc_s)
         return Verdict(True, reason, ignored)
 
     def _has_room(self, event_id: str, now_utc_s: float) -> bool:
@@ -456,12 +475,21 @@ class EventBook:
         for other_id, entry in self._entries.items():
             if entry.is_over(now_utc_s):
                 del self._entries[other_id]
+                self._ordered = None
                 return True
         return False
+
+    def _shed(self, now_utc_s: float) -> None:
+        """Of events long over only id and date stay, in their place."""
+        for event_id, entry in self._entries.items():
+            if entry.windows and entry.is_over(now_utc_s - OVER_KEPT_S):
+                self._entries[event_id] = Entry(entry.modified_utc_s, ())
+                self._ordered = None
 
     def _remember(self, event_id: str, entry: Entry) -> None:
         self._entries.pop(event_id, None)  # the newest stand last
         self._entries[event_id] = entry
+        self._ordered = None
 
     def _check_age(self, event: Event, windows: tuple[Window, ...], now_utc_s: float) -> None:
         """A wish that starts "now" or never ends has no times of its own: its age decides."""
@@ -561,9 +589,11 @@ def _time_utc_s(text: str, path: str, *, offset_if_missing: str | None) -> float
             if offset is None:
                 raise OpenAdrError(f"{path}: {_shown(text)} has no offset; append Z or one like +01:00")
             try:
-                return datetime.fromisoformat(f"{match[1]}T{match[2]}{offset}").timestamp()
+                utc_s = datetime.fromisoformat(f"{match[1]}T{match[2]}{offset}").timestamp()
             except (ValueError, OverflowError):  # 31 February
-                pass
+                utc_s = math.nan
+            if AT_ONCE_UTC_S <= utc_s < YEAR_10000_UTC_S:  # an offset may lead out of the calendar
+                return utc_s
     raise OpenAdrError(f"{path}: {_shown(text)} is not a time; send one like 2026-11-21T18:00:00Z")
 
 
@@ -589,7 +619,7 @@ def _interval(value: object, index: int, path: str) -> Interval:
     said = _object(value, path)
     starts_utc_s, duration = _period(said.get("intervalperiod"), f"{path}.intervalPeriod")
     interval_id = said.get("id", index)
-    if isinstance(interval_id, bool) or not isinstance(interval_id, int):
+    if isinstance(interval_id, bool) or not isinstance(interval_id, int) or abs(interval_id) >= ID_END:
         raise OpenAdrError(f"{path}.id: {_shown(interval_id)}; send a whole number")
     payloads = []
     for number, one in enumerate(_list(said.get("payloads"), f"{path}.payloads")):

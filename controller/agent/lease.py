@@ -12,7 +12,8 @@ lay in a broker for ten seconds is ten seconds old, whatever anybody else's cloc
 
 waiting   since start; limits stay as they were found: a restart raises nothing
 leased    limits are those of the newest order
-fallback  every GPU ramps down to its fallback limit; one that is lower already stays there
+fallback  every GPU ramps down to its fallback limit; one that is lower already stays there. A GPU whose
+          limit was never seen has no ramp to begin with: its fallback limit holds at once
 
 One rule guards every road up: a limit rises only by an order that is strictly newer than all before it.
 The same order repeated, as a controller does that knows nothing new, may lower a limit and never raise one.
@@ -89,6 +90,7 @@ class Found(NamedTuple):
 class Write(NamedTuple):
     gpu: int
     limit_w: float
+    lower_only: bool = False  # to be written only where the driver, asked once more, holds more
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +175,7 @@ def beat(settings: LeaseSettings, lease: Lease, found_w: Sequence[float | None],
         return lease
     drop_w = settings.fallback_ramp_w_per_s * max(0.0, now_s - lease.ramped_at_s)
     held_w = tuple(
-        _ramped_w(_lowest_w(held, found), fallback_w, drop_w)
+        _ramped_w(_lowest_w(held, found, fallback_w), fallback_w, drop_w)
         for held, found, fallback_w in zip(lease.held_w, found_w, settings.fallback_w, strict=True)
     )
     return replace(lease, held_w=held_w, ramped_at_s=max(now_s, lease.ramped_at_s))
@@ -182,16 +184,16 @@ def beat(settings: LeaseSettings, lease: Lease, found_w: Sequence[float | None],
 def due(lease: Lease, found: Sequence[Found | None]) -> tuple[Write, ...]:
     """What must be written so that the GPUs hold what they should; decreases first.
 
-    A GPU that cannot be read is written while leased, where the order says its limit, and left alone where
-    nothing may be raised: a write could raise what nobody can see.
+    A GPU that cannot be read is written while leased, where the order says its limit. Where nothing may be
+    raised it gets a write that can only lower: a broken power sensor must not keep a limit up.
     """
     may_raise = lease.mode is not Mode.FALLBACK and not lease.lowers_only
     writes: list[tuple[float, Write]] = []
     for gpu, (held_w, seen) in enumerate(zip(lease.held_w, found, strict=True)):
-        if held_w is None or (seen is None and not may_raise):
+        if held_w is None:
             continue
         if seen is None:
-            writes.append((0.0, Write(gpu, held_w)))
+            writes.append((0.0, Write(gpu, held_w, lower_only=not may_raise)))
             continue
         want_w = min(max(held_w, seen.min_w), seen.max_w)
         rise_w = want_w - seen.limit_w
@@ -226,13 +228,9 @@ def _after(mode: Mode, event: Event) -> Mode:
         raise AssertionError(f"the lease logic let '{event}' happen in mode '{mode}'") from None
 
 
-def _lowest_w(held_w: float | None, found_w: float | None) -> float | None:
-    if held_w is None or found_w is None:
-        return held_w if found_w is None else found_w
-    return min(held_w, found_w)
+def _lowest_w(held_w: float | None, found_w: float | None, unknown_w: float) -> float:
+    return min((w for w in (held_w, found_w) if w is not None), default=unknown_w)
 
 
-def _ramped_w(present_w: float | None, fallback_w: float, drop_w: float) -> float | None:
-    if present_w is None or present_w <= fallback_w:
-        return present_w
-    return max(fallback_w, present_w - drop_w)
+def _ramped_w(present_w: float, fallback_w: float, drop_w: float) -> float:
+    return min(present_w, max(fallback_w, present_w - drop_w))

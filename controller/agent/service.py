@@ -28,7 +28,7 @@ from controller.agent import found_limits
 from controller.agent.config import ConfigError, NodeConfig, load_node
 from controller.agent.gpu_view import GpuView, described
 from controller.agent.lanes import Lane, Stuck
-from controller.agent.lease import LeaseSettings, Mode, Refusal, beat, begin, due, offer
+from controller.agent.lease import LeaseSettings, Mode, Refusal, Write, beat, begin, due, offer
 from controller.clock import now_s, now_utc_s
 from controller.notify import notify
 from protocols import agent_link
@@ -258,14 +258,14 @@ class Agent:
         lease = self.lease
         await self._record_found()
         writes = {}
-        for gpu, limit_w in due(lease, [view.found() for view in self.views]):
-            view = self.views[gpu]
-            if view.may_write(limit_w, now_s()):
-                view.notice_foreign_change(limit_w, now_s())
-                writes[gpu] = partial(_write_and_read_back, self._driver, gpu, limit_w)
+        for write in due(lease, [view.found() for view in self.views]):
+            view = self.views[write.gpu]
+            if view.may_write(write.limit_w, now_s()):
+                view.notice_foreign_change(write.limit_w, now_s())
+                writes[write.gpu] = partial(_write_and_read_back, self._driver, write)
         results = await self._writes.run(writes)
         for gpu, result in results.items():
-            self.views[gpu].wrote(writes[gpu].args[2], result, now_s())
+            self.views[gpu].wrote(writes[gpu].args[1].limit_w, result, now_s())
         # The lease may have lapsed while the driver was busy.
         if lease.mode is Mode.LEASED and self.lease.mode is Mode.LEASED:
             self._acknowledged = lease.newest
@@ -303,9 +303,10 @@ class Agent:
                 raise NotPermittedError(result.sentence)
 
 
-def _write_and_read_back(driver: Nvml, gpu: int, limit_w: float) -> tuple[float, float]:
-    """Returns the limit written, after clamping, and the limit the driver shows then, W."""
-    return driver.set_limit_w(gpu, limit_w), driver.read_limit_w(gpu)
+def _write_and_read_back(driver: Nvml, write: Write) -> tuple[float, float]:
+    """Returns the limit written, or kept, after clamping, and the limit the driver shows then, W."""
+    ask = driver.lower_limit_w if write.lower_only else driver.set_limit_w
+    return ask(write.gpu, write.limit_w), driver.read_limit_w(write.gpu)
 
 
 async def _open_driver(config: NodeConfig) -> Nvml:

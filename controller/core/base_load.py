@@ -21,7 +21,7 @@ from controller.core.model import NEVER_S, BaseLoad, Bools, Floats, Settings, Sn
 
 WINDOW_S: Final = 1.0
 FALL_PER_S: Final = 2.0  # share of the gap that the upper estimate falls in a second
-KEPT_MAX: Final = 128  # samples; 3 s at 20 Hz and some reserve
+KEPT_MAX: Final = 80  # samples; 3 s at 20 Hz and some reserve
 METER_KEPT_S: Final = 1.6 * WINDOW_S  # a reading waits until the GPUs' moments have passed its own
 
 
@@ -66,29 +66,33 @@ def upper_w(settings: Settings, base: BaseLoad, now_s: float) -> float:
     """Upper estimate of the base load now, W."""
     if now_s - base.measured_at_s <= settings.base_age_max_s:
         return base.upper_w + settings.base_margin_w
+    worst_w = max(settings.base_max_w, base.upper_w)  # what was measured is possible, whatever was assumed
     if now_s - base.bounded_at_s <= settings.meter_age_max_s:
-        return min(settings.base_max_w, base.bound_w) + settings.base_margin_w
-    return settings.base_max_w + settings.base_margin_w
+        worst_w = min(worst_w, base.bound_w)
+    return worst_w + settings.base_margin_w
 
 
 def rack_upper_w(settings: Settings, base: BaseLoad, now_s: float) -> Floats:
     """The same per rack, (r) W."""
     known = now_s - base.rack_measured_at_s <= settings.base_age_max_s
-    return np.where(known, base.rack_upper_w, settings.rack_base_max_w)
+    worst_w = np.maximum(base.rack_upper_w, settings.rack_base_max_w)
+    upper_w: Floats = np.where(known, base.rack_upper_w, worst_w)
+    return upper_w
 
 
 def _with_gpus(settings: Settings, base: BaseLoad, snapshot: Snapshot, power_w: Floats) -> BaseLoad:
     topology, node_at_s = settings.topology, snapshot.gpus.node_at_s
     heard_at_s = node_at_s[node_at_s > snapshot.now_s - settings.report_age_max_s]
-    if len(heard_at_s) == 0 or heard_at_s.mean() <= base.gpu_at_s[-1]:
+    moment_s = float(heard_at_s.sum()) / max(1, len(heard_at_s))
+    if len(heard_at_s) == 0 or moment_s <= base.gpu_at_s[-1]:
         return base
-    known_w = np.nan_to_num(power_w)
-    racks = np.bincount(topology.gpu_rack, weights=known_w, minlength=len(topology.rack_names))
+    known_w = power_w if base.gap_at_s < snapshot.now_s else np.nan_to_num(power_w)
+    racks = np.bincount(topology.gpu_rack, known_w, len(topology.rack_names))
     keep = slice(-KEPT_MAX + 1, None)
     return replace(
         base,
-        gpu_at_s=np.append(base.gpu_at_s[keep], heard_at_s.mean()),
-        gpu_rack_w=np.vstack((base.gpu_rack_w[keep], racks)),
+        gpu_at_s=np.concatenate((base.gpu_at_s[keep], (moment_s,))),
+        gpu_rack_w=np.concatenate((base.gpu_rack_w[keep], racks[np.newaxis])),
     )
 
 

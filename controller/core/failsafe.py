@@ -46,20 +46,30 @@ BLIND = (Mode.INIT, Mode.FAILSAFE)
 
 def step(settings: FailsafeSettings, link: Link, site: Site, now_s: float, *, limited: bool) -> Link:
     """The machine's next state; `limited`: a setpoint of the site is in force at this moment."""
-    if link.first_heartbeat_at_s < link.entered_at_s <= site.heartbeat_at_s:
-        link = Link(link.mode, link.entered_at_s, site.heartbeat_at_s)
-    mode = TRANSITIONS.get((link.mode, _event(settings, link, site, now_s, limited=limited)), link.mode)
-    if mode is link.mode:
-        return link
-    return Link(mode, entered_at_s=now_s, first_heartbeat_at_s=site.heartbeat_at_s)
-
-
-def _event(settings: FailsafeSettings, link: Link, site: Site, now_s: float, *, limited: bool) -> Event:
     alive = now_s - site.heartbeat_at_s <= settings.heartbeat_timeout_s
+    link = _heard(link, site, alive=alive)
+    event = _event(settings, link, site, now_s, alive=alive, limited=limited)
+    mode = TRANSITIONS.get((link.mode, event), link.mode)
+    return link if mode is link.mode else Link(mode, entered_at_s=now_s)
+
+
+def _heard(link: Link, site: Site, *, alive: bool) -> Link:
+    """Remember the first heartbeat of an unbroken row in this mode: only what follows it counts."""
+    known = link.entered_at_s <= link.first_heartbeat_at_s
+    if link.mode in UNDER_CONTROL or alive == known:
+        return link
+    if alive and site.heartbeat_at_s >= link.entered_at_s:
+        return Link(link.mode, link.entered_at_s, site.heartbeat_at_s)
+    return Link(link.mode, link.entered_at_s)
+
+
+def _event(
+    settings: FailsafeSettings, link: Link, site: Site, now_s: float, *, alive: bool, limited: bool
+) -> Event:
     wish = Event.LIMITED if limited else Event.UNLIMITED
     if link.mode in UNDER_CONTROL:
         return wish if alive else Event.LOST
-    if alive and link.entered_at_s <= link.first_heartbeat_at_s <= site.plan_at_s:
+    if link.entered_at_s <= link.first_heartbeat_at_s <= site.plan_at_s:
         return wish
     held_s = now_s - link.entered_at_s
     if settings.release_after_s is not None and held_s >= settings.release_after_s:

@@ -35,6 +35,7 @@ from controller.core.model import (
     State,
 )
 
+INHERITED: Final = "before restart: "
 DRAW_WINDOW_S: Final = 1.0  # a fall starts at the highest draw of this time
 
 
@@ -96,7 +97,9 @@ def tick(settings: Settings, state: State, snapshot: Snapshot) -> Decision:
     held_w = held_w + watch.disobedience_w(shares.excess_w, held_w)
 
     # the limits, and the ramp towards the lowest
-    limits = tuple(_limits(settings, snapshot, running, ended, link, carried))
+    cooled = snapshot.cooling.is_usable(now_s, settings.cooling_age_max_s)
+    cooling_w = snapshot.cooling.value if cooled else state.cooling_w
+    limits = tuple(_limits(settings, snapshot, running, ended, link, carried, cooling_w, cooled=cooled))
     binding = min(limits, key=_power_w)
     falls_now = binding.power_w < state.pace.aim_w and not state.pace.falling
     pace = ramp.step(
@@ -106,7 +109,7 @@ def tick(settings: Settings, state: State, snapshot: Snapshot) -> Decision:
         tick_s=settings.tick_s,
         target_w=binding.power_w,
         protection_w=min(limit.power_w for limit in limits if limit.protection),
-        draw_w=_recent_draw_w(settings, base, base_w, now_s) if falls_now else None,
+        draw_w=_recent_draw_w(settings, snapshot, base, base_w) if falls_now else None,
         down_w_per_s=settings.ramp_down_w_per_s,
         up_w_per_s=settings.ramp_up_w_per_s,
         lead_s=settings.lead_s,
@@ -124,11 +127,11 @@ def tick(settings: Settings, state: State, snapshot: Snapshot) -> Decision:
     orders = ledger.order(settings, orders, next_w, now_s)
 
     # say what cannot be done, and what is not as it should be
-    counted_w = gain * float(np.maximum(held_w, np.minimum(next_w, present_w)).sum()) + base_w
-    shortfall_w = max(0.0, counted_w - pace.budget_w)
-    raised_at_s, alarms = watch.alarms(
-        settings, state.raised_at_s, snapshot, base, shares, link, fresh, readable, pace.budget_w, shortfall_w
-    )
+    counted_w = np.maximum(held_w, np.minimum(next_w, present_w))
+    shortfall_w = max(0.0, gain * float(counted_w.sum()) + base_w - pace.budget_w)
+    over_rack_w = sharing.per_rack_w(settings, counted_w) - shares.rack_budget_w
+    seen = watch.Seen(base, shares, link, fresh, readable, over_rack_w, pace.budget_w, shortfall_w)
+    raised_at_s, alarms = watch.alarms(settings, state.raised_at_s, snapshot, seen)
     after = State(
         at_s=now_s,
         link=link,
@@ -141,6 +144,7 @@ def tick(settings: Settings, state: State, snapshot: Snapshot) -> Decision:
         shares=shares,
         seen_at_s=seen_at_s,
         gpus_revision=gpus.revision,
+        cooling_w=cooling_w,
         raised_at_s=raised_at_s,
     )
     return Decision(
@@ -154,7 +158,7 @@ def tick(settings: Settings, state: State, snapshot: Snapshot) -> Decision:
         node_seq=orders.node_seq[-1],
         shortfall_w=shortfall_w,
         alarms=alarms,
-        why=_why(binding, pace, base_w, shortfall_w),
+        why=_why(binding, pace, base_w, shortfall_w) + sharing.held_racks(settings, shares, next_w),
     )
 
 
@@ -165,19 +169,24 @@ def _limits(
     ended: frozenset[Setpoint],
     link: Link,
     carried: Carried | None,
+    cooling_w: float,
+    *,
+    cooled: bool,
 ) -> Iterator[Limit]:
     """Everything that bounds block power now. A new kind of limit is one more `yield`."""
     yield Limit(settings.feed_rating_w, "feed rating", protection=True)
     if settings.cooling_blind_w is not None:
-        if snapshot.cooling.is_usable(snapshot.now_s, settings.cooling_age_max_s):
-            yield Limit(snapshot.cooling.value, "cooling capacity", protection=True)
+        if cooled:
+            yield Limit(cooling_w, "cooling capacity", protection=True)
+        elif cooling_w < settings.cooling_blind_w:  # it was failing when it fell silent
+            yield Limit(cooling_w, "cooling capacity when last heard", protection=True)
         else:
             yield Limit(settings.cooling_blind_w, "cooling not heard")
     blind = failsafe.limit(settings.failsafe, link)
     if blind is not None:
         yield blind
     if carried is not None:
-        yield Limit(carried.limit_w, f"before restart: {carried.source}")
+        yield Limit(carried.limit_w, f"{INHERITED}{carried.source.removeprefix(INHERITED)}")
     yield from schedule.limits(
         running,
         ended,
@@ -195,12 +204,16 @@ def _still_carried(carried: Carried | None, link: Link, now_s: float) -> Carried
     return carried
 
 
-def _recent_draw_w(settings: Settings, base: BaseLoad, base_w: float, now_s: float) -> float | None:
-    """Highest block power of the last second in the law's own terms; None if some of it is unknown."""
-    recent = base.gpu_at_s > now_s - DRAW_WINDOW_S
-    if base.gap_at_s > now_s - DRAW_WINDOW_S or not recent.any():
-        return None
-    return settings.block_w_per_gpu_w * float(base.gpu_rack_w[recent].sum(axis=1).max()) + base_w
+def _recent_draw_w(settings: Settings, snapshot: Snapshot, base: BaseLoad, base_w: float) -> float | None:
+    """Highest block power of the last second: in the law's own terms, or by the meter, or None if unknown."""
+    since_s = snapshot.now_s - DRAW_WINDOW_S
+    recent = base.gpu_at_s > since_s
+    if base.gap_at_s <= since_s and recent.any():
+        return settings.block_w_per_gpu_w * float(base.gpu_rack_w[recent].sum(axis=1).max()) + base_w
+    if snapshot.meter.is_usable(snapshot.now_s, settings.meter_age_max_s):
+        metered_w = base.meter_w[base.meter_at_s > since_s]
+        return float(metered_w.max(initial=snapshot.meter.value)) + settings.base_margin_w
+    return None
 
 
 def _power_w(limit: Limit) -> float:

@@ -15,7 +15,7 @@ import numpy as np
 
 from controller.core.model import FOREVER_S, Bools, Floats, Gpus, Ledger, Settings
 
-ROWS_MAX: Final = 12  # 0.6 s of orders at full beat; older ones are merged into one, upwards
+ROWS_MAX: Final = 128  # more than a second of orders at the fastest beat; older ones are merged, upwards
 READ_BACK_TOLERANCE_W: Final = 1.0  # drivers round to whole watts
 
 
@@ -100,7 +100,11 @@ def order(settings: Settings, ledger: Ledger, limits_w: Floats, now_s: float) ->
         node_seq=np.vstack((ledger.node_seq, np.where(nodes, seq, ledger.node_seq[-1]))),
         at_s=np.append(ledger.at_s, now_s),
     )
-    return grown if len(grown.at_s) <= ROWS_MAX else _merge_oldest(grown)
+    while len(grown.at_s) > 2 and (
+        now_s - grown.at_s[1] > 2.0 * settings.ack_wait_s or len(grown.at_s) > ROWS_MAX
+    ):
+        grown = _merge_oldest(grown)  # old enough to be overdue all the same
+    return grown
 
 
 def _void(done: Bools) -> Bools:

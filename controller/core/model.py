@@ -23,6 +23,7 @@ Bools = npt.NDArray[np.bool_]
 
 NEVER_S: Final = -1e12
 FOREVER_S: Final = 1e12
+NO_LIMIT_W: Final = 1e12
 LOWEST_PRIORITY: Final = 1_000_000  # what a setpoint without a priority gets; 0 is the highest
 
 
@@ -293,6 +294,7 @@ class State:
     shares: Shares
     seen_at_s: Floats  # (n) when the GPU's limit was last read
     gpus_revision: int
+    cooling_w: float = NO_LIMIT_W  # capacity when last heard
     raised_at_s: Mapping[str, float] = field(
         default_factory=dict
     )  # alarm conditions and since when they hold

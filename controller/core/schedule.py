@@ -25,22 +25,27 @@ def open_windows(
     """Setpoints whose window is open now, and those that have had their time."""
     if not setpoints:
         return (), frozenset()
-    known = {entry.setpoint: entry for entry in running}
+    known = {_window(entry.setpoint): entry.ends_at_s for entry in running}
     still: list[Running] = []
     over = set(ended.intersection(setpoints))
     for setpoint in setpoints:
-        entry = known.get(setpoint)
+        ends_at_s = known.get(_window(setpoint))
         opens = setpoint.starts_utc_s <= now_utc_s < setpoint.ends_utc_s and setpoint not in over
-        if entry is None and opens:
-            left_s = min(setpoint.ends_utc_s - now_utc_s, FOREVER_S)
-            entry = Running(setpoint, ends_at_s=now_s + left_s)
-        if entry is None:
+        if ends_at_s is None and opens:
+            ends_at_s = now_s + min(setpoint.ends_utc_s - now_utc_s, FOREVER_S)
+        if ends_at_s is None:
             continue
+        entry = Running(setpoint, ends_at_s)
         if now_s < entry.ends_at_s:
             still.append(entry)
         else:
             over.add(setpoint)
     return tuple(still), frozenset(over)
+
+
+def _window(setpoint: Setpoint) -> tuple[str, str, str, float, float]:
+    """What makes a window the same one in a new version of its event: it keeps its end, whatever it asks."""
+    return setpoint.source, setpoint.id, setpoint.kind, setpoint.starts_utc_s, setpoint.ends_utc_s
 
 
 def winners(setpoints: Iterable[Setpoint]) -> list[Setpoint]:
@@ -68,7 +73,8 @@ def limits(
     for setpoint in winners(opened):
         yield Limit(setpoint.limit_w, name(setpoint))
     for setpoint in setpoints:
-        if not setpoint.arrive_at_start or setpoint in opened or setpoint in ended:
+        past = setpoint in opened or setpoint in ended or setpoint.ends_utc_s <= now_utc_s
+        if past or not setpoint.arrive_at_start:
             continue
         left_s = setpoint.starts_utc_s - now_utc_s - lead_s
         rivals = (s for s in setpoints if s.starts_utc_s <= setpoint.starts_utc_s < s.ends_utc_s)

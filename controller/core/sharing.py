@@ -17,6 +17,8 @@ from controller.core.model import BaseLoad, Bools, Floats, Settings, Shares, Sna
 
 HAND_OVER_S: Final = 1.0  # power cut here may reappear there within this time without counting as a rise
 AIM_STEP_RATIO: Final = 1e-4  # of the feed rating: smaller moves of the budget call for no new share-out
+RACK_FULL_RATIO: Final = 0.98
+RACKS_NAMED_MAX: Final = 4
 DEADBAND_W: Final = 1.0  # smaller rises are not worth a driver call
 
 
@@ -84,6 +86,22 @@ def share(
         rack_budget_w=rack_budget_w,
         controllable=controllable,
     )
+
+
+def per_rack_w(settings: Settings, values_w: Floats) -> Floats:
+    """Sums over the GPUs of every rack, (r) W."""
+    topology = settings.topology
+    sums_w: Floats = np.bincount(topology.gpu_rack, values_w, len(topology.rack_names)).astype(np.float64)
+    return sums_w
+
+
+def held_racks(settings: Settings, shares: Shares, limits_w: Floats) -> str:
+    """Which racks are held by their inlets rather than by the budget, as the end of a sentence."""
+    most_w = per_rack_w(settings, settings.topology.gpu_max_w)
+    full = per_rack_w(settings, limits_w) > RACK_FULL_RATIO * np.minimum(shares.rack_budget_w, most_w)
+    held = np.flatnonzero(full & (shares.rack_budget_w < most_w))
+    names = ", ".join(settings.topology.rack_names[rack] for rack in held[:RACKS_NAMED_MAX])
+    return f"; held by their inlets: {names}" if names else ""
 
 
 def _rack_budget_w(settings: Settings, snapshot: Snapshot, base: BaseLoad) -> Floats:

@@ -18,7 +18,22 @@ EXCESS_RATIO: Final = 0.03  # limits bound an average: peaks of some percent are
 EXCESS_SMOOTHING_S: Final = 1.0
 OVER_BUDGET_RATIO: Final = 0.01
 SHORTFALL_RATIO: Final = 0.005  # of the feed rating
+RACK_TOLERANCE_W: Final = 20.0  # rounding of a rack's limits
+INLET_OVER_RATIO: Final = 1.02  # meters repeat to a percent
 NAMED_MAX: Final = 8  # alarms of one kind that are spelt out; a dead rack must not flood the panel
+
+
+class Seen(NamedTuple):
+    """What the law found out in this tick, for the watch."""
+
+    base: BaseLoad
+    shares: Shares
+    link: Link
+    fresh: Bools  # (n)
+    readable: Bools  # (n)
+    over_rack_w: Floats  # (r) limits that GPUs may hold above what their rack's inlets have room for
+    budget_w: float
+    shortfall_w: float
 
 
 class Condition(NamedTuple):
@@ -39,22 +54,13 @@ def disobedience_w(excess_w: Floats, held_w: Floats) -> Floats:
 
 
 def alarms(
-    settings: Settings,
-    raised_at_s: Mapping[str, float],
-    snapshot: Snapshot,
-    base: BaseLoad,
-    shares: Shares,
-    link: Link,
-    fresh: Bools,
-    readable: Bools,
-    budget_w: float,
-    shortfall_w: float,
+    settings: Settings, raised_at_s: Mapping[str, float], snapshot: Snapshot, seen: Seen
 ) -> tuple[Mapping[str, float], tuple[Alarm, ...]]:
     """Conditions that hold, with the moment they began, and those that have outlasted their delay."""
     conditions = [
-        *_block(settings, snapshot, base, link, budget_w, shortfall_w),
-        *_instruments(settings, snapshot),
-        *_gpus(settings, snapshot, shares, fresh, readable),
+        *_block(settings, snapshot, seen),
+        *_instruments(settings, snapshot, seen),
+        *_gpus(settings, snapshot, seen),
     ]
     if not conditions:
         return {}, ()
@@ -66,10 +72,8 @@ def alarms(
     )
 
 
-def _block(
-    settings: Settings, snapshot: Snapshot, base: BaseLoad, link: Link, budget_w: float, shortfall_w: float
-) -> Iterator[Condition]:
-    now_s = snapshot.now_s
+def _block(settings: Settings, snapshot: Snapshot, seen: Seen) -> Iterator[Condition]:
+    now_s, budget_w, shortfall_w, mode = snapshot.now_s, seen.budget_w, seen.shortfall_w, seen.link.mode
     if shortfall_w > SHORTFALL_RATIO * settings.feed_rating_w:
         yield Condition(
             "shortfall", f"{shortfall_w / 1e3:.2f} kW above the promised line cannot be shed", 1.0
@@ -82,17 +86,28 @@ def _block(
             )
     else:
         yield Condition("meter", "block meter not usable: base load is assumed, not measured", 1.0)
-    if now_s - base.disbelieved_at_s <= settings.meter_age_max_s:
+    if now_s - seen.base.disbelieved_at_s <= settings.meter_age_max_s:
         yield Condition("meter implausible", "block meter reads less than the GPUs and hosts draw", 1.0)
-    if link.mode is Mode.FAILSAFE:
+    if mode is Mode.FAILSAFE:
         yield Condition("site lost", "no heartbeat from the site: failsafe limit holds", 0.0)
-    if link.mode is Mode.INIT:
+    if mode is Mode.INIT:
         yield Condition("site not heard", "the site has not spoken since start: failsafe limit holds", 0.0)
 
 
-def _instruments(settings: Settings, snapshot: Snapshot) -> Iterator[Condition]:
-    topology = settings.topology
+def _instruments(settings: Settings, snapshot: Snapshot, seen: Seen) -> Iterator[Condition]:
+    topology, inlets = settings.topology, snapshot.inlets
+    for rack in np.flatnonzero(seen.over_rack_w > RACK_TOLERANCE_W)[:NAMED_MAX]:
+        over_kw = settings.block_w_per_gpu_w * seen.over_rack_w[rack] / 1e3
+        name = topology.rack_names[rack]
+        yield Condition(
+            f"rack {name}", f"GPUs of {name} may draw {over_kw:.2f} kW more than its inlets carry", 1.0
+        )
     usable = base_load.inlets_usable(settings, snapshot)
+    full = usable & (inlets.power_w > INLET_OVER_RATIO * topology.inlet_continuous_w)
+    for inlet in np.flatnonzero(full)[:NAMED_MAX]:
+        carries = f"{inlets.power_w[inlet] / 1e3:.2f} of {topology.inlet_continuous_w[inlet] / 1e3:.2f} kW"
+        name = topology.inlet_names[inlet]
+        yield Condition(f"inlet {name}", f"inlet {name} carries {carries} that it may carry for long", 2.0)
     if not usable.all():
         for inlet in np.flatnonzero(~usable)[:NAMED_MAX]:
             name = topology.inlet_names[inlet]
@@ -103,9 +118,7 @@ def _instruments(settings: Settings, snapshot: Snapshot) -> Iterator[Condition]:
         yield Condition("cooling", "cooling capacity unknown: its blind limit holds", 1.0)
 
 
-def _gpus(
-    settings: Settings, snapshot: Snapshot, shares: Shares, fresh: Bools, readable: Bools
-) -> Iterator[Condition]:
+def _gpus(settings: Settings, snapshot: Snapshot, seen: Seen) -> Iterator[Condition]:
     topology, gpus = settings.topology, snapshot.gpus
     silent = snapshot.now_s - gpus.node_at_s > settings.report_age_max_s
     if silent.any():
@@ -119,15 +132,15 @@ def _gpus(
         for node in np.flatnonzero(free)[:NAMED_MAX]:
             name = topology.node_names[node]
             yield Condition(f"lease {name}", f"{name} does not act on our orders", 1.0)
-    broken = fresh & ~(readable & shares.controllable)
+    broken = seen.fresh & ~(seen.readable & seen.shares.controllable)
     broken &= gpus.node_leased[topology.gpu_node]
     if broken.any():
         for gpu in np.flatnonzero(broken)[:NAMED_MAX]:
             name = topology.gpu_name(int(gpu))
             yield Condition(f"gpu {name}", f"GPU {name} unreadable or not taking its limit", 1.0)
-    wild = shares.excess_w > EXCESS_RATIO * gpus.limit_w
+    wild = seen.shares.excess_w > EXCESS_RATIO * gpus.limit_w
     if wild.any():
         for gpu in np.flatnonzero(wild)[:NAMED_MAX]:
             name = topology.gpu_name(int(gpu))
-            text = f"GPU {name} draws {shares.excess_w[gpu]:.0f} W above its limit"
+            text = f"GPU {name} draws {seen.shares.excess_w[gpu]:.0f} W above its limit"
             yield Condition(f"excess {name}", text, 1.0)

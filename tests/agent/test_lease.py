@@ -123,8 +123,8 @@ def test_a_restart_raises_nothing_and_waits_with_the_limits_it_found():
 def test_who_waits_too_long_ramps_down_from_what_it_found():
     lease = beat(SETTINGS, waiting(), (400.0, None), START_S + 31)
     assert lease.mode is Mode.FALLBACK
-    assert lease.held_w == (350.0, None)
-    assert beat(SETTINGS, lease, (350.0, 700.0), START_S + 32).held_w == (300.0, 650.0)
+    assert lease.held_w == (350.0, 250.0)  # what was never seen has no ramp to begin with
+    assert beat(SETTINGS, lease, (350.0, 700.0), START_S + 32).held_w == (300.0, 250.0)
 
 
 def test_waiting_may_be_configured_to_last_for_ever():
@@ -154,13 +154,22 @@ def test_after_a_fallback_the_same_order_lowers_but_never_raises():
         (Mode.LEASED, (Found(600.0, 200, 700), None), (Write(1, 500.0),)),
         (Mode.LEASED, (Found(600.0004, 200, 700), Found(500.0, 200, 700)), ()),  # a driver knows milliwatts
         (Mode.LEASED, (Found(550.0, 200, 550), Found(510.0, 510, 700)), ()),  # nearest the device allows
-        (Mode.FALLBACK, (Found(700.0, 200, 700), None), (Write(0, 600.0),)),
+        (Mode.FALLBACK, (Found(700.0, 200, 700), None), (Write(0, 600.0), Write(1, 500.0, lower_only=True))),
         (Mode.FALLBACK, (Found(400.0, 200, 700), Found(400.0, 200, 700)), ()),
     ],
 )
 def test_only_what_differs_is_written_and_decreases_go_first(mode, found, writes):
     lease = replace(leased(), mode=mode, lowers_only=False)  # not the first order of its life
     assert due(lease, found) == writes
+
+
+def test_a_gpu_whose_readings_fail_is_lowered_by_the_dead_man_and_never_raised():
+    lease = leased()
+    for now_s in (START_S + 3.0, START_S + 60.0):
+        lease = beat(SETTINGS, lease, (None, None), now_s)
+        wanted = tuple(Write(gpu, held_w, lower_only=True) for gpu, held_w in enumerate(lease.held_w))
+        assert due(lease, [None, None]) == wanted
+    assert lease.held_w == SETTINGS.fallback_w
 
 
 # ---- promises under random lives ----
@@ -201,7 +210,7 @@ def test_no_limit_rises_without_a_newer_order_and_without_orders_all_go_down(eve
             newest_seen = max(newest_seen, lease.newest)
             assert refusal is not None or order.echo_at_s + order.lease_s > now_s
         lease = beat(SETTINGS, lease, limits_w, now_s)
-        for gpu, limit_w in due(lease, [Found(limit, 200.0, 700.0) for limit in limits_w]):
+        for gpu, limit_w, _ in due(lease, [Found(limit, 200.0, 700.0) for limit in limits_w]):
             limits_w[gpu] = limit_w
         assert newer or all(after <= before + 1e-3 for after, before in zip(limits_w, before_w, strict=True))
         assert lease.mode is not Mode.LEASED or lease.until_s > now_s
@@ -210,7 +219,7 @@ def test_no_limit_rises_without_a_newer_order_and_without_orders_all_go_down(eve
         now_s += 1.0
         before_w = list(limits_w)
         lease = beat(SETTINGS, lease, limits_w, now_s)
-        for gpu, limit_w in due(lease, [Found(limit, 200.0, 700.0) for limit in limits_w]):
+        for gpu, limit_w, _ in due(lease, [Found(limit, 200.0, 700.0) for limit in limits_w]):
             limits_w[gpu] = limit_w
         assert all(after <= before + 1e-3 for after, before in zip(limits_w, before_w, strict=True))
     assert lease.mode is Mode.FALLBACK
@@ -226,7 +235,8 @@ def test_the_first_order_after_a_start_lowers_limits_and_raises_none():
     assert due(lease, found) == (Write(1, 500.0),)
     again, _ = offer(SETTINGS, lease, order, START_S + 0.1)
     assert due(again, found) == (Write(1, 500.0),)
-    assert due(again, (None, found[1])) == (Write(1, 500.0),)  # what cannot be read might be lower
+    unseen = (None, found[1])  # what cannot be read might be lower
+    assert set(due(again, unseen)) == {Write(0, 600.0, lower_only=True), Write(1, 500.0)}
     blind, _ = offer(SETTINGS, again, replace(order, seq=2), START_S + 0.2)
     assert due(blind, found) == (Write(1, 500.0),)  # newer, but it answers a report from before the first
     knowing, _ = offer(SETTINGS, blind, replace(order, seq=3, known_at_s=START_S + 0.1), START_S + 0.3)

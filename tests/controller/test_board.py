@@ -10,8 +10,19 @@ from protocols.agent_link import Gpu, Report
 EPOCH = 7
 
 
-def report(node="node-a", *, boot="b1", at_s=1.0, gpus=8, power_w=300.0, limit_w=400.0, **fields) -> Report:
-    one = Gpu(uuid="u", power_w=power_w, limit_w=limit_w, enforced_w=limit_w, min_w=150.0, max_w=650.0)
+def report(
+    node="node-a",
+    *,
+    boot="b1",
+    at_s=1.0,
+    gpus=8,
+    power_w=300.0,
+    limit_w=400.0,
+    bounds_w=(150.0, 650.0),
+    **fields,
+) -> Report:
+    min_w, max_w = bounds_w
+    one = Gpu(uuid="u", power_w=power_w, limit_w=limit_w, enforced_w=limit_w, min_w=min_w, max_w=max_w)
     return Report(
         **{"node": node, "boot": boot, "at_s": at_s, "gpus": (one,) * gpus, "mode": "leased"}
         | {"epoch": EPOCH, "seq": 5, "echo_sent_at_s": 99.0, "echo_age_s": 0.5}
@@ -122,6 +133,36 @@ def test_a_thousand_restarts_are_remembered_in_bounds(board):
 def test_an_unreadable_gpu_is_not_a_number(board):
     board.put_report(report(power_w=None, limit_w=None), 100.0)
     assert np.isnan(gpus(board).power_w[:8]).all()
+
+
+@pytest.mark.parametrize("power_w", [-0.1, 1950.1, 4_294_967.295])
+def test_a_power_that_no_gpu_can_draw_is_unknown_and_its_limit_still_counts(board, power_w):
+    board.put_report(report(power_w=power_w), 100.0)
+    assert np.isnan(gpus(board).power_w[:8]).all()
+    assert gpus(board).limit_w[0] == 400.0
+
+
+@pytest.mark.parametrize(
+    "bounds_w", [(150.0, 700.1), (701.0, 702.0), (400.0, 300.0), (0.0, 650.0), (-5.0, -1.0)]
+)
+def test_bounds_that_do_not_fit_the_configuration_are_not_believed_and_told(board, settings, bounds_w):
+    assert board.put_report(report(bounds_w=bounds_w), 100.0) == ""
+    assert gpus(board).min_w.tolist() == settings.topology.gpu_min_w.tolist()
+    assert gpus(board).max_w.tolist() == settings.topology.gpu_max_w.tolist()
+    assert len(board.gpu_faults["node-a"]) == 8
+    assert [why for why in board.refused if "node-a GPU 3" in why and "do not fit block.yaml" in why]
+    assert board.last_refusal == {}  # the report itself was taken
+
+
+def test_why_a_node_is_not_heard_is_kept_until_it_is_heard(board):
+    board.put_report(report(gpus=4), 100.0)
+    board.refuse("Report version 2: update", "node-b")
+    board.refuse("Report version 2: update", "node-x")
+    assert "reports 4 GPUs" in board.last_refusal["node-a"]
+    assert board.last_refusal["node-b"] == "Report version 2: update"
+    assert board.last_refusal.keys() == {"node-a", "node-b"}
+    board.put_report(report(), 101.0)
+    assert board.last_refusal.keys() == {"node-b"}
 
 
 def test_a_snapshot_stays_as_it_was(board):

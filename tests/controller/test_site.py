@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from controller.core.model import NEVER_S
+from controller.core.model import NEVER_S, Running
 from controller.site import HORIZON_S, SiteDesk
 from controller.store import Store
 
@@ -146,6 +146,31 @@ def test_clocks_that_drift_apart_are_followed(desk):
     assert desk.heard_s == 60.0 * 1439
 
 
+def test_a_queue_that_grows_is_not_believed_without_bound(desk):
+    """A bridge hands over four of five heartbeats a second; the site dies, its queue goes on."""
+    for sent_s in range(600):
+        desk.heartbeat(sent_s / 0.8, sent_s=float(sent_s))
+    assert desk.heard_s < 60.0
+    assert desk.heard_s - 0.8 * desk.heard_s <= TIMEOUT_S + 0.1
+
+
+def test_late_heartbeats_among_timely_ones_are_no_stepped_clock(desk):
+    for at_s in range(60):
+        desk.heartbeat(float(at_s))
+        desk.heartbeat(at_s + 0.5, sent_s=at_s - 29.5)
+    desk.heartbeat(61.0, sent_s=31.01)
+    assert desk.heard_s == 59.0
+
+
+def test_a_message_that_breaks_the_program_is_refused_like_any_other(desk, monkeypatch):
+    def broken(_payload):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("controller.site.openadr.parse", broken)
+    assert "a fault of this program" in desk.send(EVENTS, b"{}").reason
+    assert desk.desk.counts["refused"] == 1
+
+
 def test_a_heartbeat_with_a_known_plan_states_it(desk):
     desk.event()
     desk.heartbeat(3.0, event_ids=["dr-1"])
@@ -199,7 +224,7 @@ def test_a_deleted_event_is_gone_and_that_is_a_statement(desk):
 
 def test_what_is_accepted_is_on_disk_before_it_is_published(desk):
     seen = []
-    desk.desk._on_change = lambda site: seen.append(bool(site.setpoints) and desk.store.kept.book is not None)
+    desk.desk._on_change = lambda site: seen.append(bool(site.setpoints) and desk.store.book is not None)
     desk.event()
     assert seen[0]
 
@@ -207,40 +232,66 @@ def test_what_is_accepted_is_on_disk_before_it_is_published(desk):
 def test_after_a_kill_the_plan_is_still_there_and_the_site_is_not(desk, tmp_path):
     desk.event()
     desk.heartbeat(1.0)
+    desk.store.close()
     again = Desk(tmp_path)
-    again.desk.refresh(frozenset(), UTC_S + 2.0)
+    again.desk.refresh((), frozenset(), UTC_S + 2.0)
     assert again.site.setpoints == desk.site.setpoints
     assert (again.site.heartbeat_at_s, again.site.plan_at_s) == (NEVER_S, NEVER_S)
 
 
 def test_a_kept_book_that_cannot_be_read_does_not_stop_the_start(tmp_path):
-    Store(tmp_path).keep_book({"v": 9})
+    store = Store(tmp_path)
+    store.keep_book({"v": 9})
+    store.close()
     again = Desk(tmp_path)
-    again.desk.refresh(frozenset(), UTC_S)
+    again.desk.refresh((), frozenset(), UTC_S)
     assert again.site.setpoints == ()
+    assert (tmp_path / "book.json.unreadable").exists()
 
 
 def test_a_window_is_over_when_the_law_says_so_and_not_before(desk):
     """The wall clock may be wrong about the end; the law's own clock is not."""
     desk.event()
-    desk.desk.refresh(frozenset(), UTC_S + 1e6)
     (wish,) = desk.site.setpoints
-    desk.desk.refresh(frozenset({wish}), UTC_S + 20.0)
+    running = (Running(wish, NOW_S + 600.0),)
+    for step_s in (1e6, -7200.0):
+        desk.desk.refresh(running, frozenset(), UTC_S + step_s)
+        assert desk.site.setpoints == (wish,)
+    desk.desk.refresh((), frozenset({wish}), UTC_S + 20.0)
     assert desk.site.setpoints == ()
-    desk.desk.refresh(frozenset(), UTC_S + 20.0)
+    desk.desk.refresh((), frozenset(), UTC_S + 20.0)
     assert desk.site.setpoints == (), "over is over"
+
+
+def test_another_signal_drops_no_open_window_though_the_clock_was_set_back(desk):
+    desk.event()
+    (wish,) = desk.site.setpoints
+    desk.desk.refresh((Running(wish, NOW_S + 600.0),), frozenset(), UTC_S + 20.0)
+    desk.event(-7200.0, event_id="dr-2", starts_s=-7000.0)
+    assert wish in desk.site.setpoints
+    desk.event(-7200.0, limit_kw=8.0, modified_s=1.0)
+    assert {s.limit_w for s in desk.site.setpoints if s.id == "dr-1/0"} == {8_000.0}
+
+
+def test_a_window_that_the_clock_calls_over_comes_back_when_the_clock_does(desk):
+    """After a reboot the clock may be a day ahead until it is set."""
+    desk.event()
+    desk.desk.refresh((), frozenset(), UTC_S + 86_400.0)
+    assert desk.site.setpoints == ()
+    desk.desk.refresh((), frozenset(), UTC_S + 30.0)
+    assert len(desk.site.setpoints) == 1
 
 
 def test_far_windows_wait_in_the_book_until_they_come_within_reach(desk):
     desk.event(starts_s=HORIZON_S + 100.0)
     assert desk.site.setpoints == ()
-    desk.desk.refresh(frozenset(), UTC_S + 200.0)
+    desk.desk.refresh((), frozenset(), UTC_S + 200.0)
     assert len(desk.site.setpoints) == 1
 
 
 def test_nothing_new_wakes_nobody(desk):
     desk.event()
     told = len(desk.published)
-    desk.desk.refresh(frozenset(), UTC_S + 1.0)
+    desk.desk.refresh((), frozenset(), UTC_S + 1.0)
     desk.send(EVENTS, b"{")
     assert len(desk.published) == told

@@ -122,3 +122,17 @@ def test_a_silent_site_ends_in_a_blind_mode_whatever_came_before(history, mode):
         blind = now_s - site.heartbeat_at_s > HOLD.heartbeat_timeout_s
         assert (link.mode in failsafe.BLIND) or not blind
         assert link.mode is not AUTONOMOUS
+
+
+def test_a_statement_made_while_the_site_was_dead_does_not_count_when_a_heartbeat_comes_back():
+    """Heartbeat, silence, a stray statement, silence, a bare heartbeat: that is no site in control."""
+    link = Link(Mode.FAILSAFE, 0.0)
+    for heartbeat_s, plan_s, now_s in (
+        (110.0, -1.0, 110.0),
+        (110.0, -1.0, 150.0),
+        (110.0, 210.0, 210.0),
+        (4000.0, 210.0, 4000.0),
+    ):
+        link = failsafe.step(HOLD, link, Site(heartbeat_s, plan_s), now_s, limited=False)
+        assert link.mode is Mode.FAILSAFE
+    assert failsafe.step(HOLD, link, Site(4001.0, 4001.0), 4001.0, limited=False).mode is Mode.CONTROLLED

@@ -1,5 +1,7 @@
 """The whole law on a block of four GPUs that obeys at once: what one decision must say."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -241,3 +243,60 @@ def test_the_law_is_a_function_of_its_arguments():
     assert one.node_seq.tolist() == two.node_seq.tolist()
     for name in ("mode", "binding", "limits", "budget_w", "base_w", "shortfall_w", "alarms", "why"):
         assert getattr(one, name) == getattr(two, name)
+
+
+def test_a_cooling_plant_that_falls_silent_while_failing_lifts_nothing():
+    block = Block(settings(cooling_blind_w=3500.0))
+    for _ in range(60):
+        block.tick(site=Site(block.now_s, block.now_s), cooling=good(1800.0, block.now_s))
+    assert block.decision.binding.power_w == 1800.0
+    heard_s = block.now_s
+    for _ in range(200):
+        block.tick(site=Site(block.now_s, block.now_s), cooling=good(1800.0, heard_s))
+    assert block.decision.binding.source == "cooling capacity when last heard"
+    assert block.decision.budget_w <= 1800.0
+
+
+def test_one_unreadable_gpu_does_not_delay_a_curtailment():
+    """The fall starts at what the meter shows when the GPUs cannot be summed up."""
+    for unreadable in (False, True):
+        block = Block(limit_w=300.0)
+        power_w = np.array([300.0, 300.0, 300.0, np.nan if unreadable else 300.0])
+        for _ in range(200):
+            block.tick(site=Site(block.now_s, block.now_s), power_w=np.minimum(power_w, block.limit_w))
+        headroom_w = block.decision.budget_w
+        assert headroom_w > 4000.0
+        event = Setpoint("openadr", "e/0", "limit", 1500.0, UTC_0, UTC_0 + 1e6)
+        for _ in range(20):
+            site = Site(block.now_s, block.now_s, (event,))
+            block.tick(site=site, power_w=np.minimum(power_w, block.limit_w))
+        assert block.decision.budget_w < 0.8 * headroom_w, f"unreadable: {unreadable}"
+
+
+def test_a_base_load_measured_above_the_assumed_maximum_is_not_forgotten():
+    block = Block(settings(base_max_w=300.0))
+    for _ in range(100):
+        block.tick(site=Site(block.now_s, block.now_s))
+    assert block.decision.base_w >= BASE_W
+    for _ in range(round((SETTINGS.base_age_max_s + 5.0) / TICK_S)):
+        block.tick(site=Site(block.now_s, block.now_s), meter=False)
+    assert block.decision.base_w >= BASE_W
+
+
+def test_a_rack_that_its_inlets_hold_is_named():
+    block = Block(settings_with_inlets(500.0))
+    for _ in range(200):
+        block.tick(site=Site(block.now_s, block.now_s))
+    assert "held by their inlets: r0, r1" in block.decision.why
+    assert (block.limit_w < MAX_W).all()
+
+
+def settings_with_inlets(continuous_w):
+    topology = replace(SETTINGS.topology, inlet_continuous_w=np.full(4, continuous_w))
+    return settings(topology=topology)
+
+
+def test_restarts_in_a_row_name_what_bound_before_only_once():
+    carried = Carried(1500.0, 1500.0, "before restart: openadr e/0")
+    block = Block(state=law.start(SETTINGS, 100.0, carried))
+    assert block.tick().binding.source == "before restart: openadr e/0"

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controller.core import schedule
-from controller.core.model import FOREVER_S, Setpoint
+from controller.core.model import FOREVER_S, Running, Setpoint
 from tests.core.blocks import UTC_0
 
 
@@ -127,3 +127,20 @@ def test_no_step_of_the_wall_clock_releases_an_active_limit(windows, steps_s):
         running, ended = schedule.open_windows(running, ended, setpoints, now_s, UTC_0 + 50.0 + step_s)
         for entry in before:
             assert (entry in running) == (now_s < entry.ends_at_s)
+
+
+def test_a_new_version_of_an_open_window_keeps_its_end_whatever_the_wall_clock_says():
+    """Same times, another limit: the clock may have been stepped meanwhile; the window stays open."""
+    old = Setpoint("openadr", "e/0", "limit", 1600.0, UTC_0, UTC_0 + 600.0)
+    new = replace(old, limit_w=1500.0)
+    for step_s in (-7200.0, 0.0, 7200.0):
+        running, ended = schedule.open_windows(
+            (Running(old, 700.0),), frozenset(), (new,), 200.0, UTC_0 + step_s
+        )
+        assert (running, ended) == ((Running(new, 700.0),), frozenset())
+
+
+def test_a_window_of_the_past_casts_no_line_ahead():
+    past = Setpoint("openadr", "e/0", "limit", 1600.0, UTC_0, UTC_0 + 10.0, arrive_at_start=True)
+    cast = schedule.limits((), frozenset(), (past,), now_utc_s=UTC_0 + 99.0, lead_s=0.4, down_w_per_s=100.0)
+    assert list(cast) == []

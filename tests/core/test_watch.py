@@ -16,16 +16,26 @@ LINK = Link(Mode.LIMITED, -60.0, -60.0)
 
 
 def raised(
-    *, at_s=0.0, since=None, block=COOLED, link=LINK, state=STATE, budget_w=5000.0, shortfall_w=0.0, **seen
+    *,
+    at_s=0.0,
+    since=None,
+    block=COOLED,
+    link=LINK,
+    state=STATE,
+    budget_w=5000.0,
+    shortfall_w=0.0,
+    over_rack_w=(-500.0, -500.0),
+    **seen,
 ):
     """Keys of the conditions and of the alarms, for a block that is healthy but for what is said."""
     seen = snapshot(at_s, **({"meter": good(1800.0, at_s), "cooling": good(6000.0, at_s)} | seen))
     fresh = (at_s - seen.gpus.node_at_s <= block.report_age_max_s)[block.topology.gpu_node]
     readable = fresh & ~np.isnan(seen.gpus.limit_w)
     shares = replace(state.shares, controllable=readable)
-    conditions, alarms = watch.alarms(
-        block, since or {}, seen, state.base, shares, link, fresh, readable, budget_w, shortfall_w
+    found = watch.Seen(
+        state.base, shares, link, fresh, readable, np.array(over_rack_w), budget_w, shortfall_w
     )
+    conditions, alarms = watch.alarms(block, since or {}, seen, found)
     return set(conditions), {alarm.key for alarm in alarms}, {alarm.key: alarm.text for alarm in alarms}
 
 
@@ -47,6 +57,8 @@ CASES = [
     ("agent n1", {"at_s": 0.0, "node_at": [0.0, -5.0]}),
     ("lease n0", {"leased": [False, True]}),
     ("gpu n1/1", {"limit_w": [500.0, 500.0, 500.0, np.nan]}),
+    ("rack r1", {"over_rack_w": (0.0, 300.0)}),
+    ("inlet r0-a", {"inlets": Inlets(np.array([9e4, 500.0, 500.0, 500.0]), np.ones(4, bool), np.zeros(4))}),
     ("excess n0/1", {"state": with_excess([0.0, 60.0, 0.0, 0.0])}),
 ]
 
@@ -71,9 +83,8 @@ def raised_with_nodes(seen, node_at_s, since=None):
     )  # fmt: skip
     fresh = (seen.now_s - seen.gpus.node_at_s <= 0.5)[COOLED.topology.gpu_node]
     shares = replace(STATE.shares, controllable=fresh)
-    conditions, alarms = watch.alarms(
-        COOLED, since or {}, seen, STATE.base, shares, LINK, fresh, fresh, 5000.0, 0.0
-    )
+    found = watch.Seen(STATE.base, shares, LINK, fresh, fresh, np.zeros(2), 5000.0, 0.0)
+    conditions, alarms = watch.alarms(COOLED, since or {}, seen, found)
     return set(conditions), {a.key for a in alarms}, {a.key: a.text for a in alarms}
 
 

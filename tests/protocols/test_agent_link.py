@@ -62,7 +62,7 @@ def test_an_order_and_a_report_are_read_as_they_were_sent():
 
 
 @given(st.builds(Order, v=st.just(1), sent_at_s=seconds, echo_at_s=seconds, known_at_s=seconds, lease_s=seconds,
-                 limits_w=st.lists(watts, max_size=72).map(tuple), epoch=st.integers(0, 2**53), seq=st.integers(0, 2**53)))  # fmt: skip
+                 limits_w=st.lists(watts, max_size=72).map(tuple), epoch=st.integers(0, 2**53 - 1), seq=st.integers(0, 2**53 - 1)))  # fmt: skip
 def test_every_order_survives_the_wire(order):
     assert decode_order(encode(order)) == order
 
@@ -113,6 +113,14 @@ def test_a_limit_that_is_no_number_does_not_cross_the_wire(limit_w):
 def test_an_order_of_another_shape_is_refused_and_the_field_is_named(fields, says):
     with pytest.raises(LinkError, match=says):
         decode_order(changed(ORDER, **fields))
+
+
+@pytest.mark.parametrize("field", ["epoch", "seq"])
+@pytest.mark.parametrize("count", [-1, 2**53, 2**63, 2**64, 10**30])
+@pytest.mark.parametrize(("decode", "message"), [(decode_order, ORDER), (decode_report, REPORT)])
+def test_a_count_that_no_array_can_hold_is_refused_and_the_field_is_named(decode, message, field, count):
+    with pytest.raises(LinkError, match=rf"not a {type(message).__name__}: .*\.{field}"):
+        decode(changed(message, **{field: count}))
 
 
 @pytest.mark.parametrize("field", ["node", "boot", "at_s", "echo_sent_at_s", "epoch", "seq", "mode", "gpus"])

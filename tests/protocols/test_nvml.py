@@ -92,6 +92,14 @@ def test_a_limit_is_clamped_to_what_the_device_allows(child, memory):
     assert list(memory.gpus["refused_count"]) == [0, 0, 0, 0]
 
 
+def test_a_limit_asked_to_be_lowered_is_never_raised(child, memory):
+    memory.gpus["requested_mw"] = [650_000, 300_000, 150_000, 700_000]  # 150 W: below what the device allows
+    shown = child("n = Nvml()\nshow([n.lower_limit_w(gpu, w) for gpu, w in enumerate((400, 400, 100, 100))])")
+    assert shown == [[400.0, 300.0, 150.0, 200.0]]
+    assert list(memory.gpus["requested_mw"]) == [400_000, 300_000, 150_000, 200_000]
+    assert list(memory.gpus["write_count"]) == [1, 0, 0, 1]
+
+
 def test_the_permission_probe_writes_what_it_found(child, memory):
     memory.gpus["requested_mw"][2] = 432_100
     assert child("show(fault(Nvml().probe_permission, 2))") == [[0, ""]]

@@ -5,6 +5,7 @@ import json
 import math
 from datetime import UTC, datetime
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -622,6 +623,44 @@ def test_a_loop_for_ever_that_asks_for_no_power_does_not_hang():
     assert windows_of(event(prices[0], interval(1.0, 1, duration="PT0S"), duration="P9999Y")) == []
 
 
+EXTREME_NUMBERS = st.sampled_from([0, -1, 1, 5e-324, 1e308, -1e308, 2**31 - 1, 2**31, 2**63, 10**400, 1.7])
+EXTREME_DURATIONS = st.sampled_from(
+    ["PT0S", "-PT1S", "PT0.0000001S", "PT500000000000S", f"PT{10**50}S", "P1M", "P1D", f"P{10**30}W", "P8000Y",
+     "P9998Y", "P9999Y", "-P8000Y", f"P{10**50}Y"]
+)  # fmt: skip
+EXTREME_TIMES = st.sampled_from(
+    ["0001-01-01", "0001-01-01T00:00:01Z", "0001-01-01T00:00:01+23:59", "1969-12-31T23:59:59.999999Z", START,
+     "9999-12-31T23:59:59Z", "9999-12-31T23:59:59-23:59"]
+)  # fmt: skip
+EXTREME_PERIODS = st.none() | st.fixed_dictionaries(
+    {}, optional={"start": EXTREME_TIMES, "duration": EXTREME_DURATIONS}
+)
+
+
+@given(
+    intervals=st.lists(st.tuples(EXTREME_NUMBERS, EXTREME_NUMBERS, EXTREME_PERIODS), max_size=4),
+    fields=st.fixed_dictionaries(
+        {"intervalPeriod": EXTREME_PERIODS},
+        optional={"duration": EXTREME_DURATIONS, "priority": EXTREME_NUMBERS},
+    ),
+    now_utc_s=st.sampled_from([0.0, T0_UTC_S, 1e12, -1e12]),
+)
+def test_extreme_numbers_and_times_are_understood_or_refused_and_never_crash(intervals, fields, now_utc_s):
+    said = [interval(kw, number) | {"intervalPeriod": period} for kw, number, period in intervals]
+    book = EventBook()
+    try:
+        book.apply(notification(event(*said, **fields)), now_utc_s)
+    except OpenAdrError:
+        return
+    assert all(-math.inf < w.starts_utc_s <= w.ends_utc_s <= FOREVER_UTC_S for w in book.windows(-math.inf))
+    msgspec.json.encode(book.to_dict())
+
+
+def test_a_month_that_begins_beyond_the_calendar_ends_in_for_ever():
+    said = event(interval(1.0, duration="PT500000000000S"), interval(2.0, 1, duration="P1M"))
+    assert windows_of(said)[1][1:] == (None, 2)
+
+
 # -- the book -------------------------------------------------------------------------------------------------------
 
 
@@ -660,7 +699,7 @@ NO_DATE = {"modificationDateTime": ...}
         ("a bad update leaves the old version", [step(), step("UPDATE", 1, 2, **BAD)], ["accepted", "send units KW"], [1]),
         ("and does not stand in the way", [step(), step("UPDATE", 1, 2, **BAD), step("UPDATE", 1, 3)], ["accepted", "send units KW", "accepted"], [3]),
         ("lapsed", [step(**PAST)], ["lapsed"], []),
-        ("an update into the past withdraws", [step(), step("UPDATE", 1, **PAST)], ["accepted", "lapsed: its earlier version is withdrawn"], []),
+        ("an update into the past by our clock, which may be wrong, releases nothing", [step(), step("UPDATE", 1, **PAST)], ["accepted", "event ev-1: lapsed by our clock; the known version stays in force, DELETE it to end it"], [1]),
         ("called off by PT0S", [step(), step("UPDATE", 1, **CALLED_OFF)], ["accepted", "cancelled"], []),
         ("without its date", [step(modificationDateTime=...)], ["modificationDateTime: missing"], []),
         ("two events", [step(), step(event_id="ev-2", kw=2)], ["accepted", "accepted"], [1, 2]),
@@ -711,6 +750,16 @@ def test_a_delete_may_be_as_short_as_its_id():
     assert book.apply(step(), T0_UTC_S).reason == "duplicate"
     assert book.windows(T0_UTC_S) == ()
     assert EventBook().apply(short, T0_UTC_S) == Verdict(True, "deleted")
+
+
+def test_a_retained_delete_without_its_date_deletes_nothing():
+    book = EventBook()
+    book.apply(step(), T0_UTC_S)
+    verdict = book.apply(step("DELETE", modificationDateTime=...), T0_UTC_S, retained=True)
+    assert verdict == Verdict(False, "event ev-1: retained, without a date: it could be of any age")
+    assert limits_kw(book) == [1]
+    assert book.apply(step("DELETE", 1), T0_UTC_S, retained=True).reason == "deleted"
+    assert limits_kw(book) == []
 
 
 def test_a_delete_with_rubbish_in_its_body_still_deletes():
@@ -787,6 +836,32 @@ def test_the_book_survives_a_restart_through_json():
 def test_a_book_that_was_not_kept_by_us_is_refused_with_the_remedy(said):
     with pytest.raises(OpenAdrError, match=r"kept events: .* let the site send anew"):
         EventBook.from_dict(said)
+
+
+def test_of_an_event_long_over_only_id_and_date_stay():
+    book = EventBook()
+    book.apply(step(event_id="past"), T0_UTC_S)
+    book.apply(step(event_id="to-come", **FOR_EVER), T0_UTC_S)
+    book.apply(step("UPDATE", 1, event_id="to-come", **FOR_EVER), T0_UTC_S + 24 * HOUR_S)
+    assert [w.event_id for w in book.windows(-math.inf)] == [
+        "past",
+        "to-come",
+    ]  # a clock may be wrong by hours
+    book.apply(step("UPDATE", 2, event_id="to-come", **FOR_EVER), T0_UTC_S + 26 * HOUR_S)
+    assert [w.event_id for w in book.windows(-math.inf)] == ["to-come"]
+    assert book.event_ids(-math.inf) == {"to-come"}
+    assert book.apply(step(event_id="past"), T0_UTC_S).reason == "duplicate"
+
+
+def test_windows_are_sorted_once_per_change_of_the_book():
+    book = EventBook()
+    book.apply(step(event_id="b"), T0_UTC_S)
+    first = book.windows(T0_UTC_S)
+    assert book.windows(T0_UTC_S) is first
+    book.apply(step(event_id="a"), T0_UTC_S)
+    assert [w.event_id for w in book.windows(T0_UTC_S)] == ["a", "b"]
+    book.apply(step("DELETE", 1, event_id="a"), T0_UTC_S)
+    assert book.windows(T0_UTC_S) == first
 
 
 def test_a_full_book_forgets_what_is_over_but_never_what_is_in_force(monkeypatch):

@@ -15,6 +15,8 @@ ROUNDING_W = 1.5  # per GPU: drivers round to whole watts, an acknowledgement al
 POWER_TOLERANCE_RATIO = 0.02  # a 1 s mean against the line: settling of GPUs, 0.1 % meter noise
 BASE_TRACK_S = 4.0  # how long the base load may move before the estimate must have followed
 ALARM_AFTER_S = 3.0
+# alarms that say why power may be above the line; any other is no excuse
+EXPLAINS = ("over budget", "shortfall", "agent", "lease", "gpu", "excess", "meter")
 WINDOW_EVERY = 4  # windows of a second and more need no look at every step
 
 
@@ -34,10 +36,14 @@ class Moment:
     limits_w: np.ndarray  # (n) what the drivers really hold
     block_w: float
     base_w: float
+    rack_w: tuple[float, float]  # true power at the inlets of each rack
+    clock_true: bool  # the wall clock was never stepped
     decision: Decision | None  # of a living controller
     decided_now: bool
     started_at_s: float  # of the controller process
     site_spoke: bool  # to this controller process
+    heard_at_s: float  # last heartbeat that reached it
+    plan_since_s: float  # when it came to know the plan of now
     inherited_w: float  # lower of failsafe and what the last process held, until its window ends
     budget_max_w: float  # the same for the budget: a ramp that was under way goes on, but never up
     wanted: tuple[tuple[Setpoint, float, float], ...]  # (setpoint, opened, ends), by true time
@@ -62,6 +68,7 @@ class Checkers:
     protected_at_s: float = 0.0  # last time protection bound, or a restart held the failsafe limit
     free_since_s: dict = field(default_factory=dict)
     down_since_s: dict = field(default_factory=dict)
+    rack_over_since_s: dict = field(default_factory=dict)
 
     def see(self, moment: Moment) -> None:
         self._remember(moment)
@@ -77,6 +84,8 @@ class Checkers:
             self.base_is_an_upper_estimate(moment, decision)
             self.ramps_are_contracts(moment, decision)
             self.what_cannot_be_done_is_said(moment, decision)
+            self.racks_stay_within_their_inlets(moment, decision)
+            self.arrivals_are_kept(moment, decision)
             self.dead_man(moment)
 
     def _remember(self, moment: Moment) -> None:
@@ -105,6 +114,37 @@ class Checkers:
             and moment.now_s - moment.disturbed_at_s > self.settings.silent_max_after_s + 1.5
         ):
             raise Broken(1, moment.now_s, f"GPUs may draw {held_w:.0f} W, promised {allowed_w:.0f} W")
+
+    def racks_stay_within_their_inlets(self, moment: Moment, decision: Decision) -> None:
+        """1, per rack: what a rack draws fits through its inlets, or an alarm says why not."""
+        excused = any(alarm.key.startswith((*EXPLAINS, "rack", "inlet", "pdu")) for alarm in decision.alarms)
+        for rack, power_w in enumerate(moment.rack_w):
+            carried_w = 2.0 * float(
+                self.settings.topology.inlet_continuous_w[2 * rack]
+            )  # both inlets share evenly
+            if excused or power_w < 1.05 * carried_w or moment.now_s - moment.started_at_s < 5.0:
+                self.rack_over_since_s.pop(rack, None)
+            elif moment.now_s - self.rack_over_since_s.setdefault(rack, moment.now_s) > ALARM_AFTER_S:
+                raise Broken(
+                    1, moment.now_s, f"rack {rack} draws {power_w:.0f} W, its inlets carry {carried_w:.0f} W"
+                )
+
+    def arrivals_are_kept(self, moment: Moment, decision: Decision) -> None:
+        """5: a limit to be met at its start is met, if it was known early enough."""
+        if not moment.clock_true:
+            return
+        for setpoint, opened_s, ends_s in moment.wanted:
+            ramp_s = (self.settings.feed_rating_w - setpoint.limit_w) / self.settings.ramp_down_w_per_s
+            known = moment.started_at_s < opened_s - ramp_s - 6.0 and moment.heard_at_s > opened_s - 6.0
+            alone = len(moment.wanted) == 1  # others may have priority until then
+            if not (
+                setpoint.arrive_at_start and known and alone and moment.plan_since_s < opened_s - ramp_s - 6.0
+            ):
+                continue
+            late_s = moment.now_s - opened_s
+            if 0.2 < late_s < min(1.0, ends_s - opened_s) and decision.budget_w > 1.01 * setpoint.limit_w:
+                text = f"{setpoint.id} asks {setpoint.limit_w:.0f} W at its start, budget {decision.budget_w:.0f} W"
+                raise Broken(5, moment.now_s, text)
 
     def lowest_binds(self, moment: Moment, decision: Decision) -> None:
         """2: the lowest limit binds and has a name; nothing in force at the site is left out of the list."""
@@ -159,7 +199,7 @@ class Checkers:
             return
         lie_w = 0.0 if moment.meter_honest else 1.1 * self.settings.witness_tolerance_w
         over = np.mean(recent) > max(lines) * (1.0 + POWER_TOLERANCE_RATIO) + 0.02 * moment.base_w + lie_w
-        if not over or decision.alarms:
+        if not over or any(alarm.key.startswith(EXPLAINS) for alarm in decision.alarms):
             self.over_since_s = None
         elif self.over_since_s is None:
             self.over_since_s = moment.now_s

@@ -29,6 +29,7 @@ class Truth:
     base_target_w: float
     saturated: bool
     lost: np.ndarray  # fell off the bus: neither readable nor writable
+    wild: np.ndarray  # draws what it likes, whatever its limit
 
     def step(self, dt_s: float, now_s: float) -> None:
         rng = self.rng
@@ -37,7 +38,7 @@ class Truth:
             if rng.random() < 0.1 * dt_s * count:
                 self.demand_w[rng.randrange(count)] = rng.choice((70.0, rng.uniform(150.0, 700.0), 700.0))
         enforced = np.minimum(self.limit_w, self.oob_w)
-        target = np.minimum(self.demand_w, enforced)
+        target = np.where(self.wild, self.demand_w, np.minimum(self.demand_w, enforced))
         tau_s = np.where(target < self.power_w, DOWN_S, UP_S)
         self.power_w += (target - self.power_w) * (1.0 - np.exp(-dt_s / tau_s))
         if rng.random() < 0.05 * dt_s:

@@ -1,6 +1,7 @@
 """What can go wrong in the world: a table of faults, each with its weight, its length, and how it heals."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -93,6 +94,48 @@ def _network_bad(world: "World", _gpu: int, _agent: "Agent") -> Heal:
     network.loss, network.twice, network.late_s = rng.uniform(0.0, 0.3), 0.2, rng.uniform(0.0, 5.0)
     return network.heal
 
+
+def _gpu_disobeys(world: "World", gpu: int, _agent: "Agent") -> Heal:
+    world.truth.wild[gpu] = True
+    return partial(world.truth.wild.__setitem__, gpu, False)
+
+
+def _cooling_derates(world: "World", _gpu: int, _agent: "Agent") -> Heal:
+    before_w, world.cooling_w = world.cooling_w, 0.55 * world.cooling_w
+    return partial(setattr, world, "cooling_w", before_w)
+
+
+def _plan_replaced(world: "World", _gpu: int, _agent: "Agent") -> Heal:
+    """The same windows, with other limits."""
+    world.replan(tuple(replace(s, limit_w=s.limit_w * 0.9) for s in world.plan))
+    return None
+
+
+def _plan_withdrawn(world: "World", _gpu: int, _agent: "Agent") -> Heal:
+    world.replan(())
+    return None
+
+
+def _base_load_high(world: "World", _gpu: int, _agent: "Agent") -> Heal:
+    """More than the settings ever assumed."""
+    world.truth.base_target_w = 1.2 * world.settings.base_max_w
+    return partial(setattr, world.truth, "base_target_w", 1500.0)
+
+
+def _statement_missing(world: "World", _gpu: int, _agent: "Agent") -> Heal:
+    world.site_states = False
+    return partial(setattr, world, "site_states", True)
+
+
+LATER = {
+    "gpu disobeys": Fault(2, 2.0, 15.0, _gpu_disobeys),
+    "cooling derates": Fault(2, 2.0, 15.0, _cooling_derates),
+    "plan replaced": Fault(3, 0.0, 0.0, _plan_replaced),
+    "plan withdrawn": Fault(1, 0.0, 0.0, _plan_withdrawn),
+    "base load high": Fault(2, 2.0, 15.0, _base_load_high),
+    "statement missing": Fault(2, 2.0, 15.0, _statement_missing),
+}
+"""Added when seeds had been kept already: drawn from a stream of their own, so that those still mean the same."""
 
 FAULTS = {
     "meter silent": Fault(2, 0.5, 20.0, partial(_meter, "silent")),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from controller.agent import lease as leases
-from controller.core import base_load, failsafe, law, ledger, ramp, schedule, sharing
+from controller.core import base_load, failsafe, law, ledger, ramp, schedule, sharing, watch
 from controller.core.model import FOREVER_S, Limit, Mode, Running
 from tests.world.checkers import Broken
 from tests.world.world import run
@@ -51,6 +51,18 @@ def test_1_a_silent_node_forgotten(monkeypatch):
     assert caught() == 1
 
 
+def test_1_racks_that_forget_their_inlets(monkeypatch):
+    monkeypatch.setattr(sharing, "_rack_budget_w", lambda settings, *_: np.full(2, 1e9))
+    monkeypatch.setattr(watch, "_instruments", lambda *_: iter(()))
+    assert caught() == 1
+
+
+def test_1_a_gpu_that_disobeys_is_not_counted(monkeypatch):
+    monkeypatch.setattr(watch, "disobedience_w", lambda excess_w, _held_w: np.zeros(len(excess_w)))
+    monkeypatch.setattr(watch, "_gpus", lambda *_: iter(()))
+    assert caught() in (1, 6)
+
+
 def test_2_the_highest_limit_binds_instead_of_the_lowest(monkeypatch):
     monkeypatch.setattr(law, "_power_w", lambda limit: -limit.power_w)
     assert caught() == 2
@@ -83,7 +95,17 @@ def test_5_a_budget_that_does_not_ramp(monkeypatch, rate):
 
 def test_5_power_that_a_fault_took_comes_back_at_once(monkeypatch):
     monkeypatch.setattr(sharing, "_lift", lambda _settings, shares, *_: (1e9, shares.sums))
-    assert caught() == 5
+    assert caught(seeds=range(10, 60)) == 5
+
+
+def test_5_limits_to_be_met_at_their_start_begin_to_ramp_then(monkeypatch):
+    honest = schedule.limits
+
+    def late(running, _ended, _setpoints, **given):
+        return honest(running, frozenset(), (), **given)
+
+    monkeypatch.setattr(schedule, "limits", late)
+    assert caught(seeds=range(200)) == 5
 
 
 def test_6_silence_about_what_cannot_be_shed():
@@ -106,6 +128,16 @@ def test_7_windows_that_end_by_the_wall_clock(monkeypatch):
 def test_8_no_failsafe_limit_before_the_site_has_spoken(monkeypatch):
     monkeypatch.setattr(failsafe, "limit", lambda *_: None)
     assert caught() == 8
+
+
+def test_8_a_heartbeat_that_counts_as_a_statement(monkeypatch):
+    honest = failsafe.step
+
+    def hasty(settings, link, site, now_s, *, limited):
+        return honest(settings, link, replace(site, plan_at_s=site.heartbeat_at_s), now_s, limited=limited)
+
+    monkeypatch.setattr(failsafe, "step", hasty)
+    assert caught(seeds=range(200)) == 8
 
 
 def test_8_a_restart_that_forgets_what_bound_before():

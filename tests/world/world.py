@@ -5,7 +5,7 @@ under control and back at work. Time is a number; messages are entries in a heap
 """
 
 import heapq
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from types import ModuleType
 
@@ -29,7 +29,7 @@ from controller.core.model import (
 )
 from tests.world.checkers import Broken, Checkers, Moment
 from tests.world.facility import Meter, Truth
-from tests.world.faults import FAULTS
+from tests.world.faults import FAULTS, LATER
 from tests.world.nodes import MAX_W, MIN_W, Agent, Network
 
 LENGTH_S = 60.0
@@ -64,7 +64,7 @@ class Disk:
     carried: Carried | None = None
 
 
-def settings_for(rng: Random, tick_s: float) -> Settings:
+def settings_for(rng: Random, tick_s: float, inlet_ratio: float) -> Settings:
     nodes, per_node = rng.choice(((2, 4), (3, 4), (2, 2)))
     count, racks = nodes * per_node, 2
     gpu_node = np.repeat(np.arange(nodes), per_node)
@@ -75,7 +75,7 @@ def settings_for(rng: Random, tick_s: float) -> Settings:
         gpu_node=gpu_node,
         gpu_rack=gpu_node % racks,
         inlet_rack=np.array([0, 0, 1, 1]),
-        inlet_continuous_w=np.full(4, rng.choice((3000.0, 6000.0))),
+        inlet_continuous_w=np.full(4, inlet_ratio * rng.choice((3000.0, 6000.0))),
         gpu_min_w=np.full(count, MIN_W),
         gpu_max_w=np.full(count, MAX_W),
         gpu_floor_w=np.array([rng.choice((200.0, 300.0)) for _ in range(count)]),
@@ -107,11 +107,15 @@ def settings_for(rng: Random, tick_s: float) -> Settings:
 class World:
     """All parts of one history. `law` may be a broken one: then a checker must say so."""
 
-    def __init__(self, seed: int, law: ModuleType = real_law, *, faults: bool = True) -> None:
+    def __init__(
+        self, seed: int, law: ModuleType = real_law, *, faults: bool = True, later: bool = True
+    ) -> None:
         self.seed, self.rng = seed, Random(seed)
         rng = self.rng
         self.dt_s = rng.choice((0.05, 0.1))
-        self.settings = settings_for(rng, self.dt_s)
+        self.later_rng = Random(f"later {seed}")
+        tight = later and self.later_rng.random() < 0.4  # racks that their inlets hold
+        self.settings = settings_for(rng, self.dt_s, 0.5 if tight else 1.0)
         topology = self.settings.topology
         count = len(topology.gpu_node)
         self.truth = Truth(
@@ -127,6 +131,7 @@ class World:
             base_target_w=1500.0,
             saturated=rng.random() < 0.4,
             lost=np.zeros(count, dtype=bool),
+            wild=np.zeros(count, dtype=bool),
         )
         self.meter = Meter(rng.uniform(0.15, 0.3), 0.1)
         self.inlets = [Meter(1.0, 0.8) for _ in topology.inlet_names]
@@ -152,6 +157,7 @@ class World:
         ]
         self.law, self.disk, self.controller = law, Disk(), None
         self.utc_step_s = 0.0
+        self.site_states, self.plan_since_s = True, 0.0
         self.site_up, self.site_next_s = True, rng.uniform(0.0, 3.0)
         self.plan = self._plan()
         self.site_known = Site()
@@ -161,6 +167,8 @@ class World:
         self.measurable_at_s = self.unmeasurable_at_s = 1000.0
         self.checkers = Checkers(self.settings)
         self.timeline = self._draw_faults() if faults else []
+        if faults and later:
+            self.timeline = sorted([*self.timeline, *self._draw_later()])
         self.ending: list[tuple[float, int, str, object]] = []
         self.log: list[str] = []
         self.now_s = 1000.0
@@ -196,6 +204,21 @@ class World:
             length_s = rng.uniform(FAULTS[name].shortest_s, FAULTS[name].longest_s)
             timeline.append((at_s, name, min(length_s, FAULTS_UNTIL_S - at_s)))
         return sorted(timeline)
+
+    def _draw_later(self) -> list[tuple[float, str, float]]:
+        rng, names = self.later_rng, list(LATER)
+        weights = [LATER[name].weight for name in names]
+        drawn = rng.choices(names, weights=weights, k=rng.choice((0, 0, 1, 2)))
+        timeline = []
+        for name in drawn:
+            at_s = rng.uniform(FAULTS_FROM_S, FAULTS_UNTIL_S - 2.0)
+            length_s = rng.uniform(LATER[name].shortest_s, LATER[name].longest_s)
+            timeline.append((at_s, name, min(length_s, FAULTS_UNTIL_S - at_s)))
+        return timeline
+
+    def replan(self, plan: tuple[Setpoint, ...]) -> None:
+        """The site changes its mind. What it asked before need not bind any more."""
+        self.plan = plan
 
     # --- running it -------------------------------------------------------------------------------------
 
@@ -233,19 +256,22 @@ class World:
                 controller.board.put_report(message, self.now_s)
         elif to == "site":
             if controller is not None:
-                _, setpoints = message
-                if setpoints != self.site_known.setpoints:
-                    self.disk.setpoints = setpoints
-                self.site_known = Site(self.now_s, self.now_s, setpoints)
+                if message is None:  # a heartbeat without a statement
+                    self.site_known = replace(self.site_known, heartbeat_at_s=self.now_s)
+                else:
+                    if message != self.site_known.setpoints:
+                        self.plan_since_s = self.now_s
+                    self.site_known = Site(self.now_s, self.now_s, message)
+                    self.disk.setpoints = message
                 controller.board.site = self.site_known
-                controller.site_spoke = True
+                controller.site_spoke = controller.site_spoke or message is not None
         else:
             self.agents[int(to)].hear(message, self.now_s, self.network)
 
     def _site(self, t_s: float) -> None:
         if t_s >= self.site_next_s and self.site_up:
             self.site_next_s = t_s + 1.0
-            self.network.send(self.now_s, "site", (self.now_s, self.plan), via="site")
+            self.network.send(self.now_s, "site", self.plan if self.site_states else None, via="site")
 
     def _measure(self) -> None:
         truth, now_s, rng = self.truth, self.now_s, self.rng
@@ -300,8 +326,9 @@ class World:
 
     def _break(self, name: str, length_s: float) -> None:
         self.log.append(f"{self.now_s - self.start_s:6.2f} s  {name} for {length_s:.2f} s")
-        gpu, agent = self.rng.randrange(len(self.truth.limit_w)), self.rng.choice(self.agents)
-        heal = FAULTS[name].strike(self, gpu, agent)
+        fault, rng = (FAULTS[name], self.rng) if name in FAULTS else (LATER[name], self.later_rng)
+        gpu, agent = rng.randrange(len(self.truth.limit_w)), rng.choice(self.agents)
+        heal = fault.strike(self, gpu, agent)
         if heal is not None:
             heapq.heappush(self.ending, (self.now_s + length_s, len(self.log), name, heal))
 
@@ -332,10 +359,14 @@ class World:
             limits_w=truth.limit_w,
             block_w=truth.block_w,
             base_w=truth.base_w,
+            rack_w=(truth.rack_w(0), truth.rack_w(1)),
+            clock_true=self.utc_step_s == 0.0,
             decision=decision,
             decided_now=decided,
             started_at_s=now_s if controller is None else controller.started_at_s,
             site_spoke=controller is not None and controller.site_spoke,
+            heard_at_s=self.site_known.heartbeat_at_s,
+            plan_since_s=self.plan_since_s,
             inherited_w=inherited_w,
             budget_max_w=budget_max_w,
             wanted=tuple(self.wanted.values()),
@@ -349,6 +380,12 @@ class World:
     def _note_wanted(self, setpoints: tuple[Setpoint, ...]) -> None:
         """A window opens when the wall clock first says so, and lasts its length by true time."""
         utc_s = UTC_0 + self.now_s - self.start_s + self.utc_step_s
+        known = {setpoint.id: setpoint for setpoint in setpoints}
+        for name, (_, opened_s, ends_s) in list(self.wanted.items()):
+            if name in known:
+                self.wanted[name] = (known[name], opened_s, ends_s)
+            else:
+                del self.wanted[name]
         for setpoint in setpoints:
             if setpoint.id not in self.wanted and setpoint.starts_utc_s <= utc_s < setpoint.ends_utc_s:
                 until_s = self.now_s + setpoint.ends_utc_s - utc_s
@@ -358,9 +395,9 @@ class World:
         self.checkers.healed(self.now_s, self.controller.decision, self.truth, self.settings)
 
 
-def run(seed: int, law: ModuleType = real_law, *, faults: bool = True) -> World:
+def run(seed: int, law: ModuleType = real_law, *, faults: bool = True, later: bool = True) -> World:
     """One history. Raises `Broken`, its notes naming the seed and the faults drawn."""
-    world = World(seed, law, faults=faults)
+    world = World(seed, law, faults=faults, later=later)
     try:
         return world.run()
     except Broken as broken:
