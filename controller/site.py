@@ -127,7 +127,7 @@ class SiteDesk:
             now_utc_s: decides on coming windows only.
         """
         self._running = frozenset(_window(entry.setpoint) for entry in running)
-        self._over = (self._over | ended).intersection(self._known)
+        self._over = (self._over | ended) & self._known_set
         self._choose(now_utc_s)
 
     def _choose(self, now_utc_s: float) -> None:
@@ -135,8 +135,8 @@ class SiteDesk:
         setpoints = tuple(
             s
             for s in self._known
-            if _window(s) in self._running
-            or (s.starts_utc_s < reach_utc_s and s.ends_utc_s > now_utc_s and s not in self._over)
+            if (s.starts_utc_s < reach_utc_s and s.ends_utc_s > now_utc_s and s not in self._over)
+            or (self._running and _window(s) in self._running)
         )
         if setpoints != self.site.setpoints:
             self._publish(replace(self.site, setpoints=setpoints))
@@ -145,6 +145,7 @@ class SiteDesk:
         """Once per change of the book: it may hold thousands of windows, and heartbeats are many."""
         windows = self._book.windows(NEVER_S)
         self._known = tuple(setpoint_of(w, arrive_at_start=self._arrive_at_start) for w in windows)
+        self._known_set = frozenset(self._known)
         self._event_ids = frozenset(window.event_id for window in windows)
 
     def _heartbeat(self, payload: bytes, retained: bool, now_s: float) -> openadr.Verdict:

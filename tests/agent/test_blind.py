@@ -1,6 +1,7 @@
 """The dead man's hand on GPUs that cannot be read: their limits go down all the same, and never up."""
 
 import asyncio
+import threading
 from dataclasses import dataclass, field
 
 from controller.agent.config import NodeConfig
@@ -17,7 +18,7 @@ class BlindDriver:
     limits_w: list[float]
     gpu_count: int = 2
     written: list[tuple[int, float]] = field(default_factory=list)
-    lowered: asyncio.Event = field(default_factory=asyncio.Event)
+    lowered: threading.Event = field(default_factory=threading.Event)
 
     def read(self, gpu: int) -> None:
         raise NvmlFault(3, f"cannot read GPU {gpu}: Not Supported")
@@ -64,7 +65,7 @@ async def test_a_lapsed_lease_lowers_a_gpu_whose_power_cannot_be_read(tmp_path):
     )
     agent.on_message("", encode(order), False)
     try:
-        await asyncio.wait_for(driver.lowered.wait(), 3.0)
+        assert await asyncio.to_thread(driver.lowered.wait, 3.0)
     finally:
         serving.cancel()
         await asyncio.wait({serving})
