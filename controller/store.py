@@ -24,6 +24,7 @@ from controller.core.model import FOREVER_S, NEVER_S, Carried, Decision, Running
 
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 SYNC_S: Final = 1.0
+BASE_KEPT_S: Final = 5.0  # a base load on disk is no older than this; the law trusts it for six times that
 RETRY_S: Final = 1.0  # after a failed write
 VERSION: Final = 1
 UNREADABLE: Final = (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError)
@@ -50,6 +51,8 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     source: str = ""
     ends_at_s: float = FOREVER_S
     ends_utc_s: float = FOREVER_S
+    base_w: float = 0.0
+    base_at_s: float = NEVER_S
     length_s: float = FOREVER_S  # of the window that binds
 
 
@@ -106,7 +109,10 @@ class Store:
             return None, ()
         if kept.boot_id == self._boot_id:
             running = tuple(Running(entry.setpoint, entry.ends_at_s) for entry in kept.running)
-            return Carried(kept.limit_w, kept.budget_w, kept.source, kept.ends_at_s), running
+            carried = Carried(
+                kept.limit_w, kept.budget_w, kept.source, kept.ends_at_s, kept.base_w, kept.base_at_s
+            )
+            return carried, running
         left_s = min(kept.ends_utc_s - now_utc_s, kept.length_s)
         carried = Carried(kept.limit_w, kept.budget_w, kept.source, min(now_s + left_s, FOREVER_S))
         opened = (
@@ -134,7 +140,9 @@ class Store:
         mine = [e for e in running if e.setpoint.limit_w == decision.binding.power_w]
         kept = self.kept
         said = (decision.binding.power_w, decision.budget_w, decision.binding.source)
-        if said == (kept.limit_w, kept.budget_w, kept.source) and running == kept.running:
+        base = decision.state.base
+        measured = base.measured_at_s - kept.base_at_s < BASE_KEPT_S
+        if said == (kept.limit_w, kept.budget_w, kept.source) and running == kept.running and measured:
             if self.fault and decision.state.at_s - self._tried_at_s >= RETRY_S:
                 self._tried_at_s = decision.state.at_s
                 self._write()
@@ -145,6 +153,8 @@ class Store:
             limit_w=decision.binding.power_w,
             budget_w=decision.budget_w,
             source=decision.binding.source,
+            base_w=base.upper_w,
+            base_at_s=base.measured_at_s,
             ends_at_s=max((entry.ends_at_s for entry in mine), default=FOREVER_S),
             ends_utc_s=max((entry.setpoint.ends_utc_s for entry in mine), default=FOREVER_S),
             length_s=max((_length_s(entry.setpoint) for entry in mine), default=FOREVER_S),

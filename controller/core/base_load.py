@@ -17,7 +17,7 @@ from typing import Final
 
 import numpy as np
 
-from controller.core.model import NEVER_S, BaseLoad, Bools, Floats, Settings, Snapshot
+from controller.core.model import NEVER_S, BaseLoad, Bools, Carried, Floats, Settings, Snapshot
 
 WINDOW_S: Final = 1.0
 FALL_PER_S: Final = 2.0  # share of the gap that the upper estimate falls in a second
@@ -25,12 +25,13 @@ KEPT_MAX: Final = 80  # samples; 3 s at 20 Hz and some reserve
 METER_KEPT_S: Final = 1.6 * WINDOW_S  # a reading waits until the GPUs' moments have passed its own
 
 
-def start(settings: Settings) -> BaseLoad:
+def start(settings: Settings, carried: Carried | None = None) -> BaseLoad:
+    """Nothing is measured yet; what the process before measured stands for as long as it may."""
     topology = settings.topology
     racks, inlets = len(topology.rack_names), len(topology.inlet_names)
     return BaseLoad(
-        upper_w=settings.base_max_w,
-        measured_at_s=NEVER_S,
+        upper_w=settings.base_max_w if carried is None else max(carried.base_w, settings.base_min_w),
+        measured_at_s=NEVER_S if carried is None else carried.base_at_s,
         rack_upper_w=settings.rack_base_max_w.copy(),
         rack_measured_at_s=np.full(racks, NEVER_S),
         gpu_at_s=np.full(1, NEVER_S),

@@ -52,7 +52,7 @@ def start(
         running=running,
         ended=frozenset(),
         pace=ramp.start(failsafe_w if carried is None else min(failsafe_w, carried.budget_w), now_s),
-        base=base_load.start(settings),
+        base=base_load.start(settings, carried),
         ledger=ledger.start(settings, now_s),
         shares=Shares(
             desired_w=topology.gpu_max_w.copy(),

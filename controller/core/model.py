@@ -204,6 +204,8 @@ class Carried:
     budget_w: float
     source: str
     ends_at_s: float = FOREVER_S
+    base_w: float = 0.0  # base load as last measured, and when: it ages like any other
+    base_at_s: float = NEVER_S
 
 
 @dataclass(frozen=True, slots=True)

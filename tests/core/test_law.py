@@ -300,3 +300,10 @@ def test_restarts_in_a_row_name_what_bound_before_only_once():
     carried = Carried(1500.0, 1500.0, "before restart: openadr e/0")
     block = Block(state=law.start(SETTINGS, 100.0, carried))
     assert block.tick().binding.source == "before restart: openadr e/0"
+
+
+def test_a_restart_trusts_the_base_load_measured_just_before_and_no_older_one():
+    for age_s, assumed_w in ((2.0, BASE_W), (99.0, SETTINGS.base_max_w)):
+        carried = Carried(2400.0, 2400.0, "feed rating", base_w=BASE_W, base_at_s=100.0 - age_s)
+        block = Block(state=law.start(SETTINGS, 100.0, carried))
+        assert block.tick(meter=False).base_w == assumed_w

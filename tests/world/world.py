@@ -302,8 +302,14 @@ class World:
     def _persist(self, decision: Decision) -> None:
         ends = [r.ends_at_s for r in decision.state.running if r.setpoint.limit_w == decision.binding.power_w]
         self.disk.running = decision.state.running
+        base = decision.state.base
         self.disk.carried = Carried(
-            decision.binding.power_w, decision.budget_w, decision.binding.source, max(ends, default=FOREVER_S)
+            decision.binding.power_w,
+            decision.budget_w,
+            decision.binding.source,
+            max(ends, default=FOREVER_S),
+            base.upper_w,
+            base.measured_at_s,
         )
 
     def start_controller(self) -> None:
