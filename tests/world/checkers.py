@@ -96,7 +96,8 @@ class Checkers:
             while trail[0][0] < now - 6.0:
                 trail.popleft()
         if moment.decided_now and moment.decision is not None:
-            if moment.decision.binding.protection or not moment.site_spoke:
+            fresh = moment.now_s - moment.started_at_s < 0.5
+            if moment.decision.binding.protection or not moment.site_spoke or fresh:
                 self.protected_at_s = now
             self.budgets.append((now, moment.decision.budget_w + moment.decision.shortfall_w))
             self.aims.append((now, moment.decision.budget_w))

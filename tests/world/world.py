@@ -366,7 +366,7 @@ class World:
             block_w=truth.block_w,
             base_w=truth.base_w,
             rack_w=(truth.rack_w(0), truth.rack_w(1)),
-            clock_true=self.utc_step_s == 0.0,
+            clock_true=not any("wall clock" in line for line in self.log),
             decision=decision,
             decided_now=decided,
             started_at_s=now_s if controller is None else controller.started_at_s,
