@@ -16,6 +16,7 @@ import logging
 import signal
 import sys
 from collections import deque
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -55,6 +56,7 @@ class Controller:
         self._config, self._settings = config, settings
         self._woken = asyncio.Event()  # these first: what is kept speaks up as soon as it is read
         self._wished = False
+        self.stopping = False
         self._late_s: deque[float] = deque(maxlen=BEATS_KEPT)
         self._tick_s: deque[float] = deque(maxlen=BEATS_KEPT)
         self._beats = self._skipped = 0
@@ -88,10 +90,19 @@ class Controller:
     async def serve(self) -> None:
         """Run until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._link.run(), name="broker")
+            tasks.create_task(self._for_ever("broker", self._link.run), name="broker")
             for name, run in self._field.runs.items():
-                tasks.create_task(run(), name=name)  # type: ignore[arg-type]
-            tasks.create_task(self._beat_for_ever(), name="beat")
+                tasks.create_task(self._for_ever(name, run), name=name)
+            tasks.create_task(self._for_ever("beat", self._beat_for_ever), name="beat")
+
+    async def _for_ever(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
+        """A task that ends, even by a cancellation that nobody asked for, must not be missed in silence."""
+        try:
+            await run()
+        except asyncio.CancelledError:
+            if self.stopping:
+                raise
+        raise RuntimeError(f"task {name!r} ended; the process ends with it, to be started anew")
 
     # --- the beat ---------------------------------------------------------------------------------------
 
@@ -281,6 +292,7 @@ async def run(config: BlockConfig) -> None:
     try:
         await asyncio.wait((task, stop), return_when=asyncio.FIRST_COMPLETED)
         notify("STOPPING=1")
+        controller.stopping = True
         while not task.done():
             task.cancel()  # once is not always enough: libraries have been seen to swallow a cancellation
             await asyncio.wait((task,), timeout=CANCEL_AGAIN_S)

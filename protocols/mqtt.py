@@ -182,9 +182,6 @@ class MqttLink:
                 await self._one_session()
             except* aiomqtt.MqttError as faults:
                 self._lost(_first(faults))
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise asyncio.CancelledError  # the farewell failed on the way out: stop all the same
             failures = 0 if self._session_s > SESSION_STABLE_S else failures + 1
             await asyncio.sleep(_backoff_s(failures))
 

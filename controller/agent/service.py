@@ -43,6 +43,7 @@ BEAT_WAIT_RATIO: Final = (
 RECORD_WAIT_MAX_S: Final = 1.0  # for the disk
 WATCHDOG_PERIOD_S: Final = 1.0
 HEALTHY_AGE_MAX_S: Final = 5.0  # no sweep or no end of writing for longer: let systemd start a new process
+CANCEL_AGAIN_S: Final = 0.2
 OPENING: Final = -1  # stands for the driver itself where a lane wants a GPU index
 
 log = structlog.get_logger(__name__)
@@ -353,11 +354,18 @@ def _link(config: NodeConfig, on_message: Callable[[str, bytes, bool], None]) ->
     )
 
 
+def _end(life: "asyncio.Task[object]") -> None:
+    """Cancel, and again: once is not always enough, libraries have been seen to swallow a cancellation."""
+    if not life.done():
+        life.cancel()
+        asyncio.get_running_loop().call_later(CANCEL_AGAIN_S, _end, life)
+
+
 async def run(config: NodeConfig, *, observe: bool) -> int:
     """The agent's life. Returns the exit code: 0 stopped, 1 driver gone, 2 cannot work as set up."""
     life = asyncio.current_task()
     assert life is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, life.cancel)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, _end, life)
     try:
         # First the link, whose settings may be wrong; it brings messages only once the agent serves it.
         link = _link(config, lambda *message: agent.on_message(*message))  # noqa: PLW0108  no agent yet
