@@ -161,7 +161,7 @@ def measure(gpus: int, ticks: int, seed: int) -> Times:
     gc.freeze()
     for _ in range(ticks):
         decision = loop.beat()
-        assert decision.binding.source == "openadr event-1", decision.why
+        assert decision.binding.source == "openadr event-1", decision.binding
     gc.unfreeze()
     return loop.times
 

@@ -48,6 +48,8 @@ class Board:
         self._topology = topology
         self._min_w = topology.gpu_min_w.copy()
         self._max_w = topology.gpu_max_w.copy()
+        self._constraints_w: list[list[tuple[float, float]]] = [[] for _ in range(nodes)]  # as last told
+        self._misfits: list[list[str]] = [[] for _ in range(nodes)]
         self._node_at_s = np.full(nodes, NEVER_S)
         self._node_seq = np.zeros(nodes, dtype=np.int64)
         self._node_leased = np.zeros(nodes, dtype=np.bool_)
@@ -96,38 +98,45 @@ class Board:
         self._node_at_s[node] = min(bound_s, now_s) if heard else NEVER_S
         self._node_seq[node] = report.seq if ours else 0
         self._node_leased[node] = ours and report.mode == "leased"
-        misfits = self._take(report, members)
+        misfits = self._take(report, node)
         self.last_refusal.pop(report.node, None)
         self.gpu_faults[report.node] = [*misfits, *(gpu.fault for gpu in report.gpus if gpu.fault)]
         self._revision += 1
         self._gpus = None
         return ""
 
-    def _take(self, report: Report, members: NDArray[np.intp]) -> list[str]:
-        """Values of the GPUs; what no GPU can have is unknown, and constraints stay as configured then.
+    def _take(self, report: Report, node: int) -> list[str]:
+        """Values of the GPUs; what no GPU can have is unknown.
 
         Returns a sentence per GPU whose constraints were not believed.
         """
-        told = np.array([(g.power_w, g.limit_w, g.min_w, g.max_w) for g in report.gpus], dtype=np.float64)
-        power_w, limit_w, min_w, max_w = told.T  # None, not readable, has become NaN
-        configured_min_w, configured_max_w = (
-            self._topology.gpu_min_w[members],
-            self._topology.gpu_max_w[members],
-        )
+        members = self._slices[node]
+        constraints_w = [(gpu.min_w, gpu.max_w) for gpu in report.gpus]
+        if constraints_w != self._constraints_w[node]:
+            self._constraints_w[node] = constraints_w
+            self._misfits[node] = self._constrain(report, members)
+        for sentence in self._misfits[node]:
+            self.refuse(sentence)
+        self._limit_w[members] = [gpu.limit_w for gpu in report.gpus]  # None, not readable, becomes NaN
+        self._power_w[members] = [gpu.power_w for gpu in report.gpus]
+        told_w = self._power_w[members]
+        absurd = (told_w < 0) | (told_w > POWER_MAX_RATIO * self._max_w[members])
+        if np.count_nonzero(absurd):
+            self._power_w[members[absurd]] = np.nan
+        return self._misfits[node]
+
+    def _constrain(self, report: Report, members: NDArray[np.intp]) -> list[str]:
+        """Constraints as the devices have them, or as configured where those cannot be."""
+        configured_max_w = self._topology.gpu_max_w[members]
+        min_w, max_w = np.array([(gpu.min_w, gpu.max_w) for gpu in report.gpus], dtype=np.float64).T
         # A device that claims more than its configuration would take the others' share of the budget.
         sound = (min_w > 0) & (min_w <= max_w) & (max_w <= configured_max_w)
-        misfits = [
-            self.refuse(
-                f"{report.node} GPU {gpu}: its power limits do not fit block.yaml, which is taken instead"
-            )
+        self._min_w[members] = np.where(sound, min_w, self._topology.gpu_min_w[members])
+        self._max_w[members] = np.where(sound, max_w, configured_max_w)
+        return [
+            f"{report.node} GPU {gpu}: its power limits do not fit block.yaml, which is taken instead"
             for gpu in np.flatnonzero(~sound)
         ]
-        self._min_w[members] = np.where(sound, min_w, configured_min_w)
-        self._max_w[members] = np.where(sound, max_w, configured_max_w)
-        highest_w = POWER_MAX_RATIO * self._max_w[members]
-        self._limit_w[members] = limit_w
-        self._power_w[members] = np.where((power_w >= 0) & (power_w <= highest_w), power_w, np.nan)
-        return misfits
 
     def snapshot(self, now_s: float, now_utc_s: float) -> Snapshot:
         if self._gpus is None:

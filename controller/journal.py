@@ -25,7 +25,7 @@ import structlog
 
 from controller.core.model import NEVER_S, Decision, Settings, Snapshot, State
 
-VERSION: Final = 1
+VERSION: Final = 2
 WAITING_MAX: Final = 200  # lines; ten seconds of a disk that does not answer
 RETRY_S: Final = 1.0  # a disk that failed is tried again this often; each try costs a head
 PARTS: Final = ("meter", "inlets", "cooling", "gpus", "site")

@@ -27,7 +27,7 @@ from controller.actuate import Actuate
 from controller.board import Board
 from controller.clock import now_s, now_utc_s
 from controller.config import BlockConfig, ConfigError, load_block, settings_of
-from controller.core import law
+from controller.core import law, watch
 from controller.core.model import NEVER_S, Decision, Site, Snapshot
 from controller.field import Field
 from controller.journal import Journal
@@ -152,7 +152,7 @@ class Controller:
         if self._is_due("refresh", REFRESH_S, began_s) or after.running != before.running:
             self._site.refresh(after.running, after.ended, snapshot.now_utc_s)
         if on_time and self._is_due("watchdog", WATCHDOG_S, began_s):
-            notify(f"WATCHDOG=1\nSTATUS={decision.mode}: {decision.why}")
+            notify(f"WATCHDOG=1\nSTATUS={decision.mode}: {watch.why(self._settings, decision)}")
 
     def _send(self, snapshot: Snapshot, decision: Decision) -> None:
         orders = self._actuate.orders(

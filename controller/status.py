@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 import structlog
 
-from controller.core import base_load
+from controller.core import base_load, watch
 from controller.core.model import Decision, Floats, Ints, Limit, Settings, Snapshot
 
 VERSION: Final = 1
@@ -57,7 +57,7 @@ def block_status(
         "shortfall_w": decision.shortfall_w,
         "binding": limit_status(decision.binding),
         "limits": [limit_status(limit) for limit in decision.limits],
-        "why": decision.why,
+        "why": watch.why(settings, decision),
         "alarms": [{"key": alarm.key, "text": alarm.text} for alarm in decision.alarms],
         "racks": [
             {

@@ -22,9 +22,10 @@ back (`known_at_s`): whoever decided it could not know what these GPUs have come
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from math import inf
+from types import MappingProxyType
 from typing import Final, NamedTuple, Protocol
 
 
@@ -103,9 +104,8 @@ class LeaseSettings:
     waiting_max_s: float | None  # None: wait for ever
 
 
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """All memory of the lease logic."""
+class Lease(NamedTuple):
+    """All memory of the lease logic; made anew with every order."""
 
     mode: Mode
     started_at_s: float
@@ -115,7 +115,7 @@ class Lease:
     newest: tuple[int, int] = (0, 0)  # (epoch, seq) of the newest order obeyed
     lowers_only: bool = False  # it was decided without knowing what this agent has come to hold
     answers_from_s: float = 0.0  # only orders decided on readings taken since may raise
-    refused: Mapping[Refusal, int] = field(default_factory=dict)
+    refused: Mapping[Refusal, int] = MappingProxyType({})
 
 
 def begin(settings: LeaseSettings, now_s: float, *, observe: bool) -> Lease:
@@ -135,7 +135,7 @@ def offer(settings: LeaseSettings, lease: Lease, order: Order, now_s: float) -> 
     for refusal, applies in REFUSALS.items():
         if applies(settings, lease, order, now_s):
             count = lease.refused.get(refusal, 0) + 1
-            return replace(lease, refused={**lease.refused, refusal: count}), refusal
+            return lease._replace(refused={**lease.refused, refusal: count}), refusal
     key, until_s = (order.epoch, order.seq), order.echo_at_s + order.lease_s
     held_w: tuple[float | None, ...] = order.limits_w
     answers_from_s = now_s if lease.mode is Mode.WAITING else lease.answers_from_s
@@ -148,8 +148,7 @@ def offer(settings: LeaseSettings, lease: Lease, order: Order, now_s: float) -> 
         )
         until_s = max(until_s, lease.until_s) if lease.mode is Mode.LEASED else until_s
     mode = _after(lease.mode, Event.GRANTED)
-    granted = replace(
-        lease,
+    granted = lease._replace(
         mode=mode,
         newest=key,
         until_s=until_s,
@@ -168,8 +167,8 @@ def beat(settings: LeaseSettings, lease: Lease, found_w: Sequence[float | None],
     if now_s >= lease.until_s:
         mode = _after(lease.mode, Event.LAPSED)
         # The ramp begins when the right ended, not when this beat noticed.
-        lease = replace(
-            lease, mode=mode, ramped_at_s=lease.until_s, answers_from_s=lease.until_s, until_s=inf
+        lease = lease._replace(
+            mode=mode, ramped_at_s=lease.until_s, answers_from_s=lease.until_s, until_s=inf
         )
     if lease.mode is not Mode.FALLBACK:
         return lease
@@ -178,7 +177,7 @@ def beat(settings: LeaseSettings, lease: Lease, found_w: Sequence[float | None],
         _ramped_w(_lowest_w(held, found, fallback_w), fallback_w, drop_w)
         for held, found, fallback_w in zip(lease.held_w, found_w, settings.fallback_w, strict=True)
     )
-    return replace(lease, held_w=held_w, ramped_at_s=max(now_s, lease.ramped_at_s))
+    return lease._replace(held_w=held_w, ramped_at_s=max(now_s, lease.ramped_at_s))
 
 
 def due(lease: Lease, found: Sequence[Found | None]) -> tuple[Write, ...]:

@@ -68,12 +68,12 @@ def _fill(
 ) -> Floats:
     """Raise `share` towards `top` by at most `left_w` in all, racks within their budgets."""
     racks = len(rack_budget_w)
-    room_w = np.maximum(0.0, rack_budget_w - np.bincount(rack, weights=share, minlength=racks))
+    room_w = np.maximum(0.0, rack_budget_w - np.bincount(rack, share, racks))
     need = top - share
-    full = np.zeros(len(share))  # gains in racks that ran full
+    full = np.zeros_like(share)  # gains in racks that ran full
     for _ in range(racks + 1):
         gain = need if float(need.sum()) <= left_w else _level(need, weight, left_w)
-        over = np.flatnonzero(np.bincount(rack, weights=gain, minlength=racks) > room_w + 1e-9)
+        over = np.flatnonzero(np.bincount(rack, gain, racks) > room_w + 1e-9)
         if len(over) == 0:
             return share + full + gain
         need = need.copy()
@@ -88,12 +88,12 @@ def _fill(
 def _level(need: Floats, weight: Floats, amount_w: float) -> Floats:
     """Connected vessels: min(need, level * weight) with the level that spends `amount_w` (< sum of need)."""
     full_at = need / weight
-    order = np.argsort(full_at)
-    need_sorted, weight_sorted = need[order], weight[order]
-    filled_before = np.concatenate(([0.0], np.cumsum(need_sorted)[:-1]))
-    width_left = np.cumsum(weight_sorted[::-1])[::-1]
+    order = full_at.argsort()
+    need_sorted = need[order]
+    filled_before = need_sorted.cumsum() - need_sorted
+    width_left = weight[order][::-1].cumsum()[::-1]
     spent_at = filled_before + full_at[order] * width_left  # spent when this one has just run full
-    first = min(int(np.searchsorted(spent_at, amount_w)), len(need) - 1)
+    first = min(int(spent_at.searchsorted(amount_w)), len(need) - 1)
     level = (amount_w - filled_before[first]) / width_left[first]
     gain: Floats = np.minimum(need, level * weight)
     return gain

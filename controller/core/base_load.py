@@ -12,7 +12,6 @@ The PDUs are the second witness. They lag too much to lead while the block ramps
 meter's word from below, less a tolerance: a meter that lies low is caught here. Per rack they lead.
 """
 
-from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -50,15 +49,15 @@ def update(
     settings: Settings, base: BaseLoad, snapshot: Snapshot, power_w: Floats, *, reported: bool
 ) -> BaseLoad:
     """Take in what is new. `power_w` (n): GPU draws, NaN where unknown; `reported`: some agent spoke."""
-    if np.isnan(power_w).any():
-        base = replace(base, gap_at_s=snapshot.now_s)
+    if np.count_nonzero(np.isnan(power_w)):
+        base = base._replace(gap_at_s=snapshot.now_s)
     if reported:
         base = _with_gpus(settings, base, snapshot, power_w)
     meter = snapshot.meter
-    newest_at_s = base.meter_at_s[-1] if len(base.meter_at_s) else NEVER_S
-    if meter.taken_at_s > newest_at_s and meter.is_usable(snapshot.now_s, settings.meter_age_max_s):
+    newer = len(base.meter_at_s) == 0 or meter.taken_at_s > base.meter_at_s[-1]
+    if newer and meter.is_usable(snapshot.now_s, settings.meter_age_max_s):
         base = _with_meter(settings, base, meter.taken_at_s, meter.value)
-    if (snapshot.inlets.taken_at_s > base.inlet_at_s).any():
+    if np.count_nonzero(snapshot.inlets.taken_at_s > base.inlet_at_s):
         base = _with_inlets(settings, base, snapshot)
     return base
 
@@ -87,22 +86,19 @@ def _with_gpus(settings: Settings, base: BaseLoad, snapshot: Snapshot, power_w: 
     moment_s = float(heard_at_s.sum()) / max(1, len(heard_at_s))
     if len(heard_at_s) == 0 or moment_s <= base.gpu_at_s[-1]:
         return base
-    known_w = power_w if base.gap_at_s < snapshot.now_s else np.nan_to_num(power_w)
-    racks = np.bincount(topology.gpu_rack, known_w, len(topology.rack_names))
+    known_w = power_w if base.gap_at_s < snapshot.now_s else np.where(np.isnan(power_w), 0.0, power_w)
     keep = slice(-KEPT_MAX + 1, None)
-    return replace(
-        base,
+    return base._replace(
         gpu_at_s=np.concatenate((base.gpu_at_s[keep], (moment_s,))),
-        gpu_rack_w=np.concatenate((base.gpu_rack_w[keep], racks[np.newaxis])),
+        gpu_rack_w=np.concatenate((base.gpu_rack_w[keep], topology.rack_sums(known_w)[np.newaxis])),
     )
 
 
 def _with_meter(settings: Settings, base: BaseLoad, at_s: float, power_w: float) -> BaseLoad:
     kept = base.meter_at_s > at_s - METER_KEPT_S
-    base = replace(
-        base,
-        meter_at_s=np.append(base.meter_at_s[kept], at_s),
-        meter_w=np.append(base.meter_w[kept], power_w),
+    base = base._replace(
+        meter_at_s=np.concatenate((base.meter_at_s[kept], (at_s,))),
+        meter_w=np.concatenate((base.meter_w[kept], (power_w,))),
     )
     covered = _covered(settings, base)
     complete = covered & (base.meter_at_s - settings.meter_lag_s - settings.skew_s > base.gap_at_s)
@@ -111,15 +107,15 @@ def _with_meter(settings: Settings, base: BaseLoad, at_s: float, power_w: float)
             return base
         # some GPU was unknown: what is left beside the known ones is too much, never too little
         bound_w = _rest_w(settings, base, covered)
-        return replace(base, bound_w=max(bound_w, settings.base_min_w), bounded_at_s=at_s)
+        return base._replace(bound_w=max(bound_w, settings.base_min_w), bounded_at_s=at_s)
     sample_w = _rest_w(settings, base, complete)
     if (base.rack_measured_at_s > at_s - settings.inlet_age_max_s).all():
         sample_w = max(sample_w, float(base.rack_upper_w.sum()) - settings.witness_tolerance_w)
     if sample_w < settings.base_min_w:
-        return replace(base, disbelieved_at_s=at_s)
+        return base._replace(disbelieved_at_s=at_s)
     known = at_s - base.measured_at_s <= settings.base_age_max_s
     moved_w = _slow_fall(base.upper_w, sample_w, at_s - base.measured_at_s) if known else sample_w
-    return replace(base, upper_w=moved_w, measured_at_s=at_s)
+    return base._replace(upper_w=moved_w, measured_at_s=at_s)
 
 
 def _covered(settings: Settings, base: BaseLoad) -> Bools:
@@ -137,22 +133,21 @@ def _covered(settings: Settings, base: BaseLoad) -> Bools:
 def _rest_w(settings: Settings, base: BaseLoad, chosen: Bools) -> float:
     """Mean of meter minus GPUs over the chosen readings, and what a skew of the moments may hide in it."""
     moment_s = base.meter_at_s[chosen] - settings.meter_lag_s
-    sums_w = base.gpu_rack_w.sum(axis=1)
-    earlier_w, gpu_w, later_w = (
-        float(np.interp(moment_s + skew_s, base.gpu_at_s, sums_w).mean())
-        for skew_s in (-settings.skew_s, 0.0, settings.skew_s)
-    )
+    skews_s = np.array(((-settings.skew_s,), (0.0,), (settings.skew_s,)))
+    sums_w = np.interp(moment_s + skews_s, base.gpu_at_s, base.gpu_rack_w.sum(axis=1)).sum(axis=1)
+    earlier_w, gpu_w, later_w = (sums_w / len(moment_s)).tolist()
     hidden_w = max(abs(later_w - gpu_w), abs(gpu_w - earlier_w))
-    return float(base.meter_w[chosen].mean()) - settings.block_w_per_gpu_w * (gpu_w - hidden_w)
+    metered_w = float(base.meter_w[chosen].sum()) / len(moment_s)
+    rest_w: float = metered_w - settings.block_w_per_gpu_w * (gpu_w - hidden_w)
+    return rest_w
 
 
 def _with_inlets(settings: Settings, base: BaseLoad, snapshot: Snapshot) -> BaseLoad:
     topology, inlets = settings.topology, snapshot.inlets
-    racks = len(topology.rack_names)
     usable = inlets_usable(settings, snapshot)
-    complete = np.bincount(topology.inlet_rack, weights=~usable, minlength=racks) == 0
-    moved = np.bincount(topology.inlet_rack, weights=inlets.taken_at_s > base.inlet_at_s, minlength=racks) > 0
-    rack_w = np.bincount(topology.inlet_rack, weights=np.where(usable, inlets.power_w, 0.0), minlength=racks)
+    complete = topology.inlet_sums(~usable) == 0
+    moved = topology.inlet_sums(inlets.taken_at_s > base.inlet_at_s) > 0
+    rack_w = topology.inlet_sums(np.where(usable, inlets.power_w, 0.0))
     upper_w, measured_at_s = base.rack_upper_w.copy(), base.rack_measured_at_s.copy()
     for rack in np.flatnonzero(complete & moved):
         at_s = float(inlets.taken_at_s[topology.inlet_rack == rack].mean())
@@ -163,7 +158,7 @@ def _with_inlets(settings: Settings, base: BaseLoad, snapshot: Snapshot) -> Base
         known = at_s - measured_at_s[rack] <= settings.base_age_max_s
         upper_w[rack] = _slow_fall(upper_w[rack], sample_w, at_s - measured_at_s[rack]) if known else sample_w
         measured_at_s[rack] = at_s
-    return replace(base, rack_upper_w=upper_w, rack_measured_at_s=measured_at_s, inlet_at_s=inlets.taken_at_s)
+    return base._replace(rack_upper_w=upper_w, rack_measured_at_s=measured_at_s, inlet_at_s=inlets.taken_at_s)
 
 
 def inlets_usable(settings: Settings, snapshot: Snapshot) -> Bools:

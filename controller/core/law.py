@@ -20,13 +20,13 @@ import numpy as np
 from controller.core import base_load, failsafe, ledger, ramp, schedule, sharing, watch
 from controller.core.model import (
     NEVER_S,
+    NO_LIMIT_W,
     BaseLoad,
     Carried,
     Decision,
     Limit,
     Link,
     Mode,
-    Pace,
     Running,
     Setpoint,
     Settings,
@@ -68,6 +68,8 @@ def start(
         ),
         seen_at_s=np.full(count, now_s),
         gpus_revision=-1,
+        cooling_w=NO_LIMIT_W,
+        watch=watch.start(),
     )
 
 
@@ -91,10 +93,9 @@ def tick(settings: Settings, state: State, snapshot: Snapshot) -> Decision:
     reported = gpus.revision != state.gpus_revision
     base = base_load.update(settings, state.base, snapshot, power_w, reported=reported)
     base_w = base_load.upper_w(settings, base, now_s)
-    orders = ledger.acknowledge(settings, state.ledger, gpus, now_s)
-    held_w = ledger.held_w(settings, orders, gpus, seen_at_s, now_s)
-    shares = sharing.observe(state.shares, power_w, held_w, now_s) if reported else state.shares
-    held_w = held_w + watch.disobedience_w(shares.excess_w, held_w)
+    orders, standing = ledger.take_in(settings, state.ledger, gpus, seen_at_s, readable, now_s)
+    shares = sharing.observe(state.shares, power_w, standing.held_w, now_s) if reported else state.shares
+    held_w = standing.held_w + watch.disobedience_w(shares.excess_w, standing.held_w)
 
     # the limits, and the ramp towards the lowest
     cooled = snapshot.cooling.is_usable(now_s, settings.cooling_age_max_s)
@@ -116,22 +117,19 @@ def tick(settings: Settings, state: State, snapshot: Snapshot) -> Decision:
     )
 
     # share out what is left for GPUs, and hand over without ever exceeding it
-    controllable = readable & (ledger.waited_s(orders, now_s) <= settings.ack_wait_s)
-    present_w = ledger.present_w(settings, orders, gpus, readable)
+    controllable = readable & (standing.waited_s <= settings.ack_wait_s)
+    present_w = standing.present_w
     gpu_budget_w = (pace.aim_w - base_w) / gain
-    hidden = fresh & ~readable & (now_s - seen_at_s > settings.report_age_max_s)
-    shares = sharing.share(
-        settings, snapshot, shares, base, held_w, present_w, controllable, hidden, gpu_budget_w
-    )
+    heard = sharing.Heard(fresh, readable, controllable, seen_at_s)
+    shares = sharing.share(settings, snapshot, shares, base, held_w, present_w, heard, gpu_budget_w)
     shares, next_w = sharing.hand_over(settings, snapshot, shares, held_w, present_w, gpu_budget_w, elapsed_s)
     orders = ledger.order(settings, orders, next_w, now_s)
 
     # say what cannot be done, and what is not as it should be
     counted_w = np.maximum(held_w, np.minimum(next_w, present_w))
     shortfall_w = max(0.0, gain * float(counted_w.sum()) + base_w - pace.budget_w)
-    over_rack_w = sharing.per_rack_w(settings, counted_w) - shares.rack_budget_w
-    seen = watch.Seen(base, shares, link, fresh, readable, over_rack_w, pace.budget_w, shortfall_w)
-    raised_at_s, alarms = watch.alarms(settings, state.raised_at_s, snapshot, seen)
+    seen = watch.Seen(base, shares, link, fresh, readable, counted_w, pace.budget_w, shortfall_w)
+    watched = watch.look(settings, state.watch, snapshot, seen)
     after = State(
         at_s=now_s,
         link=link,
@@ -145,7 +143,7 @@ def tick(settings: Settings, state: State, snapshot: Snapshot) -> Decision:
         seen_at_s=seen_at_s,
         gpus_revision=gpus.revision,
         cooling_w=cooling_w,
-        raised_at_s=raised_at_s,
+        watch=watched,
     )
     return Decision(
         state=after,
@@ -157,8 +155,7 @@ def tick(settings: Settings, state: State, snapshot: Snapshot) -> Decision:
         gpu_limits_w=next_w,
         node_seq=orders.node_seq[-1],
         shortfall_w=shortfall_w,
-        alarms=alarms,
-        why=_why(binding, pace, base_w, shortfall_w) + sharing.held_racks(settings, shares, next_w),
+        alarms=watched.alarms,
     )
 
 
@@ -218,13 +215,3 @@ def _recent_draw_w(settings: Settings, snapshot: Snapshot, base: BaseLoad, base_
 
 def _power_w(limit: Limit) -> float:
     return limit.power_w
-
-
-def _why(binding: Limit, pace: Pace, base_w: float, shortfall_w: float) -> str:
-    way = "at" if pace.aim_w >= binding.power_w else "above, ramping down to"
-    way = "below, ramping up to" if pace.aim_w < binding.power_w else way
-    short = f"; {shortfall_w / 1e3:.2f} kW more than promised cannot be shed" if shortfall_w > 0.0 else ""
-    return (
-        f"budget {pace.budget_w / 1e3:.2f} kW, {way} {binding.power_w / 1e3:.2f} kW ({binding.source});"
-        f" base load up to {base_w / 1e3:.2f} kW{short}"
-    )

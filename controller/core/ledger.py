@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from controller.core.model import FOREVER_S, Bools, Floats, Gpus, Ledger, Settings
+from controller.core.model import FOREVER_S, Bools, Floats, Gpus, Ledger, Settings, Standing
 
 ROWS_MAX: Final = 128  # more than a second of orders at the fastest beat; older ones are merged, upwards
 READ_BACK_TOLERANCE_W: Final = 1.0  # drivers round to whole watts
@@ -32,45 +32,68 @@ def start(settings: Settings, now_s: float) -> Ledger:
     )
 
 
-def acknowledge(settings: Settings, ledger: Ledger, gpus: Gpus, now_s: float) -> Ledger:
-    """Mark what the agents confirmed, and drop the rows that are void for every GPU."""
-    if is_quiet(ledger):
-        return ledger
-    told = (gpus.node_seq >= ledger.node_seq)[:, settings.topology.gpu_node]
-    obeyed = told & (gpus.limit_w <= ledger.limits_w + READ_BACK_TOLERANCE_W)
-    acked_at_s = np.where(obeyed & (ledger.acked_at_s >= FOREVER_S), now_s, ledger.acked_at_s)
-    keep = ~_void(acked_at_s + settings.settle_s <= now_s).all(axis=1)
-    return Ledger(
-        ledger.seq, ledger.limits_w[keep], acked_at_s[keep], ledger.node_seq[keep], ledger.at_s[keep]
-    )
+def take_in(
+    settings: Settings, ledger: Ledger, gpus: Gpus, seen_at_s: Floats, readable: Bools, now_s: float
+) -> tuple[Ledger, Standing]:
+    """Mark what the agents confirmed, drop the rows that are void for every GPU, and say where all stand."""
+    if _is_quiet(ledger):
+        held_w, waited_s = ledger.limits_w[0], np.zeros(len(seen_at_s))
+    else:
+        ledger = _acknowledged(settings, ledger, gpus, now_s)
+        ledger, held_w = _without_void(ledger, ledger.acked_at_s + settings.settle_s <= now_s)
+        waited_s = _waited_s(ledger, now_s)
+    held_w = np.fmax(held_w, gpus.limit_w)
+    silent = now_s - seen_at_s > settings.silent_max_after_s
+    if np.count_nonzero(silent):
+        held_w = np.where(silent, np.maximum(held_w, gpus.max_w), held_w)
+    return ledger, Standing(held_w, _present_w(settings, ledger, gpus, readable), waited_s)
 
 
-def is_quiet(ledger: Ledger) -> bool:
+def _is_quiet(ledger: Ledger) -> bool:
     """One order in force everywhere and nothing under way."""
     return len(ledger.at_s) == 1 and bool((ledger.acked_at_s < FOREVER_S).all())
 
 
-def held_w(settings: Settings, ledger: Ledger, gpus: Gpus, seen_at_s: Floats, now_s: float) -> Floats:
-    """The highest limit every GPU may hold, (n) W."""
-    void = _void(ledger.acked_at_s + settings.settle_s <= now_s)
-    held = np.fmax(np.where(void, 0.0, ledger.limits_w).max(axis=0), gpus.limit_w)
-    silent = now_s - seen_at_s > settings.silent_max_after_s
-    counted: Floats = np.where(silent, np.maximum(held, gpus.max_w), held)
-    return counted
+def _acknowledged(settings: Settings, ledger: Ledger, gpus: Gpus, now_s: float) -> Ledger:
+    told = (gpus.node_seq >= ledger.node_seq)[:, settings.topology.gpu_node]
+    obeyed = told & (gpus.limit_w <= ledger.limits_w + READ_BACK_TOLERANCE_W)
+    return ledger._replace(
+        acked_at_s=np.where(obeyed & (ledger.acked_at_s >= FOREVER_S), now_s, ledger.acked_at_s)
+    )
 
 
-def waited_s(ledger: Ledger, now_s: float) -> Floats:
-    """How long every GPU has owed the answer to an order, (n) s; 0 for those that owe none."""
-    if is_quiet(ledger):
-        return np.zeros(ledger.limits_w.shape[1])
-    acked = ledger.acked_at_s < FOREVER_S
-    answered = acked | _void(acked)
+def _without_void(ledger: Ledger, done: Bools) -> tuple[Ledger, Floats]:
+    """The ledger without rows that are void everywhere, and the highest of each GPU's rows that are not.
+
+    A row is void where a later one is done: it can no longer be in force there.
+    """
+    void = np.zeros_like(done)
+    void[:-1] = _or_later(done[1:])
+    held_w: Floats = np.where(void, 0.0, ledger.limits_w).max(axis=0)
+    keep = ~void.all(axis=1)
+    if keep.all():
+        return ledger, held_w
+    kept = Ledger(
+        ledger.seq, ledger.limits_w[keep], ledger.acked_at_s[keep], ledger.node_seq[keep], ledger.at_s[keep]
+    )
+    return kept, held_w
+
+
+def _waited_s(ledger: Ledger, now_s: float) -> Floats:
+    """How long every GPU has owed the answer to an order, (n) s; the answer to a later one will do."""
+    answered = _or_later(ledger.acked_at_s < FOREVER_S)
     since_s = np.where(answered, FOREVER_S, ledger.at_s[:, np.newaxis]).min(axis=0)
     owed: Floats = np.maximum(0.0, now_s - since_s)
     return owed
 
 
-def present_w(settings: Settings, ledger: Ledger, gpus: Gpus, readable: Bools) -> Floats:
+def _or_later(rows: Bools) -> Bools:
+    """(k, n): true in this row or in a later one."""
+    later: Bools = np.logical_or.accumulate(rows[::-1])[::-1]
+    return later
+
+
+def _present_w(settings: Settings, ledger: Ledger, gpus: Gpus, readable: Bools) -> Floats:
     """The limits that rises and cuts start from, (n) W: the newest order, or less where less is in force.
 
     A node that fell back, or has just started, holds less than the order it confirms, and says so.
@@ -78,7 +101,7 @@ def present_w(settings: Settings, ledger: Ledger, gpus: Gpus, readable: Bools) -
     gpu_node = settings.topology.gpu_node
     ordered_w = ledger.limits_w[-1]
     confirmed = (gpus.node_seq >= ledger.node_seq).sum(axis=0)[gpu_node]  # rows, oldest first
-    row_w = ledger.limits_w[np.maximum(confirmed - 1, 0), np.arange(len(ordered_w))]
+    row_w = ledger.limits_w[confirmed - 1, np.arange(len(ordered_w))]
     lower = (confirmed > 0) & (gpus.limit_w < row_w - READ_BACK_TOLERANCE_W)
     free = ~gpus.node_leased[gpu_node]
     present: Floats = np.where(readable & (free | lower), np.minimum(gpus.limit_w, ordered_w), ordered_w)
@@ -105,14 +128,6 @@ def order(settings: Settings, ledger: Ledger, limits_w: Floats, now_s: float) ->
     ):
         grown = _merge_oldest(grown)  # old enough to be overdue all the same
     return grown
-
-
-def _void(done: Bools) -> Bools:
-    """(k, n): a later row is done, so that this one can no longer be in force."""
-    later = np.zeros_like(done)
-    if len(done) > 1:
-        later[:-1] = np.logical_or.accumulate(done[:0:-1])[::-1]
-    return later
 
 
 def _merge_oldest(ledger: Ledger) -> Ledger:

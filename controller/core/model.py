@@ -5,14 +5,16 @@ A tick is `decision = tick(settings, state, snapshot)`. `Settings` never change 
 the `Decision`. Nothing here reads a clock: `now_s` is a monotonic clock that survives suspend, `now_utc_s`
 is the wall clock, which people and time servers move about and which therefore never ends a limit.
 
+Whatever is made anew in every tick is a NamedTuple: a frozen dataclass takes three times as long to make.
+
 Powers are W, drawn is positive. Arrays run over GPUs (n), nodes, racks (r) or inlets (m) in the order of
 `Topology`. "Never" and "no end" are finite numbers, because the journal is JSON and JSON has no infinity.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -50,6 +52,16 @@ class Topology:
         """Node and position on it, such as `node-a/3`."""
         node = int(self.gpu_node[index])
         return f"{self.node_names[node]}/{index - int(np.searchsorted(self.gpu_node, node))}"
+
+    def rack_sums(self, gpu_values: Floats) -> Floats:
+        """(n) over GPUs to (r) over racks."""
+        sums: Floats = np.bincount(self.gpu_rack, gpu_values, len(self.rack_names))  # type: ignore[assignment]
+        return sums
+
+    def inlet_sums(self, inlet_values: Floats | Bools) -> Floats:
+        """(m) over inlets to (r) over racks."""
+        sums: Floats = np.bincount(self.inlet_rack, inlet_values, len(self.rack_names))  # type: ignore[assignment]
+        return sums
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +167,7 @@ class Site:
     setpoints: tuple[Setpoint, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Snapshot:
+class Snapshot(NamedTuple):
     now_s: float
     now_utc_s: float
     meter: Measurement
@@ -208,16 +219,14 @@ class Carried:
     base_at_s: float = NEVER_S
 
 
-@dataclass(frozen=True, slots=True)
-class Running:
+class Running(NamedTuple):
     """A setpoint whose window has opened. Its end hangs on the monotonic clock from then on."""
 
     setpoint: Setpoint
     ends_at_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
+class Link(NamedTuple):
     """State of the failsafe machine."""
 
     mode: Mode
@@ -225,8 +234,15 @@ class Link:
     first_heartbeat_at_s: float = NEVER_S  # since the mode was entered
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Ledger:
+class Standing(NamedTuple):
+    """What the ledger says of every GPU at this moment, arrays (n)."""
+
+    held_w: Floats  # the highest limit it may hold
+    present_w: Floats  # the limit that cuts and rises start from
+    waited_s: Floats  # how long it has owed the answer to an order; 0: owes none
+
+
+class Ledger(NamedTuple):
     """Which limits every GPU may hold: one row per order that might still be in force, oldest first."""
 
     seq: int
@@ -236,8 +252,7 @@ class Ledger:
     at_s: Floats  # (k) when the row was decided
 
 
-@dataclass(frozen=True, slots=True)
-class Pace:
+class Pace(NamedTuple):
     """The ramp: what we aim at now, and the line we promise, which lags by the time obeying takes."""
 
     aim_w: float
@@ -246,8 +261,7 @@ class Pace:
     trail: tuple[tuple[float, float], ...]  # (at_s, aim_w) of the last `lead_s`
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class BaseLoad:
+class BaseLoad(NamedTuple):
     """Block power that no GPU limit can move, and the windows it is measured from."""
 
     upper_w: float
@@ -265,8 +279,7 @@ class BaseLoad:
     bounded_at_s: float
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Shares:
+class Shares(NamedTuple):
     """How the GPU budget was last shared out."""
 
     desired_w: Floats  # (n)
@@ -281,8 +294,15 @@ class Shares:
     sums: tuple[tuple[float, float], ...]  # (at_s, sum of limits) of the last second
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class State:
+class Watch(NamedTuple):
+    """The last look at the block: alarm conditions and since when they hold, and the alarms they made."""
+
+    looked_at_s: float
+    raised_at_s: Mapping[str, float]
+    alarms: tuple[Alarm, ...]
+
+
+class State(NamedTuple):
     """All memory of the law."""
 
     at_s: float
@@ -296,14 +316,11 @@ class State:
     shares: Shares
     seen_at_s: Floats  # (n) when the GPU's limit was last read
     gpus_revision: int
-    cooling_w: float = NO_LIMIT_W  # capacity when last heard
-    raised_at_s: Mapping[str, float] = field(
-        default_factory=dict
-    )  # alarm conditions and since when they hold
+    cooling_w: float  # capacity when last heard
+    watch: Watch
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Decision:
+class Decision(NamedTuple):
     state: State
     mode: Mode
     binding: Limit
@@ -314,4 +331,3 @@ class Decision:
     node_seq: Ints  # (nodes) number of the order that carries these limits
     shortfall_w: float  # what we cannot shed
     alarms: tuple[Alarm, ...]
-    why: str

@@ -7,8 +7,7 @@ faster than the ramp. So the sum of what GPUs *may* hold never passes the budget
 and power that a fault took away comes back at the agreed rate.
 """
 
-from dataclasses import replace
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -17,15 +16,21 @@ from controller.core.model import BaseLoad, Bools, Floats, Settings, Shares, Sna
 
 HAND_OVER_S: Final = 1.0  # power cut here may reappear there within this time without counting as a rise
 AIM_STEP_RATIO: Final = 1e-4  # of the feed rating: smaller moves of the budget call for no new share-out
-RACK_FULL_RATIO: Final = 0.98
-RACKS_NAMED_MAX: Final = 4
 DEADBAND_W: Final = 1.0  # smaller rises are not worth a driver call
+
+
+class Heard(NamedTuple):
+    """Which GPUs are within reach, arrays (n)."""
+
+    fresh: Bools  # its agent reports
+    readable: Bools  # and its limit could be read
+    controllable: Bools  # and it takes its orders
+    seen_at_s: Floats  # when its limit was last read
 
 
 def observe(shares: Shares, power_w: Floats, held_w: Floats, now_s: float) -> Shares:
     elapsed_s = now_s - shares.observed_at_s
-    return replace(
-        shares,
+    return shares._replace(
         peak_w=allocation.decayed_peak_w(shares.peak_w, power_w, elapsed_s),
         excess_w=watch.smoothed_excess_w(shares.excess_w, power_w, held_w, elapsed_s),
         observed_at_s=now_s,
@@ -39,16 +44,11 @@ def share(
     base: BaseLoad,
     held_w: Floats,
     present_w: Floats,
-    controllable: Bools,
-    hidden: Bools,
+    heard: Heard,
     gpu_budget_w: float,
 ) -> Shares:
-    """Divide the budget anew where something calls for it; GPUs out of reach keep what they may hold.
-
-    `hidden` (n): the node is heard, the GPU cannot be read. It is ordered to its minimum: whatever it turns
-    out to hold when it comes back, the waiting order must not lift it.
-    """
-    now_s, gpus, topology = snapshot.now_s, snapshot.gpus, settings.topology
+    """Divide the budget anew where something calls for it; GPUs out of reach keep what they may hold."""
+    now_s, gpus, topology, controllable = snapshot.now_s, snapshot.gpus, settings.topology, heard.controllable
     step_w = AIM_STEP_RATIO * settings.feed_rating_w
     due = (
         abs(gpu_budget_w - shares.gpu_budget_w) > step_w
@@ -68,7 +68,7 @@ def share(
     desired_w = allocation.share_out(gpu_budget_w, wants, topology.gpu_rack, rack_budget_w)
     if not controllable.all():
         lost_w = np.where(controllable, 0.0, held_w)
-        lost_rack_w = np.bincount(topology.gpu_rack, weights=lost_w, minlength=len(rack_budget_w))
+        lost_rack_w = topology.rack_sums(lost_w)
         inside = allocation.share_out(
             gpu_budget_w - float(lost_w.sum()),
             wants.only(controllable),
@@ -77,31 +77,17 @@ def share(
         )
         desired_w = np.minimum(desired_w, present_w)  # out of reach: ask for less, never for more
         desired_w[controllable] = inside
+        # Heard of, but not readable: whatever it turns out to hold when it comes back, the waiting order must
+        # not lift it.
+        hidden = heard.fresh & ~heard.readable & (now_s - heard.seen_at_s > settings.report_age_max_s)
         desired_w[hidden] = gpus.min_w[hidden]
-    return replace(
-        shares,
+    return shares._replace(
         desired_w=desired_w,
         shared_at_s=now_s,
         gpu_budget_w=gpu_budget_w,
         rack_budget_w=rack_budget_w,
         controllable=controllable,
     )
-
-
-def per_rack_w(settings: Settings, values_w: Floats) -> Floats:
-    """Sums over the GPUs of every rack, (r) W."""
-    topology = settings.topology
-    sums_w: Floats = np.bincount(topology.gpu_rack, values_w, len(topology.rack_names)).astype(np.float64)
-    return sums_w
-
-
-def held_racks(settings: Settings, shares: Shares, limits_w: Floats) -> str:
-    """Which racks are held by their inlets rather than by the budget, as the end of a sentence."""
-    most_w = per_rack_w(settings, settings.topology.gpu_max_w)
-    full = per_rack_w(settings, limits_w) > RACK_FULL_RATIO * np.minimum(shares.rack_budget_w, most_w)
-    held = np.flatnonzero(full & (shares.rack_budget_w < most_w))
-    names = ", ".join(settings.topology.rack_names[rack] for rack in held[:RACKS_NAMED_MAX])
-    return f"; held by their inlets: {names}" if names else ""
 
 
 def _rack_budget_w(settings: Settings, snapshot: Snapshot, base: BaseLoad) -> Floats:
@@ -113,8 +99,8 @@ def _rack_budget_w(settings: Settings, snapshot: Snapshot, base: BaseLoad) -> Fl
     racks = len(topology.rack_names)
     usable = base_load.inlets_usable(settings, snapshot)
     power_w = np.where(usable, snapshot.inlets.power_w, 0.0)
-    rack_w = np.bincount(topology.inlet_rack, weights=power_w, minlength=racks)
-    known = (np.bincount(topology.inlet_rack, weights=~usable, minlength=racks) == 0) & (rack_w > 0.0)
+    rack_w = topology.inlet_sums(power_w)
+    known = (topology.inlet_sums(~usable) == 0) & (rack_w > 0.0)
     share = np.where(known[topology.inlet_rack], power_w / np.maximum(rack_w, 1.0)[topology.inlet_rack], 1.0)
     carried_w = topology.inlet_continuous_w / np.maximum(share, 1e-3)
     rack_cap_w = np.full(racks, np.finfo(np.float64).max)
@@ -133,7 +119,7 @@ def hand_over(
     elapsed_s: float,
 ) -> tuple[Shares, Floats]:
     """Limits to order now: all cuts, and as much rise as is really free and no faster than the ramp."""
-    rack = settings.topology.gpu_rack
+    topology = settings.topology
     cut_w = np.floor(np.minimum(shares.desired_w, present_w))
     rise_w = np.where(shares.controllable, shares.desired_w - cut_w, 0.0)
     rise_w[(rise_w < DEADBAND_W) & (shares.desired_w < snapshot.gpus.max_w)] = 0.0
@@ -145,13 +131,12 @@ def hand_over(
         counted_w = np.maximum(held_w, cut_w)
         free_w = min(gpu_budget_w - float(counted_w.sum()), lift_w - float(cut_w.sum()))
         part = min(1.0, max(0.0, free_w) / float(rise_w.sum()))
-        racks = len(shares.rack_budget_w)
-        rack_free_w = shares.rack_budget_w - np.bincount(rack, weights=counted_w, minlength=racks)
-        rack_rise_w = np.bincount(rack, weights=rise_w, minlength=racks)
+        rack_free_w = shares.rack_budget_w - topology.rack_sums(counted_w)
+        rack_rise_w = topology.rack_sums(rise_w)
         rack_part = np.clip(rack_free_w / np.maximum(rack_rise_w, 1e-9), 0.0, part)
-        next_w = np.floor(cut_w + rise_w * rack_part[rack])
+        next_w = np.floor(cut_w + rise_w * rack_part[topology.gpu_rack])
     sums = ramp.window(sums, snapshot.now_s, float(next_w.sum()), HAND_OVER_S)
-    return replace(shares, lift_w=lift_w, sums=sums), next_w
+    return shares._replace(lift_w=lift_w, sums=sums), next_w
 
 
 def _lift(

@@ -159,7 +159,7 @@ def test_after_a_fallback_the_same_order_lowers_but_never_raises():
     ],
 )
 def test_only_what_differs_is_written_and_decreases_go_first(mode, found, writes):
-    lease = replace(leased(), mode=mode, lowers_only=False)  # not the first order of its life
+    lease = leased()._replace(mode=mode, lowers_only=False)  # not the first order of its life
     assert due(lease, found) == writes
 
 

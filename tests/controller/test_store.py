@@ -1,7 +1,6 @@
 """What survives a kill, and on which clock."""
 
 import json
-from dataclasses import replace
 
 import pytest
 
@@ -17,8 +16,8 @@ WISH = Setpoint("openadr", "e/0", "limit", 1800.0, UTC_S - 60, UTC_S + 600)
 def decision(limit_w=1800.0, source="openadr e/0", ends_at_s=700.0, **changes):
     seen: Snapshot = snapshot(100.0)
     made = law.tick(SETTINGS, law.start(SETTINGS, 100.0), seen)
-    state = replace(made.state, running=(Running(WISH, ends_at_s),))
-    return replace(made, binding=Limit(limit_w, source), state=state, **{"budget_w": limit_w} | changes)
+    state = made.state._replace(running=(Running(WISH, ends_at_s),))
+    return made._replace(binding=Limit(limit_w, source), state=state, **{"budget_w": limit_w} | changes)
 
 
 def killed_and_started_again(store) -> Store:

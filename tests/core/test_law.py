@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from controller.core import law
+from controller.core import law, watch
 from controller.core.model import FOREVER_S, NEVER_S, Carried, Inlets, Mode, Running, Setpoint, Site
 from tests.core.blocks import MAX_W, MIN_W, SETTINGS, SILENT, UTC_0, good, settings, snapshot
 
@@ -127,7 +127,7 @@ def test_the_lowest_limit_binds_and_has_a_name(told, source, power_w):
         last = block.tick(site=block.site(told.get("limit_w")), cooling=cooling)
     assert (last.binding.source, last.binding.power_w) == (source, power_w)
     assert last.binding in last.limits
-    assert source in last.why
+    assert source in watch.why(block.settings, last)
 
 
 def test_a_block_under_a_limit_ends_close_to_it_and_never_above():
@@ -171,7 +171,7 @@ def test_a_limit_below_what_can_be_shed_is_held_at_the_minima_and_said():
     assert last.gpu_limits_w.tolist() == [MIN_W] * 4
     assert last.shortfall_w == pytest.approx(4 * MIN_W + BASE_W - 1000.0, abs=20.0)
     assert "shortfall" in {alarm.key for alarm in last.alarms}
-    assert "cannot be shed" in last.why
+    assert "cannot be shed" in watch.why(block.settings, last)
 
 
 def test_a_silent_agent_costs_the_others_and_not_the_promise():
@@ -241,7 +241,7 @@ def test_the_law_is_a_function_of_its_arguments():
     one, two = (law.tick(SETTINGS, state, seen) for _ in range(2))
     assert one.gpu_limits_w.tolist() == two.gpu_limits_w.tolist()
     assert one.node_seq.tolist() == two.node_seq.tolist()
-    for name in ("mode", "binding", "limits", "budget_w", "base_w", "shortfall_w", "alarms", "why"):
+    for name in ("mode", "binding", "limits", "budget_w", "base_w", "shortfall_w", "alarms"):
         assert getattr(one, name) == getattr(two, name)
 
 
@@ -287,7 +287,7 @@ def test_a_rack_that_its_inlets_hold_is_named():
     block = Block(settings_with_inlets(500.0))
     for _ in range(200):
         block.tick(site=Site(block.now_s, block.now_s))
-    assert "held by their inlets: r0, r1" in block.decision.why
+    assert "held by their inlets: r0, r1" in watch.why(block.settings, block.decision)
     assert (block.limit_w < MAX_W).all()
 
 

@@ -17,11 +17,20 @@ def ordered(book, limits_w, now_s):
 
 
 def heard(book, now_s, limit_w, seq, **told):
-    return ledger.acknowledge(SETTINGS, book, gpus(limit_w=limit_w, seq=seq, **told), now_s)
+    return taken_in(book, gpus(limit_w=limit_w, seq=seq, **told), now_s)[0]
 
 
 def held(book, now_s, limit_w, **told):
-    return ledger.held_w(SETTINGS, book, gpus(limit_w=limit_w, **told), SEEN, now_s).tolist()
+    """Nothing is told of orders here."""
+    return taken_in(book, gpus(limit_w=limit_w, seq=0, **told), now_s)[1].held_w.tolist()
+
+
+def waited(book, now_s):
+    return taken_in(book, gpus(limit_w=np.nan, seq=0), now_s)[1].waited_s.tolist()
+
+
+def taken_in(book, told, now_s, seen_at_s=SEEN):
+    return ledger.take_in(SETTINGS, book, told, seen_at_s, ~np.isnan(told.limit_w), now_s)
 
 
 def quiet_at(limit_w, now_s=0.0):
@@ -29,7 +38,8 @@ def quiet_at(limit_w, now_s=0.0):
     book = ordered(ledger.start(SETTINGS, now_s - 10.0), limit_w, now_s - 10.0)
     book = heard(book, now_s - 9.0, limit_w, 2)
     book = heard(book, now_s - 1.0, limit_w, 2)
-    assert ledger.is_quiet(book)
+    assert len(book.at_s) == 1
+    assert waited(book, now_s) == [0.0] * 4
     return book
 
 
@@ -96,7 +106,7 @@ def test_who_is_silent_for_longer_than_a_reboot_may_hold_everything():
     book, silent_s = quiet_at(300.0), SETTINGS.silent_max_after_s
     seen_at_s = np.array([0.0, 0.0, 5.0, 5.0])
     told = gpus(limit_w=300.0)
-    assert ledger.held_w(SETTINGS, book, told, seen_at_s, silent_s + 0.1).tolist() == [
+    assert taken_in(book, told, silent_s + 0.1, seen_at_s)[1].held_w.tolist() == [
         700.0,
         700.0,
         300.0,
@@ -106,8 +116,8 @@ def test_who_is_silent_for_longer_than_a_reboot_may_hold_everything():
 
 def test_an_order_is_owed_until_it_is_answered():
     book = ordered(quiet_at(600.0), [300.0, 300.0, 600.0, 600.0], 0.0)
-    assert ledger.waited_s(book, 0.5).tolist() == [0.5, 0.5, 0.0, 0.0]
-    assert ledger.waited_s(heard(book, 0.1, 300.0, 3), 0.5).tolist() == [0.0] * 4
+    assert waited(book, 0.5) == [0.5, 0.5, 0.0, 0.0]
+    assert waited(heard(book, 0.1, 300.0, 3), 0.5) == [0.0] * 4
 
 
 def test_only_nodes_whose_limits_change_get_a_new_number():
@@ -128,9 +138,8 @@ def test_only_nodes_whose_limits_change_get_a_new_number():
     ],
 )
 def test_rises_start_from_what_is_really_there(what, told, present_w):
-    readable = np.full(4, not np.isnan(told["limit_w"]))
-    found = ledger.present_w(SETTINGS, quiet_at(500.0), gpus(**told), readable)
-    assert found.tolist() == [present_w] * 4, what
+    _, standing = taken_in(quiet_at(500.0), gpus(**told), 0.0)
+    assert standing.present_w.tolist() == [present_w] * 4, what
 
 
 def test_a_hundred_orders_without_an_answer_stay_bounded_and_count_at_their_highest():

@@ -24,23 +24,27 @@ def raised(
     state=STATE,
     budget_w=5000.0,
     shortfall_w=0.0,
-    over_rack_w=(-500.0, -500.0),
+    counted_w=0.0,
     **seen,
 ):
     """Keys of the conditions and of the alarms, for a block that is healthy but for what is said."""
     seen = snapshot(at_s, **({"meter": good(1800.0, at_s), "cooling": good(6000.0, at_s)} | seen))
     fresh = (at_s - seen.gpus.node_at_s <= block.report_age_max_s)[block.topology.gpu_node]
     readable = fresh & ~np.isnan(seen.gpus.limit_w)
-    shares = replace(state.shares, controllable=readable)
-    found = watch.Seen(
-        state.base, shares, link, fresh, readable, np.array(over_rack_w), budget_w, shortfall_w
-    )
-    conditions, alarms = watch.alarms(block, since or {}, seen, found)
-    return set(conditions), {alarm.key for alarm in alarms}, {alarm.key: alarm.text for alarm in alarms}
+    shares = state.shares._replace(controllable=readable, rack_budget_w=np.full(2, 1000.0))
+    counted_w = np.broadcast_to(counted_w, 4).astype(float)
+    found = watch.Seen(state.base, shares, link, fresh, readable, counted_w, budget_w, shortfall_w)
+    return told(watch.look(block, watch.start()._replace(raised_at_s=since or {}), seen, found))
+
+
+def told(look):
+    """Keys of the conditions, keys of the alarms, their sentences."""
+    texts = {alarm.key: alarm.text for alarm in look.alarms}
+    return set(look.raised_at_s), set(texts), texts
 
 
 def with_excess(excess_w):
-    return replace(STATE, shares=replace(STATE.shares, excess_w=np.array(excess_w)))
+    return STATE._replace(shares=STATE.shares._replace(excess_w=np.array(excess_w)))
 
 
 def inlets(good_ones=4, at_s=0.0):
@@ -51,13 +55,13 @@ CASES = [
     ("shortfall", {"shortfall_w": 100.0}),
     ("over budget", {"budget_w": 1700.0}),
     ("meter", {"meter": good(1800.0, -5.0)}),
-    ("meter implausible", {"state": replace(STATE, base=replace(STATE.base, disbelieved_at_s=-0.1))}),
+    ("meter implausible", {"state": STATE._replace(base=STATE.base._replace(disbelieved_at_s=-0.1))}),
     ("pdu r1-b", {"inlets": inlets(3)}),
     ("cooling", {"cooling": good(6000.0, -60.0)}),
-    ("agent n1", {"at_s": 0.0, "node_at": [0.0, -5.0]}),
+    ("agent n1", {"node_at": [0.0, -5.0]}),
     ("lease n0", {"leased": [False, True]}),
     ("gpu n1/1", {"limit_w": [500.0, 500.0, 500.0, np.nan]}),
-    ("rack r1", {"over_rack_w": (0.0, 300.0)}),
+    ("rack r1", {"counted_w": (0.0, 0.0, 600.0, 700.0)}),
     ("inlet r0-a", {"inlets": Inlets(np.array([9e4, 500.0, 500.0, 500.0]), np.ones(4, bool), np.zeros(4))}),
     ("excess n0/1", {"state": with_excess([0.0, 60.0, 0.0, 0.0])}),
 ]
@@ -65,27 +69,23 @@ CASES = [
 
 @pytest.mark.parametrize(("key", "situation"), CASES, ids=[key for key, _ in CASES])
 def test_every_condition_has_its_name_and_waits_its_delay(key, situation):
-    told = dict(situation)
-    if "node_at" in told:
-        told["at_s"], node_at = 0.0, told.pop("node_at")
-        seen = snapshot(0.0)
-        conditions, alarms, _ = raised_with_nodes(seen, node_at)
+    if "node_at" in situation:
+        conditions, alarms, _ = raised_with_nodes(snapshot(0.0), situation["node_at"])
     else:
-        conditions, alarms, _ = raised(**told)
+        conditions, alarms, _ = raised(**situation)
     assert conditions == {key}
     assert alarms == set(), "one lost message must pass unseen"
 
 
 def raised_with_nodes(seen, node_at_s, since=None):
-    seen = replace(
-        seen, meter=good(1800.0, seen.now_s), cooling=good(6000.0, seen.now_s),
+    seen = seen._replace(
+        meter=good(1800.0, seen.now_s), cooling=good(6000.0, seen.now_s),
         gpus=replace(seen.gpus, node_at_s=np.array(node_at_s)),
     )  # fmt: skip
     fresh = (seen.now_s - seen.gpus.node_at_s <= 0.5)[COOLED.topology.gpu_node]
-    shares = replace(STATE.shares, controllable=fresh)
-    found = watch.Seen(STATE.base, shares, LINK, fresh, fresh, np.zeros(2), 5000.0, 0.0)
-    conditions, alarms = watch.alarms(COOLED, since or {}, seen, found)
-    return set(conditions), {a.key for a in alarms}, {a.key: a.text for a in alarms}
+    shares = STATE.shares._replace(controllable=fresh)
+    found = watch.Seen(STATE.base, shares, LINK, fresh, fresh, np.zeros(4), 5000.0, 0.0)
+    return told(watch.look(COOLED, watch.start()._replace(raised_at_s=since or {}), seen, found))
 
 
 def test_a_condition_that_lasts_becomes_an_alarm_with_a_sentence():

@@ -6,6 +6,8 @@ Nothing here uses the law's own arithmetic beyond what it published in a decisio
 
 from collections import deque
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
 
 import numpy as np
 
@@ -13,7 +15,9 @@ from controller.core.model import Decision, Mode, Setpoint, Settings
 
 ROUNDING_W = 1.5  # per GPU: drivers round to whole watts, an acknowledgement allows one more
 POWER_TOLERANCE_RATIO = 0.02  # a 1 s mean against the line: settling of GPUs, 0.1 % meter noise
-CLIMB_W = 30.0  # what a base load climbs in these worlds while an order is confirmed and settles
+FOLLOWED_S = 1.0  # how far orders that are confirmed and settled may be behind what moves: ramp or base load
+IN_USE_RATIO = 0.95  # of the free power: a share-out may be half a second old
+RISING_RATIO = 0.7  # of the agreed rate
 BASE_TRACK_S = 4.0  # how long the base load may move before the estimate must have followed
 ALARM_AFTER_S = 3.0
 # alarms that say why power may be above the line; any other is no excuse
@@ -62,6 +66,7 @@ class Checkers:
     budgets: deque = field(default_factory=deque)  # (t, budget + shortfall)
     powers: deque = field(default_factory=deque)  # (t, block_w)
     bases: deque = field(default_factory=deque)  # (t, base_w)
+    rooms: deque = field(default_factory=partial(deque, maxlen=20))  # (t, power to hand out)
     aims: deque = field(default_factory=deque)
     shortfalls: deque = field(default_factory=deque)
     steps: int = 0
@@ -82,6 +87,7 @@ class Checkers:
         self.failsafe_from_the_start(moment, decision)
         self.steps += 1
         if self.steps % WINDOW_EVERY == 0:
+            self.rooms.append((moment.now_s, self._room_w(decision)))
             self.base_is_an_upper_estimate(moment, decision)
             self.ramps_are_contracts(moment, decision)
             self.what_cannot_be_done_is_said(moment, decision)
@@ -92,6 +98,8 @@ class Checkers:
     def _remember(self, moment: Moment) -> None:
         now = moment.now_s
         self.bases.append((now, moment.base_w))
+        while self.bases[0][0] < moment.measurable_at_s - BASE_TRACK_S:
+            self.bases.popleft()
         for trail, value in ((self.sums, float(moment.limits_w.sum())), (self.powers, moment.block_w)):
             trail.append((now, value))
             while trail[0][0] < now - 6.0:
@@ -158,7 +166,7 @@ class Checkers:
 
     def base_is_an_upper_estimate(self, moment: Moment, decision: Decision) -> None:
         """3 and 4: with an honest meter, lost or late readings never make the base load look small."""
-        settled_w = min(value for at, value in self.bases if at >= moment.measurable_at_s - BASE_TRACK_S)
+        settled_w = min(value for _, value in self.bases)
         tolerance_w = (
             0.015 * self.settings.feed_rating_w
         )  # supply losses differ a little from the assumed ratio
@@ -279,19 +287,35 @@ class Checkers:
             raise Broken(10, now_s, f"still in {decision.mode} after healing")
         if not shares.controllable.all():
             raise Broken(10, now_s, f"GPUs still out of reach after healing: {shares.controllable}")
-        least_w = settings.block_w_per_gpu_w * float(settings.topology.gpu_min_w.sum()) + decision.base_w
+        count, gain = len(truth.limit_w), settings.block_w_per_gpu_w
+        if gain * float(settings.topology.gpu_min_w.sum()) + decision.base_w >= decision.budget_w:
+            return  # no room but for the minima: a shortfall that is said
+        # a base load that climbs is followed with the delay of one order
+        rises_w = [after[1] - before[1] for before, after in pairwise(self._seconds(self.bases, now_s, 4))]
         lasting_w = min(short_w for at, short_w in self.shortfalls if at >= now_s - 3.0)
-        # a base load that climbs is followed with the delay of one order, and said meanwhile
-        if lasting_w > CLIMB_W + ROUNDING_W * len(truth.limit_w) and least_w < decision.budget_w:
+        if lasting_w > FOLLOWED_S * max(0.0, *rises_w) + ROUNDING_W * count:
             raise Broken(10, now_s, f"shortfall of {lasting_w:.0f} W after healing")
-        earlier_w = max(value for at, value in self.sums if now_s - 3.0 <= at <= now_s - 2.0)
-        room_w = min(
-            (decision.state.pace.aim_w - decision.base_w) / settings.block_w_per_gpu_w,
-            float(np.minimum(shares.rack_budget_w, np.bincount(settings.topology.gpu_rack) * 700.0).sum()),
-        )
-        used_w = max(value for at, value in self.sums if at >= now_s - 3.0)
-        rising = float(truth.limit_w.sum()) - earlier_w > 0.4 * 2.0 * up / settings.block_w_per_gpu_w
-        if used_w < 0.85 * room_w and not rising and least_w < decision.budget_w:
+        room_w = min(room_w for at, room_w in self.rooms if at >= now_s - 2.0)
+        used_w = max(value for at, value in self.sums if at >= now_s - 1.0)
+        earlier_w = max(value for at, value in self.sums if now_s - 4.0 <= at <= now_s - 3.0)
+        if used_w - earlier_w > RISING_RATIO * 3.0 * up / gain:
+            return  # on its way, at the agreed rate
+        if used_w < IN_USE_RATIO * room_w - FOLLOWED_S * up / gain - ROUNDING_W * count:
             raise Broken(
                 10, now_s, f"limits sum up to {used_w:.0f} W, {room_w:.0f} W are free: not back at work"
             )
+
+    def _room_w(self, decision: Decision) -> float:
+        """What the law itself says it may hand out: budget and inlets."""
+        racks_w = np.minimum(
+            decision.state.shares.rack_budget_w, np.bincount(self.settings.topology.gpu_rack) * 700.0
+        )
+        budget_w = (decision.state.pace.aim_w - decision.base_w) / self.settings.block_w_per_gpu_w
+        return min(budget_w, float(racks_w.sum()))
+
+    def _seconds(self, trail: deque, now_s: float, count: int) -> list:
+        """One entry of the trail for each of the last seconds, oldest first."""
+        return [
+            next(entry for entry in reversed(trail) if entry[0] <= now_s - back + 0.001)
+            for back in range(count - 1, -1, -1)
+        ]

@@ -5,12 +5,14 @@ orders of magnitude measured on a V100). The law never sees this; it sees what `
 say about it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import exp
 from random import Random
 
 import numpy as np
 
 DOWN_S, UP_S = 0.04, 0.15
+RACKS = 2
 
 
 @dataclass
@@ -30,6 +32,8 @@ class Truth:
     saturated: bool
     lost: np.ndarray  # fell off the bus: neither readable nor writable
     wild: np.ndarray  # draws what it likes, whatever its limit
+    block_w: float = 0.0
+    rack_w: list[float] = field(default_factory=list)
 
     def step(self, dt_s: float, now_s: float) -> None:
         rng = self.rng
@@ -39,18 +43,15 @@ class Truth:
                 self.demand_w[rng.randrange(count)] = rng.choice((70.0, rng.uniform(150.0, 700.0), 700.0))
         enforced = np.minimum(self.limit_w, self.oob_w)
         target = np.where(self.wild, self.demand_w, np.minimum(self.demand_w, enforced))
-        tau_s = np.where(target < self.power_w, DOWN_S, UP_S)
-        self.power_w += (target - self.power_w) * (1.0 - np.exp(-dt_s / tau_s))
+        part = np.where(target < self.power_w, 1.0 - exp(-dt_s / DOWN_S), 1.0 - exp(-dt_s / UP_S))
+        self.power_w += (target - self.power_w) * part
         if rng.random() < 0.05 * dt_s:
             self.base_target_w = rng.uniform(1200.0, 2200.0)
-        self.base_w += (self.base_target_w - self.base_w) * (1.0 - np.exp(-dt_s / 4.0))
+        self.base_w += (self.base_target_w - self.base_w) * (1.0 - exp(-dt_s / 4.0))
 
-    @property
-    def block_w(self) -> float:
-        return self.gain * float(self.power_w.sum()) + self.base_w
-
-    def rack_w(self, rack: int) -> float:
-        return self.gain * float(self.power_w[self.gpu_rack == rack].sum()) + 0.45 * self.base_w
+        gpu_rack_w = np.bincount(self.gpu_rack, self.power_w, RACKS)
+        self.block_w = self.gain * float(self.power_w.sum()) + self.base_w
+        self.rack_w = (self.gain * gpu_rack_w + 0.45 * self.base_w).tolist()
 
 
 @dataclass

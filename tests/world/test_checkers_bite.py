@@ -30,24 +30,30 @@ def edited(**changes):
 
     def tick(settings, state, snapshot):
         decision = law.tick(settings, state, snapshot)
-        return replace(decision, **{name: edit(decision) for name, edit in changes.items()})
+        return decision._replace(**{name: edit(decision) for name, edit in changes.items()})
 
     return SimpleNamespace(start=law.start, tick=tick)
 
 
 def test_1_rises_before_the_cuts_they_live_on_are_confirmed(monkeypatch):
-    monkeypatch.setattr(ledger, "held_w", lambda _settings, orders, *_: orders.limits_w[-1].copy())
+    honest = ledger.take_in
+
+    def hasty(*args):
+        orders, standing = honest(*args)
+        return orders, standing._replace(held_w=orders.limits_w[-1].copy())
+
+    monkeypatch.setattr(ledger, "take_in", hasty)
     assert caught() == 1
 
 
 def test_1_a_silent_node_forgotten(monkeypatch):
-    honest = ledger.held_w
+    honest = ledger.take_in
 
-    def forgetful(settings, orders, gpus, seen_at_s, now_s):
-        held = honest(settings, orders, gpus, seen_at_s, now_s)
-        return np.where(now_s - seen_at_s > 1.0, 0.0, held)
+    def forgetful(settings, orders, gpus, seen_at_s, readable, now_s):
+        orders, standing = honest(settings, orders, gpus, seen_at_s, readable, now_s)
+        return orders, standing._replace(held_w=np.where(now_s - seen_at_s > 1.0, 0.0, standing.held_w))
 
-    monkeypatch.setattr(ledger, "held_w", forgetful)
+    monkeypatch.setattr(ledger, "take_in", forgetful)
     assert caught() == 1
 
 
