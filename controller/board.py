@@ -19,7 +19,8 @@ from controller.core.model import NEVER_S, UNKNOWN, Gpus, Inlets, Measurement, S
 from protocols.agent_link import Report
 
 OLD_BOOTS_MAX: Final = 16  # agent processes remembered per node, to drop what a dead one still has on the way
-POWER_MAX_RATIO: Final = 3.0  # of a GPU's maximum: spikes reach twice it, more is a broken register
+BELIEVED_MAX_RATIO: Final = 3.0  # of a GPU's maximum: spikes reach twice it, more is a broken register
+MILLIWATT: Final = 1e-3  # no GPU holds less: a limit of nothing would look like the best of all answers
 REFUSALS_KEPT_MAX: Final = 256  # reasons counted apart; some carry names that come from the wire
 CLOCK_SLACK_S: Final = 0.005  # an echo may seem to come from the future by this much rounding
 
@@ -87,7 +88,7 @@ class Board:
             self._boots[node] = [*boots[-OLD_BOOTS_MAX:], report.boot]
             self.known_at_s[node] = -1.0
         elif (report.at_s, report.epoch, report.seq) <= self._newest[node]:
-            return self.refuse(f"{report.node}: late or repeated report", report.node)
+            return self.refuse(f"{report.node}: late or repeated report")  # the newer one was taken
         self.report_at_s[node] = report.at_s
         self._newest[node] = (report.at_s, report.epoch, report.seq)
         bound_s = report.echo_sent_at_s + report.echo_age_s
@@ -119,10 +120,11 @@ class Board:
             self.refuse(sentence)
         self._limit_w[members] = [gpu.limit_w for gpu in report.gpus]  # None, not readable, becomes NaN
         self._power_w[members] = [gpu.power_w for gpu in report.gpus]
-        told_w = self._power_w[members]
-        absurd = (told_w < 0) | (told_w > POWER_MAX_RATIO * self._max_w[members])
-        if np.count_nonzero(absurd):
-            self._power_w[members[absurd]] = np.nan
+        highest_w = BELIEVED_MAX_RATIO * self._max_w[members]
+        for told_w, least_w in ((self._limit_w, MILLIWATT), (self._power_w, 0.0)):
+            absurd = (told_w[members] < least_w) | (told_w[members] > highest_w)
+            if np.count_nonzero(absurd):
+                told_w[members[absurd]] = np.nan
         return self._misfits[node]
 
     def _constrain(self, report: Report, members: NDArray[np.intp]) -> list[str]:

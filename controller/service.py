@@ -16,7 +16,6 @@ import logging
 import signal
 import sys
 from collections import deque
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,6 +28,7 @@ from controller.clock import now_s, now_utc_s
 from controller.config import BlockConfig, ConfigError, load_block, settings_of
 from controller.core import law, watch
 from controller.core.model import NEVER_S, Decision, Site, Snapshot
+from controller.endless import endless
 from controller.field import Field
 from controller.journal import Journal
 from controller.notify import notify
@@ -56,7 +56,6 @@ class Controller:
         self._config, self._settings = config, settings
         self._woken = asyncio.Event()  # these first: what is kept speaks up as soon as it is read
         self._wished = False
-        self.stopping = False
         self._late_s: deque[float] = deque(maxlen=BEATS_KEPT)
         self._tick_s: deque[float] = deque(maxlen=BEATS_KEPT)
         self._beats = self._skipped = 0
@@ -87,22 +86,15 @@ class Controller:
         self._state = law.start(settings, now_s(), carried, running)
         log.info("start", block=config.block, epoch=self._epoch, carried=carried, windows=len(running))
 
-    async def serve(self) -> None:
-        """Run until cancelled."""
+    async def serve(self, stopping: asyncio.Event) -> None:
+        """Run until cancelled, `stopping` being set before."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._for_ever("broker", self._link.run), name="broker")
-            for name, run in self._field.runs.items():
-                tasks.create_task(self._for_ever(name, run), name=name)
-            tasks.create_task(self._for_ever("beat", self._beat_for_ever), name="beat")
-
-    async def _for_ever(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
-        """A task that ends, even by a cancellation that nobody asked for, must not be missed in silence."""
-        try:
-            await run()
-        except asyncio.CancelledError:
-            if self.stopping:
-                raise
-        raise RuntimeError(f"task {name!r} ended; the process ends with it, to be started anew")
+            for name, run in {
+                "broker": self._link.run,
+                **self._field.runs,
+                "beat": self._beat_for_ever,
+            }.items():
+                tasks.create_task(endless(name, run, stopping), name=name)
 
     # --- the beat ---------------------------------------------------------------------------------------
 
@@ -283,8 +275,8 @@ def _age_s(now: float, at_s: float) -> float | None:
 async def run(config: BlockConfig) -> None:
     """Serve until SIGTERM or SIGINT. A stop changes no limit: the agents' leases run out by themselves."""
     controller = Controller(config)
-    task = asyncio.ensure_future(controller.serve())
     stopping = asyncio.Event()
+    task = asyncio.ensure_future(controller.serve(stopping))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
@@ -292,7 +284,7 @@ async def run(config: BlockConfig) -> None:
     try:
         await asyncio.wait((task, stop), return_when=asyncio.FIRST_COMPLETED)
         notify("STOPPING=1")
-        controller.stopping = True
+        stopping.set()
         while not task.done():
             task.cancel()  # once is not always enough: libraries have been seen to swallow a cancellation
             await asyncio.wait((task,), timeout=CANCEL_AGAIN_S)

@@ -16,7 +16,7 @@ import logging
 import secrets
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from controller.agent.gpu_view import GpuView, described
 from controller.agent.lanes import Lane, Stuck
 from controller.agent.lease import LeaseSettings, Mode, Refusal, Write, beat, begin, due, offer
 from controller.clock import now_s, now_utc_s
+from controller.endless import endless
 from controller.notify import notify
 from protocols import agent_link
 from protocols.mqtt import MqttConfigError, MqttLink, Subscription
@@ -94,8 +95,8 @@ class Agent:
         self._logged_refusal = ""
         self._watchdog_at_s = 0.0
 
-    async def serve(self, link: Link) -> None:
-        """Run until cancelled. Raises NotPermittedError, DriverGoneError."""
+    async def serve(self, link: Link, stopping: asyncio.Event) -> None:
+        """Run until cancelled, `stopping` being set before. Raises NotPermittedError, DriverGoneError."""
         await self._sweep()
         if self.lease.mode is not Mode.OBSERVE:
             await self._check_permission()
@@ -103,10 +104,14 @@ class Agent:
         log.info("agent ready", node=self._config.node, gpus=len(self.views), mode=self.lease.mode)
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(link.run(), name="link")
-                tasks.create_task(self._sweep_for_ever(), name="sweep")
-                tasks.create_task(self._beat_for_ever(link), name="beat")
-                tasks.create_task(self._apply_for_ever(link), name="apply")
+                parts: dict[str, Callable[[], Awaitable[None]]] = {
+                    "link": link.run,
+                    "sweep": self._sweep_for_ever,
+                    "beat": partial(self._beat_for_ever, link),
+                    "apply": partial(self._apply_for_ever, link),
+                }
+                for name, run in parts.items():
+                    tasks.create_task(endless(name, run, stopping), name=name)
         except BaseExceptionGroup as ended:
             expected, unexpected = ended.split(DriverGoneError)
             if expected is None or unexpected is not None:
@@ -354,23 +359,26 @@ def _link(config: NodeConfig, on_message: Callable[[str, bytes, bool], None]) ->
     )
 
 
-def _end(life: "asyncio.Task[object]") -> None:
+def _end(life: "asyncio.Task[object]", stopping: asyncio.Event) -> None:
     """Cancel, and again: once is not always enough, libraries have been seen to swallow a cancellation."""
+    stopping.set()
     if not life.done():
         life.cancel()
-        asyncio.get_running_loop().call_later(CANCEL_AGAIN_S, _end, life)
+        asyncio.get_running_loop().call_later(CANCEL_AGAIN_S, _end, life, stopping)
 
 
 async def run(config: NodeConfig, *, observe: bool) -> int:
     """The agent's life. Returns the exit code: 0 stopped, 1 driver gone, 2 cannot work as set up."""
     life = asyncio.current_task()
     assert life is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, _end, life)
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, _end, life, stopping)
     try:
         # First the link, whose settings may be wrong; it brings messages only once the agent serves it.
         link = _link(config, lambda *message: agent.on_message(*message))  # noqa: PLW0108  no agent yet
         agent = Agent(config, await _open_driver(config), observe=observe)
-        await agent.serve(link)
+        await agent.serve(link, stopping)
     except asyncio.CancelledError:
         code, why = 0, "stopped"
     except DriverGoneError as error:

@@ -57,7 +57,8 @@ async def test_a_lapsed_lease_lowers_a_gpu_whose_power_cannot_be_read(tmp_path):
     )
     driver = BlindDriver([700.0, 250.0])
     agent = Agent(config, driver, observe=False)
-    serving = asyncio.create_task(agent.serve(NoLink()))
+    stopping = asyncio.Event()
+    serving = asyncio.create_task(agent.serve(NoLink(), stopping))
     await asyncio.sleep(0.05)
     now = now_s()
     order = Order(
@@ -67,6 +68,7 @@ async def test_a_lapsed_lease_lowers_a_gpu_whose_power_cannot_be_read(tmp_path):
     try:
         assert await asyncio.to_thread(driver.lowered.wait, 3.0)
     finally:
+        stopping.set()
         serving.cancel()
         await asyncio.wait({serving})
     assert len(driver.written) > 3  # a ramp, not a step

@@ -142,6 +142,19 @@ def test_a_power_that_no_gpu_can_draw_is_unknown_and_its_limit_still_counts(boar
     assert gpus(board).limit_w[0] == 400.0
 
 
+@pytest.mark.parametrize("limit_w", [0.0, -1.0, 1e6, float("inf")])
+def test_a_limit_that_no_gpu_can_hold_is_unknown_and_confirms_nothing(board, limit_w):
+    board.put_report(report(limit_w=limit_w), 100.0)
+    assert np.isnan(gpus(board).limit_w[:8]).all()
+    assert (gpus(board).power_w[:8] == 300.0).all()
+
+
+def test_a_late_report_is_no_alarm_when_a_newer_one_was_taken(board):
+    board.put_report(report(at_s=2.0), 100.0)
+    assert "late" in board.put_report(report(at_s=1.0), 100.1)
+    assert board.last_refusal == {}
+
+
 @pytest.mark.parametrize(
     "bounds_w", [(150.0, 700.1), (701.0, 702.0), (400.0, 300.0), (0.0, 650.0), (-5.0, -1.0)]
 )
