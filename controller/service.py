@@ -13,7 +13,6 @@ or the failsafe limit, and the agents' leases bridge the gap.
 import asyncio
 import gc
 import logging
-import signal
 import sys
 from collections import deque
 from pathlib import Path
@@ -28,7 +27,7 @@ from controller.clock import now_s, now_utc_s
 from controller.config import BlockConfig, ConfigError, load_block, settings_of
 from controller.core import law, watch
 from controller.core.model import NEVER_S, Decision, Site, Snapshot
-from controller.endless import endless
+from controller.endless import end_on_signals, endless
 from controller.field import Field
 from controller.journal import Journal
 from controller.notify import notify
@@ -42,7 +41,6 @@ WAKE_GAP_S: Final = 0.005
 REFRESH_S: Final = 5.0  # how often coming windows are looked up in the book
 BEATS_KEPT: Final = 1200  # for the figures in the status: a minute at 20 Hz
 WATCHDOG_S: Final = 0.5
-CANCEL_AGAIN_S: Final = 0.2
 MIB: Final = 1024 * 1024
 
 log = structlog.get_logger(__name__)
@@ -276,21 +274,13 @@ async def run(config: BlockConfig) -> None:
     """Serve until SIGTERM or SIGINT. A stop changes no limit: the agents' leases run out by themselves."""
     controller = Controller(config)
     stopping = asyncio.Event()
-    task = asyncio.ensure_future(controller.serve(stopping))
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
-    stop = asyncio.ensure_future(stopping.wait())
+    end_on_signals(stopping)
     try:
-        await asyncio.wait((task, stop), return_when=asyncio.FIRST_COMPLETED)
-        notify("STOPPING=1")
-        stopping.set()
-        while not task.done():
-            task.cancel()  # once is not always enough: libraries have been seen to swallow a cancellation
-            await asyncio.wait((task,), timeout=CANCEL_AGAIN_S)
-        if not task.cancelled():
-            task.result()
+        await controller.serve(stopping)
+    except asyncio.CancelledError:
+        log.info("stopped, limits stay as they are until their leases run out")
     finally:
+        notify("STOPPING=1")
         controller.close()
 
 

@@ -115,7 +115,8 @@ class Lane:
         try:
             while True:
                 try:
-                    await asyncio.wait_for(batch.done.wait(), wait_s)
+                    async with asyncio.timeout(wait_s):
+                        await batch.done.wait()
                 except TimeoutError:
                     wait_s = self._left_s(batch)
                     if wait_s <= 0:

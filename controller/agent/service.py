@@ -14,7 +14,6 @@ a lack of permission at the start. A stop or a restart changes no limit.
 import asyncio
 import logging
 import secrets
-import signal
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -30,7 +29,7 @@ from controller.agent.gpu_view import GpuView, described
 from controller.agent.lanes import Lane, Stuck
 from controller.agent.lease import LeaseSettings, Mode, Refusal, Write, beat, begin, due, offer
 from controller.clock import now_s, now_utc_s
-from controller.endless import endless
+from controller.endless import end_on_signals, endless
 from controller.notify import notify
 from protocols import agent_link
 from protocols.mqtt import MqttConfigError, MqttLink, Subscription
@@ -44,7 +43,6 @@ BEAT_WAIT_RATIO: Final = (
 RECORD_WAIT_MAX_S: Final = 1.0  # for the disk
 WATCHDOG_PERIOD_S: Final = 1.0
 HEALTHY_AGE_MAX_S: Final = 5.0  # no sweep or no end of writing for longer: let systemd start a new process
-CANCEL_AGAIN_S: Final = 0.2
 OPENING: Final = -1  # stands for the driver itself where a lane wants a GPU index
 
 log = structlog.get_logger(__name__)
@@ -179,7 +177,8 @@ class Agent:
     async def _beat_for_ever(self, link: Link) -> None:
         while True:
             with suppress(TimeoutError):  # a sweep that hangs stops neither the lease nor the reports
-                await asyncio.wait_for(self._swept.wait(), BEAT_WAIT_RATIO * self._config.report_period_s)
+                async with asyncio.timeout(BEAT_WAIT_RATIO * self._config.report_period_s):
+                    await self._swept.wait()
             self._swept.clear()
             self._beat()
             self._publish(link)
@@ -290,7 +289,8 @@ class Agent:
             found_limits.record, self._config.state_dir, new.values(), boot=self._boot, now_utc_s=now_utc_s()
         )
         try:
-            await asyncio.wait_for(asyncio.to_thread(record), RECORD_WAIT_MAX_S)
+            async with asyncio.timeout(RECORD_WAIT_MAX_S):
+                await asyncio.to_thread(record)
         except OSError as error:  # TimeoutError is one
             # A full or dead disk must not keep a limit from being lowered: the log remembers instead.
             found_w = {gpu: reading.limit_w for gpu, reading in new.items()}
@@ -359,21 +359,10 @@ def _link(config: NodeConfig, on_message: Callable[[str, bytes, bool], None]) ->
     )
 
 
-def _end(life: "asyncio.Task[object]", stopping: asyncio.Event) -> None:
-    """Cancel, and again: once is not always enough, libraries have been seen to swallow a cancellation."""
-    stopping.set()
-    if not life.done():
-        life.cancel()
-        asyncio.get_running_loop().call_later(CANCEL_AGAIN_S, _end, life, stopping)
-
-
 async def run(config: NodeConfig, *, observe: bool) -> int:
     """The agent's life. Returns the exit code: 0 stopped, 1 driver gone, 2 cannot work as set up."""
-    life = asyncio.current_task()
-    assert life is not None
     stopping = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, _end, life, stopping)
+    end_on_signals(stopping)
     try:
         # First the link, whose settings may be wrong; it brings messages only once the agent serves it.
         link = _link(config, lambda *message: agent.on_message(*message))  # noqa: PLW0108  no agent yet

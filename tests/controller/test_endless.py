@@ -1,6 +1,8 @@
 """A task that ends unasked ends the process."""
 
 import asyncio
+import subprocess
+import sys
 
 import pytest
 
@@ -49,3 +51,34 @@ async def test_a_stop_is_no_error():
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+STUBBORN = """
+import asyncio, os, signal
+from controller.endless import end_on_signals, endless
+
+async def swallows_a_cancellation():
+    try:
+        await asyncio.sleep(60)
+    except asyncio.CancelledError:
+        await asyncio.sleep(60)
+
+async def main():
+    stopping = asyncio.Event()
+    end_on_signals(stopping)
+    asyncio.get_running_loop().call_later(0.1, os.kill, os.getpid(), signal.SIGTERM)
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(endless("link", swallows_a_cancellation, stopping))
+    except asyncio.CancelledError:
+        print("ended")
+
+asyncio.run(main())
+"""
+
+
+def test_a_signal_ends_even_what_swallows_a_cancellation():
+    ended = subprocess.run(
+        [sys.executable, "-c", STUBBORN], check=False, capture_output=True, text=True, timeout=20
+    )
+    assert (ended.stdout, ended.stderr) == ("ended\n", "")
