@@ -10,17 +10,18 @@ readings cannot be older than that sum. A node that has heard nothing from us ye
 age, which the law treats as it treats all that is unknown.
 """
 
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from controller.core.model import NEVER_S, UNKNOWN, Gpus, Inlets, Measurement, Settings, Site, Snapshot
 from protocols.agent_link import Report
 
 OLD_BOOTS_MAX: Final = 16  # agent processes remembered per node, to drop what a dead one still has on the way
 BELIEVED_MAX_RATIO: Final = 3.0  # of a GPU's maximum: spikes reach twice it, more is a broken register
-MILLIWATT: Final = 1e-3  # no GPU holds less: a limit of nothing would look like the best of all answers
+# Of power and limit. A limit of nothing, which no GPU can hold, would look like the best of all answers.
+LEAST_W: Final = np.array(((0.0,), (1e-3,)))
 REFUSALS_KEPT_MAX: Final = 256  # reasons counted apart; some carry names that come from the wire
 CLOCK_SLACK_S: Final = 0.005  # an echo may seem to come from the future by this much rounding
 
@@ -40,7 +41,8 @@ class Board:
         self.known_at_s = np.full(nodes, -1.0)  # and this one, of the newest readings whose age is known
         self._age_max_s = settings.report_age_max_s
         self._epoch = epoch
-        self._slices = [np.flatnonzero(topology.gpu_node == node) for node in range(nodes)]
+        firsts = np.searchsorted(topology.gpu_node, np.arange(nodes + 1)).tolist()
+        self._slices = [slice(first, end) for first, end in pairwise(firsts)]
         self._index = {name: node for node, name in enumerate(topology.node_names)}
         self._boots: list[list[str]] = [[] for _ in range(nodes)]
         self._newest = [(0.0, 0, 0)] * nodes  # an acknowledgement repeats the readings of the sweep before
@@ -74,9 +76,10 @@ class Board:
         if node is None:
             return self.refuse(f"report of {report.node!r}: no such node in this block's configuration")
         members = self._slices[node]
-        if len(report.gpus) != len(members):
+        configured = members.stop - members.start
+        if len(report.gpus) != configured:
             return self.refuse(
-                f"{report.node} reports {len(report.gpus)} GPUs, configured are {len(members)}: correct one",
+                f"{report.node} reports {len(report.gpus)} GPUs, configured are {configured}: correct one",
                 report.node,
             )
         boots = self._boots[node]
@@ -118,16 +121,16 @@ class Board:
             self._misfits[node] = self._constrain(report, members)
         for sentence in self._misfits[node]:
             self.refuse(sentence)
-        self._limit_w[members] = [gpu.limit_w for gpu in report.gpus]  # None, not readable, becomes NaN
-        self._power_w[members] = [gpu.power_w for gpu in report.gpus]
-        highest_w = BELIEVED_MAX_RATIO * self._max_w[members]
-        for told_w, least_w in ((self._limit_w, MILLIWATT), (self._power_w, 0.0)):
-            absurd = (told_w[members] < least_w) | (told_w[members] > highest_w)
-            if np.count_nonzero(absurd):
-                told_w[members[absurd]] = np.nan
+        told_w = np.array(
+            ([gpu.power_w for gpu in report.gpus], [gpu.limit_w for gpu in report.gpus]), dtype=np.float64
+        )  # None, not readable, has become NaN
+        absurd = (told_w < LEAST_W) | (told_w > BELIEVED_MAX_RATIO * self._max_w[members])
+        if np.count_nonzero(absurd):
+            told_w[absurd] = np.nan
+        self._power_w[members], self._limit_w[members] = told_w
         return self._misfits[node]
 
-    def _constrain(self, report: Report, members: NDArray[np.intp]) -> list[str]:
+    def _constrain(self, report: Report, members: slice) -> list[str]:
         """Constraints as the devices have them, or as configured where those cannot be."""
         configured_max_w = self._topology.gpu_max_w[members]
         min_w, max_w = np.array([(gpu.min_w, gpu.max_w) for gpu in report.gpus], dtype=np.float64).T
