@@ -110,7 +110,7 @@ class Board:
         return ""
 
     def _take(self, report: Report, node: int) -> list[str]:
-        """Values of the GPUs; what no GPU can have is unknown.
+        """Values of the GPUs; what no GPU can have is unknown, and a limit beyond all reason its most.
 
         Returns a sentence per GPU whose constraints were not believed.
         """
@@ -124,9 +124,11 @@ class Board:
         told_w = np.array(
             ([gpu.power_w for gpu in report.gpus], [gpu.limit_w for gpu in report.gpus]), dtype=np.float64
         )  # None, not readable, has become NaN
-        absurd = (told_w < LEAST_W) | (told_w > BELIEVED_MAX_RATIO * self._max_w[members])
-        if np.count_nonzero(absurd):
-            told_w[absurd] = np.nan
+        configured_max_w = self._topology.gpu_max_w[members]
+        too_high = told_w > BELIEVED_MAX_RATIO * configured_max_w
+        if np.count_nonzero(too_high | (told_w < LEAST_W)):
+            told_w[too_high | (told_w < LEAST_W)] = np.nan
+            told_w[1] = np.where(too_high[1], configured_max_w, told_w[1])
         self._power_w[members], self._limit_w[members] = told_w
         return self._misfits[node]
 

@@ -48,6 +48,7 @@ class DeviceConfig(_Strict):
 
 class MeterConfig(DeviceConfig):
     point: str = "power_w"
+    poll_s: Annotated[float, Field(ge=0.05, le=60)] = 0.2
     age_max_s: Seconds = 1.0
     lag_s: Annotated[float, Field(ge=0, le=10)] = 0.2  # half its averaging window and its refresh period
     skew_s: Annotated[float, Field(ge=0.02, le=2)] = 0.1  # how well that is known
@@ -103,7 +104,7 @@ class SiteConfig(_Strict):
     ramp_down_kw_per_s: Kw
     ramp_up_kw_per_s: Kw
     # commanded ramps stay this far below the agreed ones: fans and supplies move along at the meter
-    ramp_margin_ratio: Annotated[float, Field(ge=0, le=0.5)] = 0.05
+    ramp_margin_ratio: Annotated[float, Field(ge=0, le=0.5)] = 0.03
     arrive_at_start: bool = False  # true: be at the limit when its window opens, not start then
 
 
@@ -246,6 +247,7 @@ def settings_of(config: BlockConfig) -> Settings:
 def _cross_errors(config: BlockConfig) -> Iterator[str]:
     yield from _name_errors(config)
     yield from _device_errors(config)
+    yield from _age_errors(config)
     yield from _power_errors(config)
 
 
@@ -290,6 +292,20 @@ def _device_errors(config: BlockConfig) -> Iterator[str]:
         elif profile.points[point].unit != "W":
             yield f"{where}: point {point!r} is in {profile.points[point].unit}; a power in W is needed"
         yield from _url_errors(where, device, profile)
+
+
+def _age_errors(config: BlockConfig) -> Iterator[str]:
+    """A reading that is too old before the next one can come is an instrument that comes and goes."""
+    cooling = config.cooling
+    for where, device, age_max_s in (
+        ("meter", config.meter, config.meter.age_max_s),
+        *([("cooling", cooling, cooling.age_max_s)] if cooling is not None else []),
+    ):
+        if age_max_s < 2.0 * device.poll_s:
+            yield (
+                f"{where}.age_max_s: {age_max_s:g} is less than two polls of {device.poll_s:g} s;"
+                " poll more often or allow an older reading"
+            )
 
 
 def _url_errors(where: str, device: DeviceConfig, profile: Profile) -> Iterator[str]:

@@ -12,7 +12,6 @@ or the failsafe limit, and the agents' leases bridge the gap.
 
 import asyncio
 import gc
-import logging
 import sys
 from collections import deque
 from pathlib import Path
@@ -27,7 +26,7 @@ from controller.clock import now_s, now_utc_s
 from controller.config import BlockConfig, ConfigError, load_block, settings_of
 from controller.core import law, watch
 from controller.core.model import NEVER_S, Decision, Site, Snapshot
-from controller.endless import end_on_signals, endless
+from controller.endless import Life, run_and_leave
 from controller.field import Field
 from controller.journal import Journal
 from controller.notify import notify
@@ -84,15 +83,9 @@ class Controller:
         self._state = law.start(settings, now_s(), carried, running)
         log.info("start", block=config.block, epoch=self._epoch, carried=carried, windows=len(running))
 
-    async def serve(self, stopping: asyncio.Event) -> None:
-        """Run until cancelled, `stopping` being set before."""
-        async with asyncio.TaskGroup() as tasks:
-            for name, run in {
-                "broker": self._link.run,
-                **self._field.runs,
-                "beat": self._beat_for_ever,
-            }.items():
-                tasks.create_task(endless(name, run, stopping), name=name)
+    async def serve(self, life: Life) -> None:
+        """Run until `life` ends."""
+        await life.live({"broker": self._link.run, **self._field.runs, "beat": self._beat_for_ever})
 
     # --- the beat ---------------------------------------------------------------------------------------
 
@@ -270,41 +263,40 @@ def _age_s(now: float, at_s: float) -> float | None:
     return now - at_s if at_s > 0.0 else None
 
 
-async def run(config: BlockConfig) -> None:
-    """Serve until SIGTERM or SIGINT. A stop changes no limit: the agents' leases run out by themselves."""
-    controller = Controller(config)
-    stopping = asyncio.Event()
-    end_on_signals(stopping)
+async def run(config: BlockConfig) -> int:
+    """Serve until SIGTERM or SIGINT. A stop changes no limit: the agents' leases run out by themselves.
+
+    Returns the exit status: 2 when it cannot work as set up, else 0.
+    """
+    life = Life()
+    life.end_on_signals()
     try:
-        await controller.serve(stopping)
+        controller = Controller(config)
+    except (StoreError, MqttConfigError) as error:
+        return _refused(error)
+    try:
+        await controller.serve(life)
     except asyncio.CancelledError:
         log.info("stopped, limits stay as they are until their leases run out")
     finally:
         notify("STOPPING=1")
         controller.close()
+    return 0
 
 
 def main(path: Path) -> int:
-    """`powerblock run`. Returns the exit status: 2 for bad configuration or state, else 0."""
+    """Command `powerblock run`. Returns 2 for a bad configuration; else the process ends, see `run`."""
     from controller.logs import configure
 
     configure("INFO", json=not sys.stderr.isatty())
     try:
         config = load_block(path)
-        _new_loop_runner(run(config))
-    except (ConfigError, StoreError, MqttConfigError) as error:
-        for line in str(error).splitlines():
-            log.error("cannot start", why=line)
-        return 2
-    return 0
+    except ConfigError as error:
+        return _refused(error)
+    return run_and_leave(run(config))
 
 
-def _new_loop_runner(coroutine: Any) -> None:
-    """Run on uvloop where there is one: it wakes within 0.3 ms, asyncio's own loop rounds to 1 ms."""
-    try:
-        import uvloop
-    except ImportError:
-        logging.getLogger(__name__).info("uvloop missing: the beat may be 1 ms later")
-        asyncio.run(coroutine)
-    else:
-        uvloop.run(coroutine)
+def _refused(error: Exception) -> int:
+    for line in str(error).splitlines():
+        log.error("cannot start", why=line)
+    return 2

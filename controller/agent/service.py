@@ -15,7 +15,7 @@ import asyncio
 import logging
 import secrets
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from controller.agent.gpu_view import GpuView, described
 from controller.agent.lanes import Lane, Stuck
 from controller.agent.lease import LeaseSettings, Mode, Refusal, Write, beat, begin, due, offer
 from controller.clock import now_s, now_utc_s
-from controller.endless import end_on_signals, endless
+from controller.endless import Life, run_and_leave
 from controller.notify import notify
 from protocols import agent_link
 from protocols.mqtt import MqttConfigError, MqttLink, Subscription
@@ -93,23 +93,22 @@ class Agent:
         self._logged_refusal = ""
         self._watchdog_at_s = 0.0
 
-    async def serve(self, link: Link, stopping: asyncio.Event) -> None:
-        """Run until cancelled, `stopping` being set before. Raises NotPermittedError, DriverGoneError."""
+    async def serve(self, link: Link, life: Life) -> None:
+        """Run until `life` ends. Raises NotPermittedError, DriverGoneError."""
         await self._sweep()
         if self.lease.mode is not Mode.OBSERVE:
             await self._check_permission()
         notify("READY=1")
         log.info("agent ready", node=self._config.node, gpus=len(self.views), mode=self.lease.mode)
         try:
-            async with asyncio.TaskGroup() as tasks:
-                parts: dict[str, Callable[[], Awaitable[None]]] = {
+            await life.live(
+                {
                     "link": link.run,
                     "sweep": self._sweep_for_ever,
                     "beat": partial(self._beat_for_ever, link),
                     "apply": partial(self._apply_for_ever, link),
                 }
-                for name, run in parts.items():
-                    tasks.create_task(endless(name, run, stopping), name=name)
+            )
         except BaseExceptionGroup as ended:
             expected, unexpected = ended.split(DriverGoneError)
             if expected is None or unexpected is not None:
@@ -361,13 +360,13 @@ def _link(config: NodeConfig, on_message: Callable[[str, bytes, bool], None]) ->
 
 async def run(config: NodeConfig, *, observe: bool) -> int:
     """The agent's life. Returns the exit code: 0 stopped, 1 driver gone, 2 cannot work as set up."""
-    stopping = asyncio.Event()
-    end_on_signals(stopping)
+    life = Life()
+    life.end_on_signals()
     try:
         # First the link, whose settings may be wrong; it brings messages only once the agent serves it.
         link = _link(config, lambda *message: agent.on_message(*message))  # noqa: PLW0108  no agent yet
         agent = Agent(config, await _open_driver(config), observe=observe)
-        await agent.serve(link, stopping)
+        await agent.serve(link, life)
     except asyncio.CancelledError:
         code, why = 0, "stopped"
     except DriverGoneError as error:
@@ -387,21 +386,10 @@ async def run(config: NodeConfig, *, observe: bool) -> int:
 
 
 def main(path: Path, observe: bool) -> int:
-    """Command `powerblock agent`. Returns the exit code, see `run`."""
+    """Command `powerblock agent`. Returns 2 for a bad configuration; else the process ends, see `run`."""
     try:
         config = load_node(path)
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(run(config, observe=observe))
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """Takes uvloop where it is installed: a quarter less CPU, beats ten times as punctual."""
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
-    return factory
+    return run_and_leave(run(config, observe=observe))

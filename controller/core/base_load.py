@@ -2,7 +2,8 @@
 
 It is a difference, meter minus GPUs, and a difference of two measurements counts only if both are of one
 moment. So every meter reading is held against the GPU power of its own moment, the meter's lag taken off,
-and what remains is averaged over a second. A moment at which some GPU was unknown does not count: the last
+and what remains is averaged over two seconds: the workload's own swings never line up exactly, and an
+estimate that jumps makes a ramp that jumps. A moment at which some GPU was unknown does not count: the last
 good value stands, and after `base_age_max_s` the assumed maximum does. (Meter minus the *known* GPUs bounds
 the base load from above at any moment, so it may lower that assumption.) How well the moments are known
 against each other is part of the estimate. It rises at once and falls slowly, and less than `base_min_w` is
@@ -18,9 +19,11 @@ import numpy as np
 
 from controller.core.model import NEVER_S, BaseLoad, Bools, Carried, Floats, Settings, Snapshot
 
-WINDOW_S: Final = 1.0
+WINDOW_S: Final = 2.0
+NEAR_S: Final = 1.0  # a GPU sample within this time before a meter reading vouches for its moment
+INLET_MEAN_S: Final = 1.0  # what a PDU averages over
 FALL_PER_S: Final = 2.0  # share of the gap that the upper estimate falls in a second
-KEPT_MAX: Final = 80  # samples; 3 s at 20 Hz and some reserve
+KEPT_MAX: Final = 100  # samples; METER_KEPT_S and NEAR_S at 20 Hz and some reserve
 METER_KEPT_S: Final = 1.6 * WINDOW_S  # a reading waits until the GPUs' moments have passed its own
 
 
@@ -109,10 +112,15 @@ def _with_meter(settings: Settings, base: BaseLoad, at_s: float, power_w: float)
         bound_w = _rest_w(settings, base, covered)
         return base._replace(bound_w=max(bound_w, settings.base_min_w), bounded_at_s=at_s)
     sample_w = _rest_w(settings, base, complete)
-    if (base.rack_measured_at_s > at_s - settings.inlet_age_max_s).all():
-        sample_w = max(sample_w, float(base.rack_upper_w.sum()) - settings.witness_tolerance_w)
-    if sample_w < settings.base_min_w:
-        return base._replace(disbelieved_at_s=at_s)
+    witnessed = (base.rack_measured_at_s > at_s - settings.inlet_age_max_s).all()
+    racks_w = float(base.rack_upper_w.sum())
+    if sample_w < settings.base_min_w:  # no tolerance for a meter that cannot be right
+        base = base._replace(disbelieved_at_s=at_s)
+        if not witnessed:
+            return base
+        sample_w = max(racks_w, settings.base_min_w)
+    elif witnessed:
+        sample_w = max(sample_w, racks_w - settings.witness_tolerance_w)
     known = at_s - base.measured_at_s <= settings.base_age_max_s
     moved_w = _slow_fall(base.upper_w, sample_w, at_s - base.measured_at_s) if known else sample_w
     return base._replace(upper_w=moved_w, measured_at_s=at_s)
@@ -122,7 +130,7 @@ def _covered(settings: Settings, base: BaseLoad) -> Bools:
     """(k) which meter readings have GPU samples shortly before and after their moment."""
     moment_s = base.meter_at_s - settings.meter_lag_s
     before = np.searchsorted(base.gpu_at_s, moment_s - settings.skew_s, side="right") - 1
-    near = base.gpu_at_s[np.maximum(before, 0)] > moment_s - WINDOW_S
+    near = base.gpu_at_s[np.maximum(before, 0)] > moment_s - NEAR_S
     bracketed: Bools = (before >= 0) & near & (moment_s + settings.skew_s <= base.gpu_at_s[-1])
     if not bracketed.any():
         return bracketed
@@ -168,9 +176,10 @@ def inlets_usable(settings: Settings, snapshot: Snapshot) -> Bools:
 
 
 def _gpus_until(base: BaseLoad, at_s: float) -> Floats | None:
-    """Mean GPU power per rack over the second that ended at `at_s`; None where some of it is unknown."""
-    inside = (base.gpu_at_s > at_s - WINDOW_S) & (base.gpu_at_s <= at_s)
-    if base.gap_at_s > at_s - WINDOW_S or not inside.any() or base.gpu_at_s[0] > at_s - WINDOW_S:
+    """Mean GPU power per rack while the PDU averaged until `at_s`; None where some of it is unknown."""
+    since_s = at_s - INLET_MEAN_S
+    inside = (base.gpu_at_s > since_s) & (base.gpu_at_s <= at_s)
+    if base.gap_at_s > since_s or not inside.any() or base.gpu_at_s[0] > since_s:
         return None
     mean_w: Floats = base.gpu_rack_w[inside].mean(axis=0)
     return mean_w

@@ -45,7 +45,8 @@ def take_in(
     held_w = np.fmax(held_w, gpus.limit_w)
     silent = now_s - seen_at_s > settings.silent_max_after_s
     if np.count_nonzero(silent):
-        held_w = np.where(silent, np.maximum(held_w, gpus.max_w), held_w)
+        most_w = np.maximum(gpus.max_w, settings.topology.gpu_max_w)  # whatever the device says of itself
+        held_w = np.where(silent, np.maximum(held_w, most_w), held_w)
     return ledger, Standing(held_w, _present_w(settings, ledger, gpus, readable), waited_s)
 
 

@@ -295,10 +295,9 @@ class Shares(NamedTuple):
 
 
 class Watch(NamedTuple):
-    """The last look at the block: alarm conditions and since when they hold, and the alarms they made."""
+    """Alarm conditions and since when they hold, by kind, and the alarms they made."""
 
-    looked_at_s: float
-    raised_at_s: Mapping[str, float]
+    since_s: Mapping[str, Floats]  # over what the kind tells apart; FOREVER_S: holds not
     alarms: tuple[Alarm, ...]
 
 

@@ -1,24 +1,25 @@
 """Does the physics obey, and is everyone there? Alarms, each with a name, a delay and a sentence.
 
-An alarm is a condition that has held, at every look, for its delay. Delays are short enough for a person
+An alarm is a condition that has held for its delay, beat by beat. Delays are short enough for a person
 to trust the panel and long enough for one lost message to pass unseen. Nothing here changes a limit, with
 one exception: power that a GPU draws above the limit it holds is handed back to the law as an excess, and
 is counted from then on like everything else.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 import numpy as np
 
 from controller.core import base_load
 from controller.core.model import (
-    NEVER_S,
+    FOREVER_S,
     Alarm,
     BaseLoad,
     Bools,
     Decision,
     Floats,
+    Ints,
     Link,
     Mode,
     Settings,
@@ -36,8 +37,12 @@ RACK_TOLERANCE_W: Final = 20.0  # rounding of a rack's limits
 INLET_OVER_RATIO: Final = 1.02  # meters repeat to a percent
 RACK_FULL_RATIO: Final = 0.98
 RACKS_NAMED_MAX: Final = 4
-LOOK_EVERY_S: Final = 0.199  # five times a second: shorter than any delay, longer than a beat
-NAMED_MAX: Final = 8  # alarms of one kind that are spelt out; a dead rack must not flood the panel
+NAMED_MAX: Final = 8  # alarms of one kind that are spelt out
+THE_BLOCK: Final = np.ones(1, dtype=np.bool_)
+SITE_MISSING: Final = {
+    Mode.FAILSAFE: ("site lost", "no heartbeat from the site: failsafe limit holds"),
+    Mode.INIT: ("site not heard", "the site has not spoken since start: failsafe limit holds"),
+}
 
 
 class Seen(NamedTuple):
@@ -54,9 +59,13 @@ class Seen(NamedTuple):
 
 
 class Condition(NamedTuple):
-    key: str
-    text: str
-    delay_s: float
+    """What must not last: one of the block, or one for each rack, inlet, node or GPU."""
+
+    kind: str
+    holds: Bools  # (1) of the block, else over racks, inlets, nodes or GPUs
+    text: Callable[[int], str]
+    name: Callable[[int], str] = lambda _: ""
+    delay_s: float = 1.0
 
 
 def smoothed_excess_w(excess_w: Floats, power_w: Floats, held_w: Floats, elapsed_s: float) -> Floats:
@@ -71,26 +80,34 @@ def disobedience_w(excess_w: Floats, held_w: Floats) -> Floats:
 
 
 def start() -> Watch:
-    return Watch(NEVER_S, {}, ())
+    return Watch({}, ())
 
 
 def look(settings: Settings, before: Watch, snapshot: Snapshot, seen: Seen) -> Watch:
     """Conditions that hold, with the moment they began, and those that have outlasted their delay."""
     now_s = snapshot.now_s
-    if 0.0 <= now_s - before.looked_at_s < LOOK_EVERY_S:
-        return before
-    conditions = [
+    since_s: dict[str, Floats] = {}
+    alarms: list[Alarm] = []
+    for condition in (
         *_block(settings, snapshot, seen),
         *_instruments(settings, snapshot, seen),
         *_gpus(settings, snapshot, seen),
-    ]
-    since_s = {condition.key: before.raised_at_s.get(condition.key, now_s) for condition in conditions}
-    alarms = tuple(
-        Alarm(condition.key, condition.text)
-        for condition in conditions
-        if now_s - since_s[condition.key] >= condition.delay_s
-    )
-    return Watch(now_s, since_s, alarms)
+    ):
+        if not np.count_nonzero(condition.holds):
+            continue
+        began_s = np.minimum(before.since_s.get(condition.kind, FOREVER_S), now_s)
+        since_s[condition.kind] = np.where(condition.holds, began_s, FOREVER_S)
+        alarms += _due(condition, np.flatnonzero(now_s - since_s[condition.kind] >= condition.delay_s))
+    return Watch(since_s, tuple(alarms))
+
+
+def _due(condition: Condition, indices: Ints) -> Iterator[Alarm]:
+    """The first of one kind by name, the others by number: a dead rack must not flood the panel."""
+    for index in indices[:NAMED_MAX].tolist():
+        yield Alarm(f"{condition.kind} {condition.name(index)}".rstrip(), condition.text(index))
+    others = len(indices) - NAMED_MAX
+    if others > 0:
+        yield Alarm(f"{condition.kind} others", f"{others} more like those named")
 
 
 def why(settings: Settings, decision: Decision) -> str:
@@ -120,64 +137,91 @@ def _block(settings: Settings, snapshot: Snapshot, seen: Seen) -> Iterator[Condi
     now_s, budget_w, shortfall_w, mode = snapshot.now_s, seen.budget_w, seen.shortfall_w, seen.link.mode
     if shortfall_w > SHORTFALL_RATIO * settings.feed_rating_w:
         yield Condition(
-            "shortfall", f"{shortfall_w / 1e3:.2f} kW above the promised line cannot be shed", 1.0
+            "shortfall",
+            THE_BLOCK,
+            lambda _: f"{shortfall_w / 1e3:.2f} kW above the promised line cannot be shed",
         )
-    if snapshot.meter.is_usable(now_s, settings.meter_age_max_s):
-        metered_w = snapshot.meter.value
-        if metered_w > budget_w * (1.0 + OVER_BUDGET_RATIO):
-            yield Condition(
-                "over budget", f"meter reads {metered_w / 1e3:.2f} kW, promised {budget_w / 1e3:.2f} kW", 1.0
-            )
-    else:
-        yield Condition("meter", "block meter not usable: base load is assumed, not measured", 1.0)
+    metered_w = snapshot.meter.value
+    if not snapshot.meter.is_usable(now_s, settings.meter_age_max_s):
+        text = "block meter not usable: base load is assumed, not measured"
+        yield Condition("meter", THE_BLOCK, lambda _: text)
+    elif metered_w > budget_w * (1.0 + OVER_BUDGET_RATIO):
+        yield Condition(
+            "over budget",
+            THE_BLOCK,
+            lambda _: f"meter reads {metered_w / 1e3:.2f} kW, promised {budget_w / 1e3:.2f} kW",
+        )
     if now_s - seen.base.disbelieved_at_s <= settings.meter_age_max_s:
-        yield Condition("meter implausible", "block meter reads less than the GPUs and hosts draw", 1.0)
-    if mode is Mode.FAILSAFE:
-        yield Condition("site lost", "no heartbeat from the site: failsafe limit holds", 0.0)
-    if mode is Mode.INIT:
-        yield Condition("site not heard", "the site has not spoken since start: failsafe limit holds", 0.0)
+        yield Condition(
+            "meter implausible",
+            THE_BLOCK,
+            lambda _: "block meter reads less than the GPUs and hosts draw",
+        )
+    if mode in SITE_MISSING:
+        kind, missing = SITE_MISSING[mode]
+        yield Condition(kind, THE_BLOCK, lambda _: missing, delay_s=0.0)
 
 
 def _instruments(settings: Settings, snapshot: Snapshot, seen: Seen) -> Iterator[Condition]:
     topology, inlets = settings.topology, snapshot.inlets
-    over_rack_w = topology.rack_sums(seen.counted_w) - seen.shares.rack_budget_w
-    for rack in np.flatnonzero(over_rack_w > RACK_TOLERANCE_W)[:NAMED_MAX]:
-        over_kw = settings.block_w_per_gpu_w * over_rack_w[rack] / 1e3
-        name = topology.rack_names[rack]
-        yield Condition(
-            f"rack {name}", f"GPUs of {name} may draw {over_kw:.2f} kW more than its inlets carry", 1.0
-        )
+    over_w = settings.block_w_per_gpu_w * (topology.rack_sums(seen.counted_w) - seen.shares.rack_budget_w)
+    yield Condition(
+        "rack",
+        over_w > RACK_TOLERANCE_W,
+        lambda rack: (
+            f"GPUs of {topology.rack_names[rack]} may draw {over_w[rack] / 1e3:.2f} kW more than its"
+            " inlets carry"
+        ),
+        topology.rack_names.__getitem__,
+    )
     usable = base_load.inlets_usable(settings, snapshot)
-    full = usable & (inlets.power_w > INLET_OVER_RATIO * topology.inlet_continuous_w)
-    for inlet in np.flatnonzero(full)[:NAMED_MAX]:
-        carries = f"{inlets.power_w[inlet] / 1e3:.2f} of {topology.inlet_continuous_w[inlet] / 1e3:.2f} kW"
-        name = topology.inlet_names[inlet]
-        yield Condition(f"inlet {name}", f"inlet {name} carries {carries} that it may carry for long", 2.0)
-    for inlet in np.flatnonzero(~usable)[:NAMED_MAX]:
-        name = topology.inlet_names[inlet]
-        yield Condition(f"pdu {name}", f"PDU {name} not usable: its rack counts as on one inlet", 1.0)
-    if settings.cooling_blind_w is not None and not snapshot.cooling.is_usable(
-        snapshot.now_s, settings.cooling_age_max_s
-    ):
-        yield Condition("cooling", "cooling capacity unknown: its blind limit holds", 1.0)
+    yield Condition(
+        "inlet",
+        usable & (inlets.power_w > INLET_OVER_RATIO * topology.inlet_continuous_w),
+        lambda inlet: (
+            f"inlet {topology.inlet_names[inlet]} carries {inlets.power_w[inlet] / 1e3:.2f} of"
+            f" {topology.inlet_continuous_w[inlet] / 1e3:.2f} kW that it may carry for long"
+        ),
+        topology.inlet_names.__getitem__,
+    )
+    yield Condition(
+        "pdu",
+        ~usable,
+        lambda inlet: f"PDU {topology.inlet_names[inlet]} not usable: its rack counts as on one inlet",
+        topology.inlet_names.__getitem__,
+    )
+    cooled = snapshot.cooling.is_usable(snapshot.now_s, settings.cooling_age_max_s)
+    if settings.cooling_blind_w is not None and not cooled:
+        yield Condition("cooling", THE_BLOCK, lambda _: "cooling capacity unknown: its blind limit holds")
 
 
 def _gpus(settings: Settings, snapshot: Snapshot, seen: Seen) -> Iterator[Condition]:
     topology, gpus = settings.topology, snapshot.gpus
+    node_name, gpu_name = topology.node_names.__getitem__, topology.gpu_name
     silent = snapshot.now_s - gpus.node_at_s > settings.report_age_max_s
-    for node in np.flatnonzero(silent)[:NAMED_MAX]:
-        name = topology.node_names[node]
-        yield Condition(f"agent {name}", f"agent on {name} silent: its GPUs count at what they may hold", 1.0)
-    for node in np.flatnonzero(~gpus.node_leased & ~silent)[:NAMED_MAX]:
-        name = topology.node_names[node]
-        yield Condition(f"lease {name}", f"{name} does not act on our orders", 1.0)
-    broken = seen.fresh & ~(seen.readable & seen.shares.controllable)
-    broken &= gpus.node_leased[topology.gpu_node]
-    for gpu in np.flatnonzero(broken)[:NAMED_MAX]:
-        name = topology.gpu_name(int(gpu))
-        yield Condition(f"gpu {name}", f"GPU {name} unreadable or not taking its limit", 1.0)
-    wild = seen.shares.excess_w > EXCESS_RATIO * gpus.limit_w
-    for gpu in np.flatnonzero(wild)[:NAMED_MAX]:
-        name = topology.gpu_name(int(gpu))
-        text = f"GPU {name} draws {seen.shares.excess_w[gpu]:.0f} W above its limit"
-        yield Condition(f"excess {name}", text, 1.0)
+    yield Condition(
+        "agent",
+        silent,
+        lambda node: f"agent on {node_name(node)} silent: its GPUs count at what they may hold",
+        node_name,
+    )
+    yield Condition(
+        "lease",
+        ~(gpus.node_leased | silent),
+        lambda node: f"{node_name(node)} does not act on our orders",
+        node_name,
+    )
+    obeying = seen.readable & seen.shares.controllable
+    yield Condition(
+        "gpu",
+        seen.fresh & ~obeying & gpus.node_leased[topology.gpu_node],
+        lambda gpu: f"GPU {gpu_name(gpu)} unreadable or not taking its limit",
+        gpu_name,
+    )
+    excess_w = seen.shares.excess_w
+    yield Condition(
+        "excess",
+        excess_w > EXCESS_RATIO * gpus.limit_w,
+        lambda gpu: f"GPU {gpu_name(gpu)} draws {excess_w[gpu]:.0f} W above its limit",
+        gpu_name,
+    )

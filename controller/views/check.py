@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from controller.config import BlockConfig, DeviceConfig, InletConfig, NodeEntry, RackConfig, settings_of
+from controller.config import BlockConfig, InletConfig, NodeEntry, RackConfig, settings_of
 from controller.core.model import Settings
 from controller.views.figures import kw, percent, span
 
@@ -166,16 +166,12 @@ def _tier_warnings(config: BlockConfig) -> Iterator[str]:
 
 
 def _device_warnings(config: BlockConfig) -> Iterator[str]:
-    timed: list[tuple[str, DeviceConfig, float]] = [("meter", config.meter, config.meter.age_max_s)]
-    if config.cooling is not None:
-        timed.append(("cooling", config.cooling, config.cooling.age_max_s))
-    inlet_age_max_s = settings_of(config).inlet_age_max_s
-    timed += [(f"inlet {inlet.name}", inlet, inlet_age_max_s) for inlet in config.inlets]
-    for name, device, age_max_s in timed:
-        if device.poll_s >= age_max_s:
+    age_max_s = settings_of(config).inlet_age_max_s
+    for inlet in config.inlets:
+        if 2.0 * inlet.poll_s > age_max_s:
             yield (
-                f"{name}: polled every {device.poll_s:g} s but stale after {age_max_s:g} s:"
-                " between two readings it counts as unknown"
+                f"inlet {inlet.name}: polled every {inlet.poll_s:g} s but stale after {age_max_s:g} s:"
+                " one lost reading, and it counts as unknown"
             )
     places = Counter((inlet.url, inlet.unit, inlet.point) for inlet in config.inlets)
     for (url, unit, point), count in places.items():

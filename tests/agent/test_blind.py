@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from controller.agent.config import NodeConfig
 from controller.agent.service import Agent
 from controller.clock import now_s
+from controller.endless import Life
 from protocols.agent_link import Order, encode
 from protocols.nvml import NvmlFault
 
@@ -57,8 +58,8 @@ async def test_a_lapsed_lease_lowers_a_gpu_whose_power_cannot_be_read(tmp_path):
     )
     driver = BlindDriver([700.0, 250.0])
     agent = Agent(config, driver, observe=False)
-    stopping = asyncio.Event()
-    serving = asyncio.create_task(agent.serve(NoLink(), stopping))
+    life = Life()
+    serving = asyncio.create_task(agent.serve(NoLink(), life))
     await asyncio.sleep(0.05)
     now = now_s()
     order = Order(
@@ -68,8 +69,7 @@ async def test_a_lapsed_lease_lowers_a_gpu_whose_power_cannot_be_read(tmp_path):
     try:
         assert await asyncio.to_thread(driver.lowered.wait, 3.0)
     finally:
-        stopping.set()
-        serving.cancel()
+        life.end()
         await asyncio.wait({serving})
     assert len(driver.written) > 3  # a ramp, not a step
     assert {gpu for gpu, _ in driver.written} == {0}

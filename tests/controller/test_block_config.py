@@ -68,6 +68,7 @@ def test_the_margin_is_a_share_of_the_rating_or_what_is_said_nothing_included(bl
         ({"racks.1.name": "r1"}, "racks: racks: 'r1' is used twice; give each its own name"),
         ({"racks.1.nodes.0.name": "node-a"}, "racks: nodes: 'node-a' is used twice; give each its own name"),
         ({"racks.1.inlets.0.name": "r1-a"}, "racks: inlets: 'r1-a' is used twice; give each its own name"),
+        ({"meter.poll_s": 0.6}, "meter.age_max_s: 1 is less than two polls of 0.6 s; poll more often"),
         ({"meter.profile": "nix"}, "meter.profile: no built-in profile 'nix'"),
         ({"meter.point": "frequency_hz"}, "meter: point 'frequency_hz' is in Hz; a power in W is needed"),
         ({"meter.point": "nix"}, "meter: profile pm5000_meter has no point 'nix'; it has"),

@@ -135,14 +135,25 @@ def test_an_unreadable_gpu_is_not_a_number(board):
     assert np.isnan(gpus(board).power_w[:8]).all()
 
 
-@pytest.mark.parametrize("power_w", [-0.1, 1950.1, 4_294_967.295])
+@pytest.mark.parametrize("power_w", [-0.1, 2100.1, 4_294_967.295])
 def test_a_power_that_no_gpu_can_draw_is_unknown_and_its_limit_still_counts(board, power_w):
     board.put_report(report(power_w=power_w), 100.0)
     assert np.isnan(gpus(board).power_w[:8]).all()
     assert gpus(board).limit_w[0] == 400.0
 
 
-@pytest.mark.parametrize("limit_w", [0.0, -1.0, 1e6, float("inf")])
+@pytest.mark.parametrize("limit_w", [1e6, float("inf")])
+def test_a_limit_beyond_all_reason_counts_as_the_most_that_is_configured(board, settings, limit_w):
+    board.put_report(report(limit_w=limit_w, bounds_w=(150.0, 200.0)), 100.0)
+    assert gpus(board).limit_w[:8].tolist() == settings.topology.gpu_max_w[:8].tolist()
+
+
+def test_a_limit_is_believed_whatever_the_device_claims_to_be_able_to(board):
+    board.put_report(report(limit_w=640.0, bounds_w=(150.0, 200.0)), 100.0)
+    assert (gpus(board).limit_w[:8] == 640.0).all()
+
+
+@pytest.mark.parametrize("limit_w", [0.0, -1.0])
 def test_a_limit_that_no_gpu_can_hold_is_unknown_and_confirms_nothing(board, limit_w):
     board.put_report(report(limit_w=limit_w), 100.0)
     assert np.isnan(gpus(board).limit_w[:8]).all()

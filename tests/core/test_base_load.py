@@ -61,7 +61,7 @@ def test_a_swing_of_the_gpus_is_not_mistaken_for_base_load():
 
 def test_it_rises_at_once_and_falls_slowly():
     base, now_s = run(8.0, steady)
-    risen, risen_s = run(1.5, steady, base=base, start_s=now_s + 0.1, base_w=900.0)
+    risen, risen_s = run(2.5, steady, base=base, start_s=now_s + 0.1, base_w=900.0)
     assert upper(risen, risen_s) == pytest.approx(900.0, abs=30.0)
     fallen, fallen_s = run(1.2, steady, base=risen, start_s=risen_s + 0.1)
     assert TRUE_BASE_W + 30.0 < upper(fallen, fallen_s) < 900.0
@@ -109,6 +109,13 @@ def test_the_pdus_contradict_a_meter_that_lies_low():
     block = replace(BLOCK, witness_tolerance_w=100.0, inlet_lag_s=1.0)
     base, now_s = run(8.0, steady, block=block, base_w=300.0)  # PDUs: 2,000 W less 1,200 W of GPUs is 800 W
     assert upper(base, now_s, block) == pytest.approx(700.0, abs=20.0)
+
+
+def test_a_meter_that_says_less_than_the_gpus_draw_is_named_although_the_pdus_vouch():
+    block = replace(BLOCK, witness_tolerance_w=100.0, inlet_lag_s=1.0)
+    base, now_s = run(8.0, steady, block=block, base_w=-500.0)
+    assert upper(base, now_s, block) == pytest.approx(800.0, abs=20.0)  # no tolerance for such a meter
+    assert now_s - base.disbelieved_at_s < 0.2
 
 
 def test_a_rack_counts_at_its_assumed_most_until_all_its_inlets_are_measured():

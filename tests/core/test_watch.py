@@ -1,6 +1,7 @@
 """Alarms: each condition by name, after its delay, gone when it is over."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ LINK = Link(Mode.LIMITED, -60.0, -60.0)
 def raised(
     *,
     at_s=0.0,
-    since=None,
+    lasting_s=0.0,
     block=COOLED,
     link=LINK,
     state=STATE,
@@ -34,13 +35,16 @@ def raised(
     shares = state.shares._replace(controllable=readable, rack_budget_w=np.full(2, 1000.0))
     counted_w = np.broadcast_to(counted_w, 4).astype(float)
     found = watch.Seen(state.base, shares, link, fresh, readable, counted_w, budget_w, shortfall_w)
-    return told(watch.look(block, watch.start()._replace(raised_at_s=since or {}), seen, found))
+    return told(block, seen, found, lasting_s)
 
 
-def told(look):
-    """Keys of the conditions, keys of the alarms, their sentences."""
+def told(block, seen, found, lasting_s):
+    """Kinds of the conditions, keys of the alarms, their sentences, when all have held for `lasting_s`."""
+    first = watch.look(block, watch.start(), seen, found)
+    since_s = {kind: at_s - lasting_s for kind, at_s in first.since_s.items()}
+    look = watch.look(block, first._replace(since_s=since_s), seen, found)
     texts = {alarm.key: alarm.text for alarm in look.alarms}
-    return set(look.raised_at_s), set(texts), texts
+    return set(look.since_s), set(texts), texts
 
 
 def with_excess(excess_w):
@@ -58,7 +62,7 @@ CASES = [
     ("meter implausible", {"state": STATE._replace(base=STATE.base._replace(disbelieved_at_s=-0.1))}),
     ("pdu r1-b", {"inlets": inlets(3)}),
     ("cooling", {"cooling": good(6000.0, -60.0)}),
-    ("agent n1", {"node_at": [0.0, -5.0]}),
+    ("agent n1", {"node_at_s": [0.0, -5.0]}),
     ("lease n0", {"leased": [False, True]}),
     ("gpu n1/1", {"limit_w": [500.0, 500.0, 500.0, np.nan]}),
     ("rack r1", {"counted_w": (0.0, 0.0, 600.0, 700.0)}),
@@ -69,15 +73,14 @@ CASES = [
 
 @pytest.mark.parametrize(("key", "situation"), CASES, ids=[key for key, _ in CASES])
 def test_every_condition_has_its_name_and_waits_its_delay(key, situation):
-    if "node_at" in situation:
-        conditions, alarms, _ = raised_with_nodes(snapshot(0.0), situation["node_at"])
-    else:
-        conditions, alarms, _ = raised(**situation)
-    assert conditions == {key}
-    assert alarms == set(), "one lost message must pass unseen"
+    ask = partial(raised_with_nodes, snapshot(0.0)) if "node_at_s" in situation else raised
+    conditions, alarms, _ = ask(**situation)
+    assert (len(conditions), alarms) == (1, set()), "one lost message must pass unseen"
+    _, alarms, _ = ask(**situation, lasting_s=2.0)
+    assert alarms == {key}
 
 
-def raised_with_nodes(seen, node_at_s, since=None):
+def raised_with_nodes(seen, node_at_s, lasting_s=0.0):
     seen = seen._replace(
         meter=good(1800.0, seen.now_s), cooling=good(6000.0, seen.now_s),
         gpus=replace(seen.gpus, node_at_s=np.array(node_at_s)),
@@ -85,18 +88,45 @@ def raised_with_nodes(seen, node_at_s, since=None):
     fresh = (seen.now_s - seen.gpus.node_at_s <= 0.5)[COOLED.topology.gpu_node]
     shares = STATE.shares._replace(controllable=fresh)
     found = watch.Seen(STATE.base, shares, LINK, fresh, fresh, np.zeros(4), 5000.0, 0.0)
-    return told(watch.look(COOLED, watch.start()._replace(raised_at_s=since or {}), seen, found))
+    return told(COOLED, seen, found, lasting_s)
 
 
 def test_a_condition_that_lasts_becomes_an_alarm_with_a_sentence():
-    _, alarms, texts = raised(shortfall_w=100.0, since={"shortfall": -1.0})
+    _, alarms, texts = raised(shortfall_w=100.0, lasting_s=1.0)
     assert alarms == {"shortfall"}
     assert texts["shortfall"] == "0.10 kW above the promised line cannot be shed"
 
 
+def in_turn(*masks):
+    """Looks at nodes that are silent (True) or not, half a second apart; keys of the alarms at the end."""
+    look = watch.start()
+    for number, silent in enumerate(masks):
+        now_s = 0.5 * number
+        node_at_s = np.where(silent, -60.0, now_s)
+        seen = snapshot(now_s, meter=good(1800.0, now_s), cooling=good(6000.0, now_s))
+        seen = seen._replace(gpus=replace(seen.gpus, node_at_s=node_at_s))
+        fresh = (node_at_s == now_s)[COOLED.topology.gpu_node]
+        shares = STATE.shares._replace(controllable=fresh)
+        found = watch.Seen(STATE.base, shares, LINK, fresh, fresh, np.zeros(4), 5000.0, 0.0)
+        look = watch.look(COOLED, look, seen, found)
+    return {alarm.key for alarm in look.alarms}
+
+
 def test_an_interrupted_condition_starts_its_delay_anew():
-    _, alarms, _ = raised(since={"something else": -60.0}, shortfall_w=100.0)
-    assert alarms == set()
+    assert in_turn([1, 0], [1, 0], [1, 0]) == {"agent n0"}
+    assert in_turn([1, 0], [0, 0], [1, 0]) == set()
+
+
+def test_a_flickering_node_does_not_hide_a_dead_one():
+    assert in_turn([1, 1], [0, 1], [1, 1]) == {"agent n1"}
+
+
+def test_of_many_alike_the_first_are_named_and_the_others_counted():
+    mask = np.ones(12, dtype=bool)
+    condition = watch.Condition("agent", mask, lambda n: f"n{n} silent", lambda n: f"n{n}")
+    alarms = list(watch._due(condition, np.flatnonzero(mask)))
+    assert [a.key for a in alarms] == [*(f"agent n{n}" for n in range(8)), "agent others"]
+    assert alarms[-1].text == "4 more like those named"
 
 
 def test_a_healthy_block_is_quiet():
@@ -115,12 +145,12 @@ def test_a_lost_site_is_said_at_once(mode, key):
 def test_a_dead_rack_does_not_flood_the_panel():
     """One sentence per silent agent, none for each of its GPUs."""
     conditions, _, _ = raised_with_nodes(snapshot(0.0), [-5.0, -5.0])
-    assert conditions == {"agent n0", "agent n1"}
+    assert conditions == {"agent"}
 
 
 def test_a_node_without_lease_is_one_condition_not_one_per_gpu():
     conditions, _, _ = raised(leased=[False, False], limit_w=[np.nan] * 4)
-    assert conditions == {"lease n0", "lease n1"}
+    assert conditions == {"lease"}
 
 
 def test_excess_is_smoothed_and_counts_only_above_what_noise_can_do():

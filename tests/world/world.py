@@ -37,6 +37,7 @@ FAULTS_FROM_S, FAULTS_UNTIL_S = 6.0, 40.0
 HEAL_S = 15.0
 UTC_0 = 1_790_000_000.0
 LEASE_S = 2.0
+MEASURED_AFTER_S = 3.5  # the window of the base load, its lag, and a meter reading
 SLOW_RATIO = (
     0.8  # of the worlds that would beat at 20 Hz beat at 10: the harder case, and more worlds an hour
 )
@@ -351,11 +352,11 @@ class World:
         if decided:
             self._note_wanted(controller.board.site.setpoints)
         if self.meter.mode in ("frozen", "lying"):
-            self.meter_honest_from_s = now_s + 2.5
+            self.meter_honest_from_s = now_s + MEASURED_AFTER_S
         cut_off = self.network.cut or self.network.loss or self.network.late_s or truth.lost.any()
         if cut_off or not decided or self.meter.mode != "good" or not all(agent.up for agent in self.agents):
             self.unmeasurable_at_s = now_s
-        elif now_s - self.unmeasurable_at_s > 2.5:  # a full second, its lag, and a meter reading
+        elif now_s - self.unmeasurable_at_s > MEASURED_AFTER_S:
             self.measurable_at_s = now_s
         carried = self.inherited
         inherited_w = budget_max_w = self.settings.failsafe.limit_w
