@@ -213,15 +213,19 @@ def reaction_fit_s(trace: Trace, request: Request, contract: Contract) -> float 
 def settle_s(trace: Trace, request: Request, contract: Contract) -> float | None:
     """From the signal until the 1 s mean is near the moving line and stays there to the end.
 
-    Near is 2 % above to 3 % below: a limit bounds an average, and GPUs hold 1.5 % below theirs. The window's
-    own second counts against the device: 0 only if it never left the band.
+    Near is at most 2 % above the line as promised, `response_s` late, and at most 3 % below the line: a limit
+    bounds an average, and GPUs hold 1.5 % below theirs. The window's own second counts against the device:
+    0 only if it never left the band.
     """
     held = (trace.t_s > request.signal_s) & (trace.t_s <= request.ends_s)
     if not held.any():
         return None
-    error_w = mean_of(trace, trace.block_w) - mean_of(trace, line_w(trace.centre_s, request, contract))
-    low_w, high_w = (ratio * request.limit_w for ratio in SETTLED_RATIOS)
-    outside = held & ~((low_w <= error_w) & (error_w <= high_w))
+    centre_s, mean_w = trace.centre_s, mean_of(trace, trace.block_w)
+    low_w, high_w = (
+        mean_of(trace, line_w(centre_s - late_s, request, contract)) + ratio * request.limit_w
+        for late_s, ratio in zip((0.0, contract.response_s), SETTLED_RATIOS, strict=True)
+    )
+    outside = held & ~((low_w <= mean_w) & (mean_w <= high_w))
     if not outside.any():
         return 0.0
     last_s = float(trace.t_s[outside][-1])
