@@ -3,7 +3,8 @@
 It is a difference, meter minus GPUs, and a difference of two measurements counts only if both are of one
 moment. So every meter reading is held against the GPU power of its own moment, the meter's lag taken off,
 and what remains is averaged over two seconds: the workload's own swings never line up exactly, and an
-estimate that jumps makes a ramp that jumps. A moment at which some GPU was unknown does not count: the last
+estimate that jumps makes a ramp that jumps. The last second alone counts where it says more than noise can
+explain. A moment at which some GPU was unknown does not count: the last
 good value stands, and after `base_age_max_s` the assumed maximum does. (Meter minus the *known* GPUs bounds
 the base load from above at any moment, so it may lower that assumption.) How well the moments are known
 against each other is part of the estimate. It rises at once and falls slowly, and less than `base_min_w` is
@@ -20,8 +21,11 @@ import numpy as np
 from controller.core.model import NEVER_S, BaseLoad, Bools, Carried, Floats, Settings, Snapshot
 
 WINDOW_S: Final = 2.0
+SHORT_WINDOW_S: Final = 1.0
+NOISE_RATIO: Final = 0.004  # of the feed rating: what swings that do not line up do to a mean over a second
 NEAR_S: Final = 1.0  # a GPU sample within this time before a meter reading vouches for its moment
 INLET_MEAN_S: Final = 1.0  # what a PDU averages over
+RACK_SMOOTHING_S: Final = 4.0  # inlets are rated for hours: a swing that a PDU saw late is not chased
 FALL_PER_S: Final = 2.0  # share of the gap that the upper estimate falls in a second
 KEPT_MAX: Final = 100  # samples; METER_KEPT_S and NEAR_S at 20 Hz and some reserve
 METER_KEPT_S: Final = 1.6 * WINDOW_S  # a reading waits until the GPUs' moments have passed its own
@@ -112,6 +116,9 @@ def _with_meter(settings: Settings, base: BaseLoad, at_s: float, power_w: float)
         bound_w = _rest_w(settings, base, covered)
         return base._replace(bound_w=max(bound_w, settings.base_min_w), bounded_at_s=at_s)
     sample_w = _rest_w(settings, base, complete)
+    newest = complete & (base.meter_at_s > base.meter_at_s[complete][-1] - SHORT_WINDOW_S)
+    noise_w = NOISE_RATIO * settings.feed_rating_w
+    sample_w = max(sample_w, _rest_w(settings, base, newest) - noise_w)  # what climbs more than noise counts
     witnessed = (base.rack_measured_at_s > at_s - settings.inlet_age_max_s).all()
     racks_w = float(base.rack_upper_w.sum())
     if sample_w < settings.base_min_w:  # no tolerance for a meter that cannot be right
@@ -121,9 +128,12 @@ def _with_meter(settings: Settings, base: BaseLoad, at_s: float, power_w: float)
         sample_w = max(racks_w, settings.base_min_w)
     elif witnessed:
         sample_w = max(sample_w, racks_w - settings.witness_tolerance_w)
-    known = at_s - base.measured_at_s <= settings.base_age_max_s
-    moved_w = _slow_fall(base.upper_w, sample_w, at_s - base.measured_at_s) if known else sample_w
-    return base._replace(upper_w=moved_w, measured_at_s=at_s)
+    elapsed_s = at_s - base.measured_at_s
+    if elapsed_s <= settings.base_age_max_s:
+        # The first readings after a gap are few: they may raise the estimate, not lower it.
+        after_gap = base.gap_at_s > at_s - settings.meter_lag_s - SHORT_WINDOW_S
+        sample_w = max(base.upper_w, sample_w) if after_gap else _slow_fall(base.upper_w, sample_w, elapsed_s)
+    return base._replace(upper_w=sample_w, measured_at_s=at_s)
 
 
 def _covered(settings: Settings, base: BaseLoad) -> Bools:
@@ -163,8 +173,10 @@ def _with_inlets(settings: Settings, base: BaseLoad, snapshot: Snapshot) -> Base
         if gpu_rack_w is None:
             continue
         sample_w = max(0.0, rack_w[rack] - settings.block_w_per_gpu_w * gpu_rack_w[rack])
-        known = at_s - measured_at_s[rack] <= settings.base_age_max_s
-        upper_w[rack] = _slow_fall(upper_w[rack], sample_w, at_s - measured_at_s[rack]) if known else sample_w
+        elapsed_s = at_s - measured_at_s[rack]
+        if elapsed_s <= settings.base_age_max_s:
+            sample_w = upper_w[rack] + (sample_w - upper_w[rack]) * min(1.0, elapsed_s / RACK_SMOOTHING_S)
+        upper_w[rack] = sample_w
         measured_at_s[rack] = at_s
     return base._replace(rack_upper_w=upper_w, rack_measured_at_s=measured_at_s, inlet_at_s=inlets.taken_at_s)
 

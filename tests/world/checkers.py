@@ -6,18 +6,23 @@ Nothing here uses the law's own arithmetic beyond what it published in a decisio
 
 from collections import deque
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import pairwise
 
 import numpy as np
 
 from controller.core.model import Decision, Mode, Setpoint, Settings
+from tests.world.facility import RACK_BASE_RATIO
 
 ROUNDING_W = 1.5  # per GPU: drivers round to whole watts, an acknowledgement allows one more
 POWER_TOLERANCE_RATIO = 0.02  # a 1 s mean against the line: settling of GPUs, 0.1 % meter noise
 FOLLOWED_S = 1.0  # how far orders that are confirmed and settled may be behind what moves: ramp or base load
+RECENTLY_S = 3.0  # what a healed block must show once in this time: PDUs, read every second, make racks hunt
 IN_USE_RATIO = 0.95  # of the free power: a share-out may be half a second old
 RISING_RATIO = 0.7  # of the agreed rate
+AT_THE_LINE_RATIO = 0.98  # of the binding limit: cooling is measured anew every second, with 0.1 % noise
+REAL_LIMIT_RATIO = 0.99  # of what the world asks for: ten times the noise of the cooling plant's meter
+OVER_BUDGET_RATIO = 0.01  # of the line: less is no alarm
+BASE_EXCESS_RATIO = 0.03  # of the feed rating: margin, and what two seconds of swinging GPUs hide in a mean
 BASE_TRACK_S = 4.0  # how long the base load may move before the estimate must have followed
 ALARM_AFTER_S = 3.0
 # alarms that say why power may be above the line; any other is no excuse
@@ -45,6 +50,7 @@ class Moment:
     clock_true: bool  # the wall clock was never stepped
     decision: Decision | None  # of a living controller
     decided_now: bool
+    healed: bool  # no fault for so long that everything must be back
     started_at_s: float  # of the controller process
     site_spoke: bool  # to this controller process
     heard_at_s: float  # last heartbeat that reached it
@@ -52,6 +58,9 @@ class Moment:
     inherited_w: float  # lower of failsafe and what the last process held, until its window ends
     budget_max_w: float  # the same for the budget: a ramp that was under way goes on, but never up
     wanted: tuple[tuple[Setpoint, float, float], ...]  # (setpoint, opened, ends), by true time
+    plan: tuple[Setpoint, ...]  # as far as it has reached the controller
+    utc_s: float  # what the wall clock says
+    cooling_w: float  # heat that the plant really takes away
     agents: list  # with members, up, deaf_to_writes, right_until_s, truth.lost
     meter_honest: bool  # no lie, no freeze lately
     measurable_at_s: float  # last time meter and all GPUs could be read
@@ -63,18 +72,17 @@ class Moment:
 class Checkers:
     settings: Settings
     sums: deque = field(default_factory=deque)  # (t, sum of true limits)
-    budgets: deque = field(default_factory=deque)  # (t, budget + shortfall)
     powers: deque = field(default_factory=deque)  # (t, block_w)
     bases: deque = field(default_factory=deque)  # (t, base_w)
-    rooms: deque = field(default_factory=partial(deque, maxlen=20))  # (t, power to hand out)
-    aims: deque = field(default_factory=deque)
-    shortfalls: deque = field(default_factory=deque)
+    rooms: deque = field(default_factory=deque)  # (t, what the limits may sum up to), of a healed block
+    said: deque = field(default_factory=deque)  # (t, decision)
     steps: int = 0
     over_since_s: float | None = None
     protected_at_s: float = 0.0  # last time protection bound, or a restart held the failsafe limit
     free_since_s: dict = field(default_factory=dict)
     down_since_s: dict = field(default_factory=dict)
     rack_over_since_s: dict = field(default_factory=dict)
+    rack_full_at_s: dict = field(default_factory=dict)  # last time it drew what its inlets carry
 
     def see(self, moment: Moment) -> None:
         self._remember(moment)
@@ -87,13 +95,14 @@ class Checkers:
         self.failsafe_from_the_start(moment, decision)
         self.steps += 1
         if self.steps % WINDOW_EVERY == 0:
-            self.rooms.append((moment.now_s, self._room_w(decision)))
             self.base_is_an_upper_estimate(moment, decision)
             self.ramps_are_contracts(moment, decision)
             self.what_cannot_be_done_is_said(moment, decision)
             self.racks_stay_within_their_inlets(moment, decision)
             self.arrivals_are_kept(moment, decision)
             self.dead_man(moment)
+            if moment.healed:
+                self.healed(moment, decision)
 
     def _remember(self, moment: Moment) -> None:
         now = moment.now_s
@@ -108,12 +117,9 @@ class Checkers:
             fresh = moment.now_s - moment.started_at_s < 0.5
             if moment.decision.binding.protection or not moment.site_spoke or fresh:
                 self.protected_at_s = now
-            self.budgets.append((now, moment.decision.budget_w + moment.decision.shortfall_w))
-            self.aims.append((now, moment.decision.budget_w))
-            self.shortfalls.append((now, moment.decision.shortfall_w))
-        for trail in (self.budgets, self.aims, self.shortfalls):
-            while trail and trail[0][0] < now - 6.0:
-                trail.popleft()
+            self.said.append((now, moment.decision))
+        while self.said and self.said[0][0] < now - 6.0:
+            self.said.popleft()
 
     def never_above(self, moment: Moment, decision: Decision) -> None:
         """1: limits that GPUs really hold, plus the estimate of the rest, stay under the promised line."""
@@ -132,6 +138,8 @@ class Checkers:
             carried_w = 2.0 * float(
                 self.settings.topology.inlet_continuous_w[2 * rack]
             )  # both inlets share evenly
+            if power_w > carried_w:
+                self.rack_full_at_s[rack] = moment.now_s
             if excused or power_w < 1.05 * carried_w or moment.now_s - moment.started_at_s < 5.0:
                 self.rack_over_since_s.pop(rack, None)
             elif moment.now_s - self.rack_over_since_s.setdefault(rack, moment.now_s) > ALARM_AFTER_S:
@@ -183,7 +191,7 @@ class Checkers:
     def ramps_are_contracts(self, moment: Moment, decision: Decision) -> None:
         """5: the line, and the limits that GPUs hold, move no faster than agreed, whatever comes back."""
         now, up, down = moment.now_s, self.settings.ramp_up_w_per_s, self.settings.ramp_down_w_per_s
-        before = [(at, value) for at, value in self.aims if now - 2.0 <= at <= now - 1.0]
+        before = [(at, said.budget_w) for at, said in self.said if now - 2.0 <= at <= now - 1.0]
         if before and moment.decided_now:
             at, was_w = before[-1]
             if decision.budget_w > was_w + up * (now - at) + 1.0:
@@ -203,7 +211,7 @@ class Checkers:
         """6, and 1 at the meter: what lasts for seconds has an alarm."""
         self.silence_is_named(moment, decision)
         recent = [value for at, value in self.powers if at >= moment.now_s - 1.0]
-        lines = [value for at, value in self.budgets if at >= moment.now_s - 1.5]
+        lines = [said.budget_w + said.shortfall_w for at, said in self.said if at >= moment.now_s - 1.5]
         if not lines:
             self.over_since_s = None
             return
@@ -221,7 +229,7 @@ class Checkers:
 
     def silence_is_named(self, moment: Moment, decision: Decision) -> None:
         told = " ".join(alarm.key for alarm in decision.alarms)
-        short = [short_w for at, short_w in self.shortfalls if at >= moment.now_s - 2.5]
+        short = [said.shortfall_w for at, said in self.said if at >= moment.now_s - 2.5]
         lasting = len(short) > 2.2 / self.settings.tick_s and moment.now_s - moment.started_at_s > 2.5
         if lasting and min(short) > 0.01 * self.settings.feed_rating_w and "shortfall" not in told:
             raise Broken(6, moment.now_s, f"{min(short):.0f} W short for seconds, alarms: {told or 'none'}")
@@ -235,16 +243,25 @@ class Checkers:
 
     def wall_clock_releases_nothing(self, moment: Moment, decision: Decision) -> None:
         """7: a window that has opened binds until its length has passed, whatever the wall clock does."""
-        best: dict[str, tuple[int, float]] = {}
-        if any(abs(moment.now_s - edge) < 0.15 for _, *edges in moment.wanted for edge in edges):
-            return  # at the edge of a window either answer is right
+        if self._at_an_edge(moment):
+            return
+        for setpoint in self._in_force(moment):
+            if decision.binding.power_w > setpoint.limit_w + 0.01:
+                text = f"{setpoint.kind} asks {setpoint.limit_w:.0f} W, binding is {decision.binding}"
+                raise Broken(7, moment.now_s, text)
+
+    def _at_an_edge(self, moment: Moment) -> bool:
+        """At the edge of a window either answer is right."""
+        return any(abs(moment.now_s - edge) < 0.15 for _, *edges in moment.wanted for edge in edges)
+
+    def _in_force(self, moment: Moment) -> list[Setpoint]:
+        """Of all open windows the winner of each kind: highest priority, then lowest limit."""
+        best: dict[str, Setpoint] = {}
         for setpoint, opened_s, ends_s in moment.wanted:
+            rival = best.get(setpoint.kind, setpoint)
             if opened_s <= moment.now_s < ends_s - 0.01:
-                rank = (setpoint.priority, setpoint.limit_w)
-                best[setpoint.kind] = min(best.get(setpoint.kind, rank), rank)
-        for kind, (_, limit_w) in best.items():
-            if decision.binding.power_w > limit_w + 0.01:
-                raise Broken(7, moment.now_s, f"{kind} asks {limit_w:.0f} W, binding is {decision.binding}")
+                best[setpoint.kind] = min(rival, setpoint, key=lambda s: (s.priority, s.limit_w))
+        return list(best.values())
 
     def failsafe_from_the_start(self, moment: Moment, decision: Decision) -> None:
         """8: until the site has spoken to this process, the lower of failsafe and inherited limit holds."""
@@ -280,38 +297,105 @@ class Checkers:
                     9, moment.now_s, f"{agent.name} has no lease, limits {moment.limits_w[agent.members]}"
                 )
 
-    def healed(self, now_s: float, decision: Decision, truth: object, settings: Settings) -> None:
-        """10 and the second phase: after the faults the block is in control, in plan, and at work."""
-        shares, up = decision.state.shares, settings.ramp_up_w_per_s
+    def healed(self, moment: Moment, decision: Decision) -> None:
+        """10: after the faults the block is in control, in plan, and at work; judged by the truth."""
+        now_s = moment.now_s
         if decision.mode not in (Mode.CONTROLLED, Mode.LIMITED):
             raise Broken(10, now_s, f"still in {decision.mode} after healing")
-        if not shares.controllable.all():
-            raise Broken(10, now_s, f"GPUs still out of reach after healing: {shares.controllable}")
-        count, gain = len(truth.limit_w), settings.block_w_per_gpu_w
-        if gain * float(settings.topology.gpu_min_w.sum()) + decision.base_w >= decision.budget_w:
-            return  # no room but for the minima: a shortfall that is said
-        # a base load that climbs is followed with the delay of one order
-        rises_w = [after[1] - before[1] for before, after in pairwise(self._seconds(self.bases, now_s, 4))]
-        lasting_w = min(short_w for at, short_w in self.shortfalls if at >= now_s - 3.0)
-        if lasting_w > FOLLOWED_S * max(0.0, *rises_w) + ROUNDING_W * count:
-            raise Broken(10, now_s, f"shortfall of {lasting_w:.0f} W after healing")
-        room_w = min(room_w for at, room_w in self.rooms if at >= now_s - 2.0)
-        used_w = max(value for at, value in self.sums if at >= now_s - 1.0)
-        earlier_w = max(value for at, value in self.sums if now_s - 4.0 <= at <= now_s - 3.0)
-        if used_w - earlier_w > RISING_RATIO * 3.0 * up / gain:
-            return  # on its way, at the agreed rate
-        if used_w < IN_USE_RATIO * room_w - FOLLOWED_S * up / gain - ROUNDING_W * count:
-            raise Broken(
-                10, now_s, f"limits sum up to {used_w:.0f} W, {room_w:.0f} W are free: not back at work"
-            )
+        if not decision.state.shares.controllable.all():
+            raise Broken(10, now_s, f"still out of reach after healing: {decision.state.shares.controllable}")
+        self.limits_are_real(moment, decision)
+        self.base_is_known_again(moment)
+        self.budget_comes_back(moment, decision)
+        # the minima fill the line: a shortfall that is said, and no room for more
+        least_w = self.settings.block_w_per_gpu_w * float(self.settings.topology.gpu_min_w.sum())
+        cramped = least_w + decision.base_w >= decision.budget_w
+        self.alarms_end(moment, decision, cramped=cramped)
+        if not cramped:
+            self.nothing_is_short(moment)
+            self.back_at_work(moment, decision)
 
-    def _room_w(self, decision: Decision) -> float:
-        """What the law itself says it may hand out: budget and inlets."""
-        racks_w = np.minimum(
-            decision.state.shares.rack_budget_w, np.bincount(self.settings.topology.gpu_rack) * 700.0
-        )
-        budget_w = (decision.state.pace.aim_w - decision.base_w) / self.settings.block_w_per_gpu_w
-        return min(budget_w, float(racks_w.sum()))
+    def limits_are_real(self, moment: Moment, decision: Decision) -> None:
+        """Every limit is one that the world has at this moment, and no lower than it."""
+        if self._at_an_edge(moment):
+            return
+        settings = self.settings
+        least_w = {"feed rating": settings.feed_rating_w}
+        if settings.cooling_blind_w is not None:
+            least_w["cooling capacity"] = moment.cooling_w
+        for setpoint in self._in_force(moment):
+            least_w[f"{setpoint.source} {setpoint.id}"] = setpoint.limit_w
+        for setpoint in moment.plan:
+            left_s = setpoint.starts_utc_s - moment.utc_s
+            if setpoint.arrive_at_start and left_s > 0.0:
+                line_w = setpoint.limit_w + settings.ramp_down_w_per_s * max(0.0, left_s - settings.lead_s)
+                least_w[f"{setpoint.source} {setpoint.id}, to be met at its start"] = line_w
+        for limit in decision.limits:
+            if limit.power_w < REAL_LIMIT_RATIO * least_w.get(limit.source, np.inf):
+                raise Broken(10, moment.now_s, f"nothing in the world asks for {limit}")
+
+    def base_is_known_again(self, moment: Moment) -> None:
+        """Power that nobody draws is not taken off for good. PDUs may raise it while GPUs jump."""
+        said_w = min(said.base_w for at, said in self.said if at >= moment.now_s - RECENTLY_S)
+        true_w = max(value for _, value in self.bases)
+        if said_w > true_w + BASE_EXCESS_RATIO * self.settings.feed_rating_w:
+            raise Broken(10, moment.now_s, f"base load {true_w:.0f} W, still taken for {said_w:.0f} W")
+
+    def budget_comes_back(self, moment: Moment, decision: Decision) -> None:
+        """The budget is at the lowest limit, or on its way there at the agreed rate."""
+        lately = [said for at, said in self.said if at >= moment.now_s - RECENTLY_S]
+        line_w = min(said.binding.power_w for said in lately)
+        risen_w = decision.budget_w - min(said.budget_w for said in lately)
+        agreed_w = RECENTLY_S * self.settings.ramp_up_w_per_s
+        if decision.budget_w < AT_THE_LINE_RATIO * line_w and risen_w < RISING_RATIO * agreed_w:
+            text = f"budget {decision.budget_w:.0f} W, line {line_w:.0f} W, risen by {risen_w:.0f} W"
+            raise Broken(10, moment.now_s, text)
+
+    def alarms_end(self, moment: Moment, decision: Decision, *, cramped: bool) -> None:
+        """No alarm stands but one that is true, for a reason that the world has at this moment."""
+        line_w, names = decision.budget_w, self.settings.topology.inlet_names
+        honest = ["shortfall", "over budget"] if cramped else []
+        # a base load is known as a mean of two seconds, so one that climbs lifts the block over its line
+        climbed_w = moment.base_w - min(value for _, value in self.bases)
+        if climbed_w > max(OVER_BUDGET_RATIO * line_w, moment.block_w - line_w, decision.shortfall_w):
+            honest += ["shortfall", "over budget"]
+        for rack, full_at_s in self.rack_full_at_s.items():
+            if moment.now_s - full_at_s < RECENTLY_S:  # a PDU lags by a second and is read every second
+                honest += (f"inlet {name}" for name in names[2 * rack : 2 * rack + 2])
+        for alarm in decision.alarms:
+            if alarm.key not in honest:
+                raise Broken(10, moment.now_s, f"nothing is wrong, alarm {alarm.key}: {alarm.text}")
+
+    def nothing_is_short(self, moment: Moment) -> None:
+        # a base load that climbs is followed with the delay of one order
+        now_s = moment.now_s
+        rises_w = [after[1] - before[1] for before, after in pairwise(self._seconds(self.bases, now_s, 4))]
+        lasting_w = min(said.shortfall_w for at, said in self.said if at >= now_s - RECENTLY_S)
+        if lasting_w > FOLLOWED_S * max(0.0, *rises_w) + ROUNDING_W * len(moment.limits_w):
+            raise Broken(10, now_s, f"shortfall of {lasting_w:.0f} W after healing")
+
+    def back_at_work(self, moment: Moment, decision: Decision) -> None:
+        """GPUs may use what budget and inlets leave free. Budget and base load have been judged already."""
+        up_w_per_s = self.settings.ramp_up_w_per_s / self.settings.block_w_per_gpu_w
+        since_s = moment.now_s - RECENTLY_S
+        self.rooms.append((moment.now_s, self._room_w(moment, decision)))
+        room_w = min(room_w for at, room_w in self.rooms if at >= since_s)
+        used_w = max(value for at, value in self.sums if at >= since_s)
+        earlier_w = max(value for at, value in self.sums if since_s - 1.0 <= at <= since_s)
+        if self.sums[-1][1] - earlier_w > RISING_RATIO * RECENTLY_S * up_w_per_s:
+            return  # on its way, at the agreed rate
+        if used_w < IN_USE_RATIO * room_w - FOLLOWED_S * up_w_per_s - ROUNDING_W * len(moment.limits_w):
+            text = f"limits sum up to {used_w:.0f} W, {room_w:.0f} W are free: not back at work"
+            raise Broken(10, moment.now_s, text)
+
+    def _room_w(self, moment: Moment, decision: Decision) -> float:
+        """What the GPUs' limits may sum up to: under the budget, and within the true room of the racks."""
+        settings, topology = self.settings, self.settings.topology
+        budget_w = min(decision.budget_w, decision.binding.power_w)  # a budget that falls is used up already
+        carried_w = topology.inlet_sums(topology.inlet_continuous_w)  # both inlets share evenly
+        racks_w = (carried_w - RACK_BASE_RATIO * moment.base_w) / settings.block_w_per_gpu_w
+        racks_w = np.minimum(racks_w, topology.rack_sums(topology.gpu_max_w))
+        return min((budget_w - decision.base_w) / settings.block_w_per_gpu_w, float(racks_w.sum()))
 
     def _seconds(self, trail: deque, now_s: float, count: int) -> list:
         """One entry of the trail for each of the last seconds, oldest first."""

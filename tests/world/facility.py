@@ -13,6 +13,7 @@ import numpy as np
 
 DOWN_S, UP_S = 0.04, 0.15
 RACKS = 2
+RACK_BASE_RATIO = 0.45  # of the base load: what each rack has of it, the rest is not behind PDUs
 
 
 @dataclass
@@ -51,7 +52,7 @@ class Truth:
 
         gpu_rack_w = np.bincount(self.gpu_rack, self.power_w, RACKS)
         self.block_w = self.gain * float(self.power_w.sum()) + self.base_w
-        self.rack_w = (self.gain * gpu_rack_w + 0.45 * self.base_w).tolist()
+        self.rack_w = (self.gain * gpu_rack_w + RACK_BASE_RATIO * self.base_w).tolist()
 
 
 @dataclass

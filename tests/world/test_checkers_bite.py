@@ -160,3 +160,49 @@ def test_10_a_block_that_never_comes_back_from_failsafe(monkeypatch):
     stuck = {key: mode for key, mode in failsafe.TRANSITIONS.items() if key[0] is not Mode.FAILSAFE}
     monkeypatch.setattr(failsafe, "TRANSITIONS", stuck)
     assert caught() == 10
+
+
+@pytest.mark.parametrize("speed", [0.0, 0.02])
+def test_10_a_budget_that_does_not_come_back_at_the_agreed_rate(monkeypatch, speed):
+    honest = ramp.step
+    monkeypatch.setattr(
+        ramp,
+        "step",
+        lambda pace, **given: honest(pace, **{**given, "up_w_per_s": speed * given["up_w_per_s"]}),
+    )
+    assert caught(seeds=range(5)) == 10
+
+
+def test_10_a_base_load_that_stays_assumed(monkeypatch):
+    monkeypatch.setattr(base_load, "upper_w", lambda settings, *_: settings.base_max_w)
+    assert caught(seeds=range(5)) == 10
+
+
+def test_10_racks_that_never_get_what_their_inlets_carry(monkeypatch):
+    honest = sharing._rack_budget_w
+    monkeypatch.setattr(sharing, "_rack_budget_w", lambda *given: 0.3 * honest(*given))
+    monkeypatch.setattr(watch, "_instruments", lambda *_: iter(()))  # an alarm would tell on it
+    assert caught(seeds=range(5)) == 10
+
+
+def test_10_a_limit_that_nothing_in_the_world_asks_for(monkeypatch):
+    honest = law._limits
+
+    def haunted(settings, *args, **given):
+        yield from honest(settings, *args, **given)
+        yield Limit(0.55 * settings.feed_rating_w, "cooling capacity", protection=True)
+
+    monkeypatch.setattr(law, "_limits", haunted)
+    assert caught(seeds=range(5)) == 10
+
+
+def test_10_alarms_that_never_end(monkeypatch):
+    honest = watch.look
+
+    def sticky(settings, before, *args):
+        watched = honest(settings, before, *args)
+        standing = {alarm.key: alarm for alarm in (*before.alarms, *watched.alarms)}
+        return watched._replace(alarms=tuple(standing.values()))
+
+    monkeypatch.setattr(watch, "look", sticky)
+    assert caught(seeds=range(5)) == 10

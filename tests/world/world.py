@@ -1,7 +1,7 @@
 """One seed, one history: the real law, board, orders and leases in a world that misbehaves.
 
 Phase one: faults drawn from the seed. Phase two: everything healed; within `HEAL_S` the block must be back
-under control and back at work. Time is a number; messages are entries in a heap with a delivery time.
+under control and back at work, and stay so. Time is a number; messages are entries in a heap with a delivery time.
 """
 
 import heapq
@@ -105,6 +105,7 @@ def settings_for(rng: Random, tick_s: float, inlet_ratio: float) -> Settings:
         base_age_max_s=8.0,
         witness_tolerance_w=0.03 * rating_w,
         skew_s=0.15,  # messages move in whole steps here
+        inlet_lag_s=0.3,  # to the end of the second that a lag of 0.8 s averages over
     )
 
 
@@ -235,7 +236,6 @@ class World:
         for step in range(round(length_s / self.dt_s)):
             self.now_s = self.start_s + step * self.dt_s
             self._step(self.now_s - self.start_s)
-        self._check_healed()
         return self
 
     def _step(self, t_s: float) -> None:
@@ -295,7 +295,7 @@ class World:
         for number, inlet in enumerate(self.inlets):
             board.put_inlet(number, Measurement(inlet.shown_w, inlet.mode != "bad", inlet.shown_at_s))
         board.cooling = Measurement(self.cooling.shown_w, True, self.cooling.shown_at_s)
-        snapshot = board.snapshot(now_s, UTC_0 + now_s - self.start_s + self.utc_step_s)
+        snapshot = board.snapshot(now_s, self._utc_s())
         decision = controller.law.tick(controller.settings, controller.state, snapshot)
         controller.state, controller.decision = decision.state, decision
         self._persist(decision)
@@ -317,6 +317,10 @@ class World:
             base.upper_w,
             base.measured_at_s,
         )
+
+    def _utc_s(self) -> float:
+        """What the wall clock says."""
+        return UTC_0 + self.now_s - self.start_s + self.utc_step_s
 
     def start_controller(self) -> None:
         self.disk.epoch += 1
@@ -375,6 +379,7 @@ class World:
             clock_true=not any("wall clock" in line for line in self.log),
             decision=decision,
             decided_now=decided,
+            healed=now_s - self.start_s >= FAULTS_UNTIL_S + HEAL_S,
             started_at_s=now_s if controller is None else controller.started_at_s,
             site_spoke=controller is not None and controller.site_spoke,
             heard_at_s=self.site_known.heartbeat_at_s,
@@ -382,6 +387,9 @@ class World:
             inherited_w=inherited_w,
             budget_max_w=budget_max_w,
             wanted=tuple(self.wanted.values()),
+            plan=self.site_known.setpoints,
+            utc_s=self._utc_s(),
+            cooling_w=self.cooling_w,
             agents=self.agents,
             meter_honest=self.measurable_at_s >= self.meter_honest_from_s,
             measurable_at_s=self.measurable_at_s,
@@ -391,7 +399,7 @@ class World:
 
     def _note_wanted(self, setpoints: tuple[Setpoint, ...]) -> None:
         """A window opens when the wall clock first says so, and lasts its length by true time."""
-        utc_s = UTC_0 + self.now_s - self.start_s + self.utc_step_s
+        utc_s = self._utc_s()
         known = {setpoint.id: setpoint for setpoint in setpoints}
         for name, (_, opened_s, ends_s) in list(self.wanted.items()):
             if name in known:
@@ -402,9 +410,6 @@ class World:
             if setpoint.id not in self.wanted and setpoint.starts_utc_s <= utc_s < setpoint.ends_utc_s:
                 until_s = self.now_s + setpoint.ends_utc_s - utc_s
                 self.wanted[setpoint.id] = (setpoint, self.now_s, until_s)
-
-    def _check_healed(self) -> None:
-        self.checkers.healed(self.now_s, self.controller.decision, self.truth, self.settings)
 
 
 def run(seed: int, law: ModuleType = real_law, *, faults: bool = True, later: bool = True) -> World:
