@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from controller import service
+from controller.config import load_block
+from controller.endless import run_and_leave
+from controller.logs import configure
 
 
 class Pauses:
@@ -31,7 +34,7 @@ class Pauses:
         self.worst_s[generation] = max(self.worst_s[generation], time.perf_counter() - self._began_s)
 
 
-def main(block_path: Path, pauses_path: Path) -> int:
+async def live(block_path: Path, pauses_path: Path) -> int:
     pauses, freeze = Pauses(), gc.freeze
 
     def freeze_and_listen() -> None:
@@ -39,12 +42,13 @@ def main(block_path: Path, pauses_path: Path) -> int:
         gc.callbacks.append(pauses.hear)
 
     gc.freeze = freeze_and_listen
-    status = service.main(block_path)
+    status = await service.run(load_block(block_path))
     gc.callbacks.clear()
     worst_ms = [1e3 * worst_s for worst_s in pauses.worst_s]
-    pauses_path.write_text(json.dumps({"counts": pauses.counts, "worst_ms": worst_ms}))
+    pauses_path.write_text(json.dumps({"counts": pauses.counts, "worst_ms": worst_ms}))  # noqa: ASYNC240  at the end
     return status
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))
+    configure("INFO", json=True)
+    run_and_leave(live(Path(sys.argv[1]), Path(sys.argv[2])))
