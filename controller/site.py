@@ -16,9 +16,11 @@ clock that was stepped makes every heartbeat late, but evenly so: that is the ne
 """
 
 import math
+from bisect import bisect_left
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Final
 
 import structlog
@@ -30,6 +32,9 @@ from protocols import openadr
 log = structlog.get_logger(__name__)
 
 SOURCE: Final = "openadr"
+# Payload types that move power, and what they mean to the law: stay at or below; go there.
+KIND_OF: Final[Mapping[str, str]] = {"IMPORT_CAPACITY_LIMIT": "limit", "DISPATCH_SETPOINT": "target"}
+RULES: Final = openadr.Rules(acts_on=KIND_OF.keys())
 HORIZON_S: Final = 3600.0  # windows further ahead wait in the book: the law goes through its list every beat
 DRIFT_RATIO: Final = 1e-3  # two clocks part by less than 500 ppm each
 NEW_NORMAL_TIMEOUTS: Final = 4.0  # evenly late for so long without a pause is a stepped clock
@@ -50,12 +55,12 @@ class Signal:
 
 
 def setpoint_of(window: openadr.Window, *, arrive_at_start: bool) -> Setpoint:
-    """An OpenADR window in the law's words."""
+    """An OpenADR window of a type in `KIND_OF`, in the law's words."""
     return Setpoint(
         source=SOURCE,
         id=f"{window.event_id}/{window.interval_id}",
-        kind=window.kind,
-        limit_w=window.limit_w,
+        kind=KIND_OF[window.type],
+        limit_w=window.value,
         starts_utc_s=window.starts_utc_s,
         ends_utc_s=window.ends_utc_s,
         priority=window.priority,
@@ -63,9 +68,17 @@ def setpoint_of(window: openadr.Window, *, arrive_at_start: bool) -> Setpoint:
     )
 
 
+def acted_on(windows: tuple[openadr.Window, ...]) -> tuple[openadr.Window, ...]:
+    """Those that move power."""
+    return tuple(window for window in windows if window.type in KIND_OF)
+
+
 def _window(setpoint: Setpoint) -> tuple[str, str, float, float]:
     """What stays the same when the site only wishes for another power in it."""
     return setpoint.id, setpoint.kind, setpoint.starts_utc_s, setpoint.ends_utc_s
+
+
+_span = attrgetter("starts_utc_s", "ends_utc_s")
 
 
 class SiteDesk:
@@ -127,26 +140,35 @@ class SiteDesk:
             now_utc_s: decides on coming windows only.
         """
         self._running = frozenset(_window(entry.setpoint) for entry in running)
-        self._over = (self._over | ended) & self._known_set
+        over = self._over | ended
+        self._over = over.intersection(self._known_at({_span(setpoint) for setpoint in over}))
         self._choose(now_utc_s)
 
     def _choose(self, now_utc_s: float) -> None:
-        reach_utc_s = now_utc_s + HORIZON_S
-        setpoints = tuple(
-            s
-            for s in self._known
-            if (s.starts_utc_s < reach_utc_s and s.ends_utc_s > now_utc_s and s not in self._over)
-            or (self._running and _window(s) in self._running)
+        """Few windows of thousands are near: only those become setpoints."""
+        reached = bisect_left(self._known, now_utc_s + HORIZON_S, key=attrgetter("starts_utc_s"))
+        near = (window for window in self._known[:reached] if window.ends_utc_s > now_utc_s)
+        chosen = {setpoint for setpoint in map(self._setpoint, near) if setpoint not in self._over}
+        held = self._known_at(
+            {(starts_utc_s, ends_utc_s) for _, _, starts_utc_s, ends_utc_s in self._running}
         )
+        chosen.update(setpoint for setpoint in held if _window(setpoint) in self._running)
+        setpoints = tuple(sorted(chosen, key=attrgetter("starts_utc_s", "id", "kind", "ends_utc_s")))
         if setpoints != self.site.setpoints:
             self._publish(replace(self.site, setpoints=setpoints))
 
+    def _known_at(self, spans: set[tuple[float, float]]) -> Iterator[Setpoint]:
+        """What the book says of these spans of time, as (start, end) in UTC s."""
+        if spans:
+            yield from (self._setpoint(window) for window in self._known if _span(window) in spans)
+
+    def _setpoint(self, window: openadr.Window) -> Setpoint:
+        return setpoint_of(window, arrive_at_start=self._arrive_at_start)
+
     def _read_book(self) -> None:
         """Once per change of the book: it may hold thousands of windows, and heartbeats are many."""
-        windows = self._book.windows(NEVER_S)
-        self._known = tuple(setpoint_of(w, arrive_at_start=self._arrive_at_start) for w in windows)
-        self._known_set = frozenset(self._known)
-        self._event_ids = frozenset(window.event_id for window in windows)
+        self._known = acted_on(self._book.windows(NEVER_S))
+        self._event_ids = self._book.event_ids(NEVER_S)
 
     def _heartbeat(self, payload: bytes, retained: bool, now_s: float) -> openadr.Verdict:
         try:
@@ -209,9 +231,9 @@ class SiteDesk:
 
     def _reopened(self) -> openadr.EventBook:
         if self._store.book is None:
-            return openadr.EventBook()
+            return openadr.EventBook(RULES)
         try:
-            return openadr.EventBook.from_dict(self._store.book)
+            return openadr.EventBook.from_dict(self._store.book, RULES)
         except openadr.OpenAdrError as error:
             self._store.set_book_aside(str(error))
-            return openadr.EventBook()
+            return openadr.EventBook(RULES)

@@ -96,9 +96,12 @@ class MqttLink:
         client_id: unique at the broker: a second client of the same id throws the first one out.
         on_message: called as (topic, payload, retained) for every message, in the event loop; must be cheap.
             An exception in it ends `run`.
+        on_connect: called after every connect, once the subscriptions stand: from then on nothing is missed,
+            and what was missed before can be asked for.
         subscriptions: made after every connect, before `connected` turns true.
         username: for brokers that ask for one.
-        password: not from the url: urls end up in logs.
+        password: not from the url: urls end up in logs. The attribute is read at every connect, so a token
+            that was renewed can be put there.
         tls: files for `mqtts://`.
         will: published by the broker when this client vanishes without saying goodbye.
         keepalive_s: whole seconds.
@@ -113,6 +116,7 @@ class MqttLink:
         *,
         client_id: str,
         on_message: Callable[[str, bytes, bool], None],
+        on_connect: Callable[[], None] | None = None,
         subscriptions: tuple[Subscription, ...] = (),
         username: str | None = None,
         password: str | None = None,
@@ -130,8 +134,9 @@ class MqttLink:
         _check_filters(subscriptions)
         self._client_id = client_id
         self._on_message = on_message
+        self._on_connect = on_connect
         self._subscriptions = subscriptions
-        self._username, self._password = username, password
+        self._username, self.password = username, password
         self._will = will
         self._keepalive_s = keepalive_s
 
@@ -199,6 +204,8 @@ class MqttLink:
         self.connected_since_s = time.monotonic()
         self.sessions += 1
         log.info("mqtt connected", broker=self.address, client_id=self._client_id, session=self.sessions)
+        if self._on_connect is not None:
+            self._on_connect()
         try:
             await self._drain(client)
         finally:
@@ -232,7 +239,7 @@ class MqttLink:
             self._port,
             identifier=self._client_id,
             username=self._username,
-            password=self._password,
+            password=self.password,
             protocol=aiomqtt.ProtocolVersion.V311,
             clean_session=True,
             keepalive=self._keepalive_s,

@@ -21,7 +21,7 @@ from rich.text import Text
 from controller.config import BlockConfig, settings_of
 from controller.core import schedule
 from controller.core.model import Setpoint
-from controller.site import SOURCE, setpoint_of
+from controller.site import RULES, SOURCE, acted_on, setpoint_of
 from controller.views import check
 from controller.views.figures import FOREVER_UTC_S, kw, moment, relative, span
 from controller.views.ramps import UNBOUNDED_W, Ramp, Step, ramps
@@ -84,10 +84,11 @@ def explain(
     signals: Iterable[tuple[str, bytes]], now_utc_s: float, config: BlockConfig | None
 ) -> Explanation:
     """`signals` as (name of the file, its content), in the order of their arrival."""
-    book = openadr.EventBook()
+    book = openadr.EventBook(RULES)
     heard = tuple(_hear(book, file, payload, now_utc_s) for file, payload in signals)
     arrive = config is not None and config.site.arrive_at_start
-    setpoints = [setpoint_of(window, arrive_at_start=arrive) for window in book.windows(now_utc_s)]
+    windows = acted_on(book.windows(now_utc_s))
+    setpoints = [setpoint_of(window, arrive_at_start=arrive) for window in windows]
     stretches = _stretches(setpoints, now_utc_s, config)
     found = () if config is None else _ramps(stretches, config)
     return Explanation(now_utc_s, heard, _joined(stretches), found)

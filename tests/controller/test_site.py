@@ -193,6 +193,28 @@ def test_an_accepted_event_is_a_setpoint_and_a_statement(desk):
     assert (signal.accepted, signal.topic) == (True, EVENTS)
 
 
+def test_what_asks_for_no_power_is_kept_and_named_and_known_to_the_heartbeat_but_no_setpoint(desk):
+    alert = {"id": 0, "payloads": [{"type": "ALERT_GRID_EMERGENCY", "values": ["be quick"]}]}
+    assert desk.event(intervals=[alert]).reason == "accepted; it asks for no power: ALERT_GRID_EMERGENCY"
+    assert desk.site.setpoints == ()
+    desk.heartbeat(3.0, event_ids=["dr-1"])
+    assert desk.desk.unknown_events == frozenset()
+
+
+def test_a_book_that_an_earlier_version_kept_still_binds(tmp_path):
+    store = Store(tmp_path)
+    window = {
+        "event_id": "dr-1", "kind": "target", "limit_w": 9_500.0, "starts_utc_s": UTC_S,
+        "ends_utc_s": UTC_S + 600.0, "priority": 1, "interval_id": 0,
+    }  # fmt: skip
+    store.keep_book({"v": 1, "events": {"dr-1": {"modified_utc_s": UTC_S, "windows": [window]}}})
+    store.close()
+    again = Desk(tmp_path)
+    again.desk.refresh((), frozenset(), UTC_S + 2.0)
+    (wish,) = again.site.setpoints
+    assert (wish.id, wish.kind, wish.limit_w) == ("dr-1/0", "target", 9_500.0)
+
+
 def test_a_retained_event_is_a_wish_and_no_sign_of_life(desk):
     desk.event(retained=True)
     assert len(desk.site.setpoints) == 1

@@ -1,0 +1,325 @@
+"""`grid.loadtarget.set.v1`: what the grid operator wants of which feed, and when.
+
+A message holds targets: a span of time, the feeds it is for (none named: all), and a power to stay at or
+below, or null: back to the feed's own default. No start means on arrival, no end means until replaced.
+`read` takes a message whole or not at all.
+
+`LoadTargetBook` keeps the rule of the contract's older sister, DPS NvGrid: for every point in time the latest
+target that covers it is the effective one. It does so as a painter does: each target, as it arrives, is
+painted over its span of its feeds' time lines, and null is painted as a gap. What is left are windows that
+never overlap; what a short target covered shows again when that one is over.
+
+A value of 0 is legal in the schema and not in its prose ("must be > 0"). It is read as 0 W, the strictest
+of all limits: to refuse it would leave the feed at full power against an operator who wants none of it, and
+to read it as "no limit" would be worse. What cannot be shed is the law's to say.
+
+Source: docs.nvidia.com/datacenter/dps, NvGrid; DSX Flex 1.7.0, SetLoadTargetData.
+"""
+
+import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any, Final
+
+import msgspec
+
+from protocols.dsx_flex.envelope import Envelope, Seen
+from protocols.dsx_flex.topics import LOAD_TARGET_SET
+from protocols.dsx_flex.wire import (
+    FOREVER_UTC_S,
+    POWER_MAX_W,
+    DsxFlexError,
+    a_list,
+    a_text,
+    an_object,
+    power_w,
+    shown,
+    time_utc_s,
+)
+
+TARGETS_MAX: Final = 1000  # per message: 3 days of 5-minute targets
+FEED_TAGS_MAX: Final = 64  # per target; a hall has a dozen feeds
+WINDOWS_MAX: Final = 2000  # per feed: a full message, painted over another one
+OVER_KEPT_S: Final = 86_400.0  # windows stay that long after their end: a wall clock may be wrong by hours
+PRIORITY_FIRST_MESSAGE: Final = (
+    2**31 - 1
+)  # each later message gets the next lower number, for 68 years at 1/s
+
+REMEDY_KEPT: Final = "move the file away and let the operator send anew"
+
+
+@dataclass(frozen=True)
+class Target:
+    """One wish, as said.
+
+    Attributes:
+        limit_w: stay at or below; None: back to the feed's default.
+        starts_utc_s: None: on arrival.
+        ends_utc_s: FOREVER_UTC_S: until replaced.
+        feed_tags: empty: all feeds.
+        best_effort: shed only what disturbs nobody.
+    """
+
+    limit_w: float | None
+    starts_utc_s: float | None = None
+    ends_utc_s: float = FOREVER_UTC_S
+    feed_tags: tuple[str, ...] = ()
+    best_effort: bool = False
+
+
+def read(data: Mapping[str, Any]) -> tuple[Target, ...]:
+    """The targets of a message, in its order.
+
+    Args:
+        data: the envelope's, opened.
+
+    Raises:
+        DsxFlexError: any of them cannot be meant; then none counts.
+    """
+    targets = a_list(data.get("targets"), "targets", TARGETS_MAX)
+    if not targets:
+        raise DsxFlexError("targets: empty; send one, with load_constraint null to remove a limit")
+    return tuple(_target(one, f"targets[{number}]") for number, one in enumerate(targets))
+
+
+def _target(value: object, path: str) -> Target:
+    said = an_object(value, path)
+    if "load_constraint" not in said:
+        raise DsxFlexError(f"{path}.load_constraint: missing; send a power, or null to remove the limit")
+    constraint = said["load_constraint"]
+    starts_utc_s, ends_utc_s = _interval(said.get("interval"), f"{path}.interval")
+    return Target(
+        limit_w=None if constraint is None else power_w(constraint, f"{path}.load_constraint"),
+        starts_utc_s=starts_utc_s,
+        ends_utc_s=ends_utc_s,
+        feed_tags=_feed_tags(said.get("feed_tags", []), f"{path}.feed_tags"),
+        best_effort=_best_effort(said.get("strategy", {}), f"{path}.strategy"),
+    )
+
+
+def _interval(value: object, path: str) -> tuple[float | None, float]:
+    said = an_object(value, path)
+    start, end = said.get("start_time", ...), said.get("end_time", ...)
+    starts_utc_s = None if start is ... else time_utc_s(start, f"{path}.start_time")
+    ends_utc_s = FOREVER_UTC_S if end is ... else time_utc_s(end, f"{path}.end_time")
+    if starts_utc_s is not None and ends_utc_s <= starts_utc_s:
+        raise DsxFlexError(f"{path}.end_time: {shown(end)} is not after start_time {shown(start)}")
+    return starts_utc_s, ends_utc_s
+
+
+def _feed_tags(value: object, path: str) -> tuple[str, ...]:
+    tags = a_list(value, path, FEED_TAGS_MAX)
+    return tuple(dict.fromkeys(a_text(tag, f"{path}[{number}]") for number, tag in enumerate(tags)))
+
+
+def _best_effort(value: object, path: str) -> bool:
+    said = an_object(value, path).get("best_effort", False)
+    if not isinstance(said, bool):
+        raise DsxFlexError(f"{path}.best_effort: {shown(said)}; send true or false")
+    return said
+
+
+# -- the book of targets ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Window:
+    """One power on one feed for one span of time. Windows of one feed never overlap.
+
+    Attributes:
+        priority: lower wins, later messages are lower. Of use where windows are kept open on another clock
+            and may overlap for an instant; it never changes once given.
+        message_id: of the message that asked for it, by `source`.
+        correlation_id: by which status and alerts refer to it.
+    """
+
+    feed: str
+    limit_w: float
+    starts_utc_s: float
+    ends_utc_s: float  # FOREVER_UTC_S: until replaced
+    best_effort: bool
+    priority: int
+    source: str
+    message_id: str
+    correlation_id: str
+
+    def covers(self, utc_s: float) -> bool:
+        return self.starts_utc_s <= utc_s < self.ends_utc_s
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a message.
+
+    Attributes:
+        accepted: the book now says what the operator wants. False: the book is as it was.
+        reason: "accepted", "duplicate", or a sentence.
+        ignored: feeds named in it that are not ours.
+    """
+
+    accepted: bool
+    reason: str
+    ignored: tuple[str, ...] = ()
+
+
+class LoadTargetBook:
+    """The targets in force and to come on our feeds. "Now" is resolved once, on arrival.
+
+    Windows that are over stay for a day, since a wrong wall clock may only seem to have passed them.
+    """
+
+    def __init__(self, feeds: Iterable[str]) -> None:
+        self.feeds: Final = tuple(dict.fromkeys(feeds))
+        self.revision = 0  # grows with every message that changed the schedule
+        self._lines: dict[str, tuple[Window, ...]] = dict.fromkeys(self.feeds, ())
+        self._seen = Seen()
+
+    def apply(self, envelope: Envelope, targets: tuple[Target, ...], now_utc_s: float) -> Verdict:
+        """Takes a message into the book, as a whole or not at all.
+
+        Args:
+            envelope: verified.
+            targets: its data, from `read`.
+            now_utc_s: the moment of its arrival.
+        """
+        if envelope.type != LOAD_TARGET_SET:
+            raise ValueError(f"a book of load targets does not take {envelope.type}")
+        if envelope in self._seen:
+            return Verdict(True, "duplicate")
+        ignored = tuple(sorted({tag for one in targets for tag in one.feed_tags} - self._lines.keys()))
+        ours = [one for one in targets if not one.feed_tags or self._lines.keys() & one.feed_tags]
+        if not ours:
+            named, known = ", ".join(ignored), ", ".join(self.feeds) or "none"
+            return Verdict(
+                False, f"feed_tags: none of our feeds among {shown(named)}; ours: {known}", ignored
+            )
+        coming = [one for one in ours if one.ends_utc_s > now_utc_s]
+        if not coming:
+            return Verdict(False, "every target in it is over by our clock; send it anew", ignored)
+        lines = self._painted(envelope, coming, now_utc_s)
+        for feed, line in lines.items():
+            if len(line) > WINDOWS_MAX:
+                reason = f"feed {feed}: over {WINDOWS_MAX} windows ahead; send fewer or longer targets"
+                return Verdict(False, reason, ignored)
+        self._lines = lines
+        self.revision += 1
+        self._seen.enter(envelope)
+        return Verdict(True, "accepted", ignored)
+
+    def windows(self, now_utc_s: float) -> tuple[Window, ...]:
+        """All windows that are not over, by feed and start."""
+        return tuple(one for line in self._lines.values() for one in line if one.ends_utc_s > now_utc_s)
+
+    def effective(self, feed: str, now_utc_s: float) -> Window | None:
+        """What the operator wants of a feed at that moment; None: its default."""
+        line = self._lines[feed]
+        index = bisect_right(line, now_utc_s, key=_start) - 1
+        return line[index] if index >= 0 and line[index].covers(now_utc_s) else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The whole book, ready for JSON."""
+        windows = [one for line in self._lines.values() for one in line]
+        kept = _Kept(1, self.revision, self._seen.keys, tuple(windows))
+        said: dict[str, Any] = msgspec.to_builtins(kept)
+        return said
+
+    @classmethod
+    def from_dict(cls, feeds: Iterable[str], said: object) -> "LoadTargetBook":
+        """A book as `to_dict` left it; windows of feeds that are no longer ours are dropped.
+
+        Raises:
+            DsxFlexError: anything else than `to_dict` made.
+        """
+        book = cls(feeds)
+        try:
+            kept = msgspec.convert(said, _Kept)
+        except msgspec.ValidationError as error:
+            raise DsxFlexError(f"kept load targets: {error}; {REMEDY_KEPT}") from error
+        if kept.v != 1:
+            raise DsxFlexError(f"kept load targets: version {kept.v}, not 1; {REMEDY_KEPT}")
+        for feed in book.feeds:
+            line = tuple(window for window in kept.windows if window.feed == feed)
+            if not all(map(_is_sound, line)) or any(
+                one.ends_utc_s > two.starts_utc_s for one, two in pairwise(line)
+            ):
+                raise DsxFlexError(f"kept load targets: windows of feed {feed} make no sense; {REMEDY_KEPT}")
+            book._lines[feed] = line
+        book.revision = kept.revision
+        book._seen = Seen(kept.seen)
+        return book
+
+    def _painted(
+        self, envelope: Envelope, targets: list[Target], now_utc_s: float
+    ) -> dict[str, tuple[Window, ...]]:
+        """The time lines with these targets on top, in their order."""
+        lines = {feed: list(_shed(line, now_utc_s)) for feed, line in self._lines.items()}
+        for target in targets:
+            for feed in target.feed_tags or self.feeds:
+                if feed in lines:
+                    window = self._window(envelope, target, feed, now_utc_s)
+                    _paint(lines[feed], target, window)
+        return {feed: tuple(line) for feed, line in lines.items()}
+
+    def _window(self, envelope: Envelope, target: Target, feed: str, now_utc_s: float) -> Window | None:
+        if target.limit_w is None:
+            return None
+        return Window(
+            feed=feed,
+            limit_w=target.limit_w,
+            starts_utc_s=now_utc_s if target.starts_utc_s is None else target.starts_utc_s,
+            ends_utc_s=target.ends_utc_s,
+            best_effort=target.best_effort,
+            priority=PRIORITY_FIRST_MESSAGE - self.revision,
+            source=envelope.source,
+            message_id=envelope.id,
+            correlation_id=envelope.thread_id,
+        )
+
+
+@dataclass(frozen=True)
+class _Kept:
+    v: int
+    revision: int
+    seen: tuple[tuple[str, str], ...]
+    windows: tuple[Window, ...]
+
+
+def _paint(line: list[Window], target: Target, window: Window | None) -> None:
+    """One target over one time line, in place; cheap, for a message may hold a thousand.
+
+    What says "now" also covers the past: nothing before it can matter, whatever our clock says tomorrow, and
+    a site that repeats itself every minute leaves no trail of windows that are over.
+    """
+    starts_utc_s = -math.inf if target.starts_utc_s is None else target.starts_utc_s
+    first = bisect_right(line, starts_utc_s, key=_end)
+    after = bisect_left(line, target.ends_utc_s, key=_start)
+    covered = line[first:after]
+    pieces = [] if window is None else [window]
+    if covered and covered[0].starts_utc_s < starts_utc_s:
+        pieces.insert(0, replace(covered[0], ends_utc_s=starts_utc_s))
+    if covered and covered[-1].ends_utc_s > target.ends_utc_s:
+        pieces.append(replace(covered[-1], starts_utc_s=target.ends_utc_s))
+    line[first:after] = pieces
+
+
+def _shed(line: tuple[Window, ...], now_utc_s: float) -> tuple[Window, ...]:
+    """Without those long over; of those over, only as many as leave half the room to what is to come."""
+    kept = tuple(one for one in line if one.ends_utc_s > now_utc_s - OVER_KEPT_S)
+    over = sum(one.ends_utc_s <= now_utc_s for one in kept)
+    return kept[max(0, over - WINDOWS_MAX // 2) :]
+
+
+def _start(window: Window) -> float:
+    return window.starts_utc_s
+
+
+def _end(window: Window) -> float:
+    return window.ends_utc_s
+
+
+def _is_sound(window: Window) -> bool:
+    return (
+        0 <= window.limit_w <= POWER_MAX_W and 0 <= window.starts_utc_s < window.ends_utc_s <= FOREVER_UTC_S
+    )

@@ -1,0 +1,373 @@
+"""The events in force and to come, as windows: what the site said last, across restarts.
+
+Versions of an event are ordered by modificationDateTime: a newer one replaces, the same one is a duplicate,
+an older one is refused. A message is taken in as a whole, or refused with a reason and the book is as it was.
+Windows are laid out once, on arrival: "now" must not move with time, nor the dice of randomizeStart fall
+twice, so both stay with the event, newer versions of it included.
+
+Deleted events are remembered without windows, so that a create that comes late stays without effect; so are
+those over for more than OVER_KEPT_S, so that a year of events is no larger than a day of them. The wall clock
+may be wrong: a version that is over on arrival does not release what an earlier one holds us to.
+
+Asked every beat, so each answer holds until the next moment at which a window opens or closes. No IO, no
+clock and no dice here: `now_utc_s` is an argument, and the draw comes with the rules.
+"""
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from operator import attrgetter
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from protocols.openadr.fields import OpenAdrError
+from protocols.openadr.model import Event, Notification, Units
+from protocols.openadr.resolve import (
+    ALL_TYPES,
+    NO_UNITS,
+    Window,
+    ignored_types,
+    payload_types,
+    resolve,
+    winners,
+)
+from protocols.openadr.timing import FOREVER_UTC_S, draws_needed, is_cancelled, is_timeless
+
+VERSION: Final = 2
+EVENTS_MAX: Final = 256  # remembered, deleted ones included; 40 times what a site runs at once
+OVER_KEPT_S: Final = 86_400.0  # windows stay that long after their end: a wall clock may be wrong by hours
+RETAINED_AGE_MAX_S: Final = 86_400.0  # a retained wish without an end of its own is yesterday's at most
+LAPSED_BUT_KNOWN: Final = " by our clock; the known version stays in force, DELETE it to end it"
+SET_ASIDE: Final = "move the file away and let the site send anew"
+KIND_TYPES: Final = {"limit": "IMPORT_CAPACITY_LIMIT", "target": "DISPATCH_SETPOINT"}  # of version 1
+
+_start, _end = attrgetter("starts_utc_s"), attrgetter("ends_utc_s")
+
+
+def no_units(_program_id: str) -> Units:
+    """For a caller that knows of no programmes."""
+    return NO_UNITS
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the caller decides for the book.
+
+    Attributes:
+        acts_on: payload types that the caller acts on; all others are kept, and named in the verdict.
+        units_of: what the programme of that id says of units.
+        draw: a number from -1 to 1, evenly spread; None: randomizeStart is not applied.
+        randomize_reductions: apply it also to what may reduce power.
+        retained_age_max_s: how old a retained wish without times of its own may be.
+    """
+
+    acts_on: Collection[str] = ALL_TYPES
+    units_of: Callable[[str], Units] = no_units
+    draw: Callable[[], float] | None = None
+    randomize_reductions: bool = False
+    retained_age_max_s: float = RETAINED_AGE_MAX_S
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a message.
+
+    Attributes:
+        accepted: the book now says what the site wants. False: the book is as it was.
+        reason: "accepted", "duplicate", "deleted", "cancelled", or a sentence.
+        ignored: payload types in it that the caller does not act on.
+    """
+
+    accepted: bool
+    reason: str
+    ignored: tuple[str, ...] = ()
+
+
+class Row(NamedTuple):
+    """A window on disk; what all windows of an event share stands beside them, once."""
+
+    type: str
+    value: float
+    starts_utc_s: float
+    ends_utc_s: float
+    interval_id: int
+    text: str
+
+
+class KeptEntry(msgspec.Struct, frozen=True):
+    modified_utc_s: float
+    priority: int = 0
+    draws: tuple[float, ...] = ()
+    windows: tuple[Row, ...] = ()
+
+
+class KeptWindow(msgspec.Struct, frozen=True):
+    """A window as version 1 kept it."""
+
+    event_id: str
+    kind: str
+    limit_w: float
+    starts_utc_s: float
+    ends_utc_s: float
+    priority: int
+    interval_id: int
+
+
+class KeptEntryV1(msgspec.Struct, frozen=True):
+    modified_utc_s: float
+    windows: tuple[KeptWindow, ...]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The newest version of an event. Without windows: deleted, cancelled or long over."""
+
+    modified_utc_s: float
+    windows: tuple[Window, ...] = ()
+    draws: tuple[float, ...] = ()  # from -1 to 1, in the order in which its intervals need them
+
+    @cached_property
+    def ends_utc_s(self) -> float:
+        return max((window.ends_utc_s for window in self.windows), default=-math.inf)
+
+    @cached_property
+    def kept(self) -> dict[str, Any]:
+        """As on disk; made once, since a book of thousands of windows is written with every signal."""
+        rows = [(w.type, w.value, w.starts_utc_s, w.ends_utc_s, w.interval_id, w.text) for w in self.windows]
+        said = {"modified_utc_s": self.modified_utc_s, "draws": list(self.draws), "windows": rows}
+        return said | ({"priority": self.windows[0].priority} if self.windows else {})
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Windows, and the time in which they are the answer to the question that found them."""
+
+    windows: tuple[Window, ...]
+    since_utc_s: float
+    until_utc_s: float
+
+    def holds(self, now_utc_s: float) -> bool:
+        return self.since_utc_s <= now_utc_s < self.until_utc_s
+
+
+NEVER_ASKED: Final = Answer((), math.inf, -math.inf)
+EMPTY: Final[Mapping[str, Window]] = {}
+
+
+class EventBook:
+    """Takes messages in, and says which windows there are."""
+
+    def __init__(self, rules: Rules = Rules()) -> None:
+        self.duplicates = 0
+        self._rules = rules
+        self._entries: dict[str, Entry] = {}
+        self._change()
+
+    # -- what is said ---------------------------------------------------------------------------------------
+
+    def apply(self, notification: Notification, now_utc_s: float, *, retained: bool = False) -> Verdict:
+        """Takes a message into the book, as a whole or not at all.
+
+        Args:
+            notification: from `parse`.
+            now_utc_s: the moment of its arrival.
+            retained: the broker kept it; it may be of any age.
+        """
+        event = notification.event
+        known = self._entries.get(event.id)
+        if notification.operation == "DELETE":
+            if retained and event.modified_utc_s is None:
+                return Verdict(False, f"event {event.id}: retained, without a date: it could be of any age")
+            return self._delete(event, known, now_utc_s)
+        if event.modified_utc_s is None:
+            return Verdict(False, f"event {event.id}: modificationDateTime: missing; it tells new from old")
+        if known is not None and event.modified_utc_s <= known.modified_utc_s:
+            return self._not_news(event, known)
+        try:
+            entry = self._resolved(event, event.modified_utc_s, known, now_utc_s)
+            if retained:
+                self._check_age(event, entry, now_utc_s)
+        except OpenAdrError as error:
+            return Verdict(False, str(error))
+        return self._enter(event, entry, known, now_utc_s)
+
+    def _resolved(self, event: Event, modified_utc_s: float, known: Entry | None, now_utc_s: float) -> Entry:
+        rules = self._rules
+        draws = () if known is None else known.draws
+        if rules.draw is not None:
+            draws += tuple(rules.draw() for _ in range(draws_needed(event) - len(draws)))
+        windows = resolve(
+            event,
+            now_utc_s,
+            program_units=NO_UNITS if event.program_id is None else rules.units_of(event.program_id),
+            draws=draws if len(draws) >= draws_needed(event) else (),
+            randomize_reductions=rules.randomize_reductions,
+        )
+        return Entry(modified_utc_s, windows, draws)
+
+    def _not_news(self, event: Event, known: Entry) -> Verdict:
+        if event.modified_utc_s != known.modified_utc_s:
+            return Verdict(False, f"event {event.id}: older than known")
+        self.duplicates += 1
+        return Verdict(True, "duplicate")
+
+    def _delete(self, event: Event, known: Entry | None, now_utc_s: float) -> Verdict:
+        known_utc_s = -math.inf if known is None else known.modified_utc_s
+        modified_utc_s = known_utc_s if event.modified_utc_s is None else event.modified_utc_s
+        if modified_utc_s < known_utc_s:
+            return Verdict(False, f"event {event.id}: older than known")
+        # Without a date, or in a book full of events in force, an unknown event's end is not worth a line.
+        if modified_utc_s > -math.inf and self._has_room(event.id, now_utc_s):
+            self._remember(event.id, Entry(modified_utc_s))
+        return Verdict(True, "deleted")
+
+    def _enter(self, event: Event, entry: Entry, known: Entry | None, now_utc_s: float) -> Verdict:
+        acts_on = self._rules.acts_on
+        ignored = ignored_types(event, acts_on)
+        if any(window.type in acts_on for window in entry.windows):
+            reason = "accepted"
+        elif is_cancelled(event):
+            reason = "cancelled"
+        elif not payload_types(event).isdisjoint(acts_on):
+            # Our clock may be wrong, and a wrong clock must not release what the site holds us to.
+            stays = "" if known is None or not known.windows else LAPSED_BUT_KNOWN
+            return Verdict(False, f"event {event.id}: lapsed{stays}", ignored)
+        else:
+            reason = f"accepted; it asks for no power: {', '.join(ignored) or 'no payload'}"
+        if not self._has_room(event.id, now_utc_s):
+            return Verdict(False, f"event {event.id}: {EVENTS_MAX} events are in force; delete some", ignored)
+        self._remember(event.id, entry)
+        self._shed(now_utc_s)
+        return Verdict(True, reason, ignored)
+
+    def _check_age(self, event: Event, entry: Entry, now_utc_s: float) -> None:
+        """A wish that starts "now" or never ends has no times of its own: its age decides."""
+        timeless = is_timeless(event) or entry.ends_utc_s >= FOREVER_UTC_S
+        if timeless and now_utc_s - entry.modified_utc_s > self._rules.retained_age_max_s:
+            raise OpenAdrError(
+                f"event {event.id}: retained, and too old for a wish without times of its own; send it anew"
+            )
+
+    # -- what is remembered ---------------------------------------------------------------------------------
+
+    def _has_room(self, event_id: str, now_utc_s: float) -> bool:
+        """Makes room by forgetting what is over, the longest known first."""
+        if event_id in self._entries or len(self._entries) < EVENTS_MAX:
+            return True
+        for other_id, entry in self._entries.items():
+            if entry.ends_utc_s <= now_utc_s:
+                del self._entries[other_id]
+                self._change()
+                return True
+        return False
+
+    def _shed(self, now_utc_s: float) -> None:
+        """Of events long over only id and date stay, in their place."""
+        for event_id, entry in self._entries.items():
+            if entry.windows and entry.ends_utc_s <= now_utc_s - OVER_KEPT_S:
+                self._entries[event_id] = Entry(entry.modified_utc_s)
+                self._change()
+
+    def _remember(self, event_id: str, entry: Entry) -> None:
+        self._entries.pop(event_id, None)  # the newest stand last
+        self._entries[event_id] = entry
+        self._change()
+
+    def _change(self) -> None:
+        self._ordered: tuple[Window, ...] | None = None
+        self._coming = self._open = NEVER_ASKED
+        self._winners: Mapping[str, Window] = EMPTY
+
+    # -- what is asked --------------------------------------------------------------------------------------
+
+    def windows(self, now_utc_s: float) -> tuple[Window, ...]:
+        """All windows that are not over, by start."""
+        if not self._coming.holds(now_utc_s):
+            left = tuple(window for window in self._all() if window.ends_utc_s > now_utc_s)
+            self._coming = _answer(left, list(map(_end, self._all())), now_utc_s)
+        return self._coming.windows
+
+    def in_force(self, now_utc_s: float) -> Mapping[str, Window]:
+        """For each payload type with an open window, the one that counts: see `winners`."""
+        if not self._open.holds(now_utc_s):
+            edges = [*map(_start, self._all()), *map(_end, self._all())]
+            opened = tuple(w for w in self._all() if w.starts_utc_s <= now_utc_s < w.ends_utc_s)
+            self._open = _answer(opened, edges, now_utc_s)
+            self._winners = winners(opened)
+        return self._winners
+
+    def event_ids(self, now_utc_s: float) -> frozenset[str]:
+        """Events with a window that is not over: to be held against a heartbeat's `event_ids`."""
+        return frozenset(name for name, entry in self._entries.items() if entry.ends_utc_s > now_utc_s)
+
+    def _all(self) -> tuple[Window, ...]:
+        """By start, then by event, then as the event has them."""
+        if self._ordered is None:
+            entries = (entry for _, entry in sorted(self._entries.items()))
+            found = (window for entry in entries for window in entry.windows)
+            self._ordered = tuple(sorted(found, key=_start))
+        return self._ordered
+
+    # -- across restarts ------------------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """The whole book, ready for JSON. Not to be changed: parts of it are kept for the next time."""
+        return {"v": VERSION, "events": {event_id: entry.kept for event_id, entry in self._entries.items()}}
+
+    @classmethod
+    def from_dict(cls, said: object, rules: Rules = Rules()) -> "EventBook":
+        """Reads what `to_dict` made, of this version or of version 1.
+
+        Raises:
+            OpenAdrError: it is anything else.
+        """
+        version = said.get("v") if isinstance(said, dict) else None
+        if not isinstance(said, dict) or version not in (1, VERSION):
+            raise OpenAdrError(f"kept events: not a book of version 1 or {VERSION}; {SET_ASIDE}")
+        book = cls(rules)
+        try:
+            book._entries = (_entries_v1 if version == 1 else _entries)(said.get("events"))
+        except (msgspec.ValidationError, KeyError) as error:
+            raise OpenAdrError(f"kept events: {error}; {SET_ASIDE}") from error
+        return book
+
+
+def _answer(windows: tuple[Window, ...], edges_utc_s: list[float], now_utc_s: float) -> Answer:
+    past = [edge_utc_s for edge_utc_s in edges_utc_s if edge_utc_s <= now_utc_s]
+    coming = [edge_utc_s for edge_utc_s in edges_utc_s if edge_utc_s > now_utc_s]
+    return Answer(windows, max(past, default=-math.inf), min(coming, default=math.inf))
+
+
+def _entries(said: object) -> dict[str, Entry]:
+    return {
+        event_id: Entry(
+            kept.modified_utc_s,
+            tuple(
+                Window(
+                    event_id, row.type, row.value, row.starts_utc_s, row.ends_utc_s,
+                    kept.priority, row.interval_id, kept.modified_utc_s, row.text,
+                )
+                for row in kept.windows
+            ),
+            kept.draws,
+        )
+        for event_id, kept in msgspec.convert(said, dict[str, KeptEntry]).items()
+    }  # fmt: skip
+
+
+def _entries_v1(said: object) -> dict[str, Entry]:
+    return {
+        event_id: Entry(
+            kept.modified_utc_s,
+            tuple(
+                Window(
+                    event_id, KIND_TYPES[w.kind], w.limit_w, w.starts_utc_s, w.ends_utc_s,
+                    w.priority, w.interval_id, kept.modified_utc_s,
+                )
+                for w in kept.windows
+            ),
+        )
+        for event_id, kept in msgspec.convert(said, dict[str, KeptEntryV1]).items()
+    }  # fmt: skip
