@@ -103,3 +103,21 @@ def test_a_signal_ends_the_process_whatever_its_threads_wait_for():
     )
     assert (ended.returncode, ended.stdout, ended.stderr) == (3, "ended\n", "")
     assert time.monotonic() - began_s < 30.0, "it waited for the thread"
+
+
+FAULT = """
+from controller.endless import run_and_leave
+
+async def main():
+    raise OSError("no route")
+
+run_and_leave(main())
+"""
+
+
+def test_a_fault_ends_the_process_with_its_trace_and_status_1():
+    ended = subprocess.run(
+        [sys.executable, "-c", FAULT], check=False, capture_output=True, text=True, timeout=50
+    )
+    assert ended.returncode == 1
+    assert "no route" in ended.stdout + ended.stderr

@@ -61,10 +61,29 @@ def test_a_swing_of_the_gpus_is_not_mistaken_for_base_load():
 
 def test_it_rises_at_once_and_falls_slowly():
     base, now_s = run(8.0, steady)
-    risen, risen_s = run(2.5, steady, base=base, start_s=now_s + 0.1, base_w=900.0)
+    risen, risen_s = run(1.5, steady, base=base, start_s=now_s + 0.1, base_w=900.0)
     assert upper(risen, risen_s) == pytest.approx(900.0, abs=30.0)
     fallen, fallen_s = run(1.2, steady, base=risen, start_s=risen_s + 0.1)
     assert TRUE_BASE_W + 30.0 < upper(fallen, fallen_s) < 900.0
+
+
+def test_the_first_readings_after_a_gap_lower_nothing():
+    base, now_s = run(8.0, steady)
+    blind, blind_s = run(3.0, steady, base=base, start_s=now_s + 0.1, known=False)
+    back, back_s = run(0.9, steady, base=blind, start_s=blind_s + 0.1, base_w=300.0)
+    assert upper(back, back_s) >= TRUE_BASE_W - 5.0
+    later, later_s = run(4.0, steady, base=back, start_s=back_s + 0.1, base_w=300.0)
+    assert upper(later, later_s) == pytest.approx(300.0, abs=5.0)
+
+
+def test_a_rack_does_not_chase_one_reading_of_its_pdus():
+    block = replace(BLOCK, inlet_lag_s=1.0)
+    base, now_s = run(5.0, steady, block=block)
+    now_s += 0.1
+    inlets = Inlets(np.array([900.0, 900.0, 500.0, 500.0]), np.ones(4, bool), np.full(4, now_s))
+    seen = snapshot(now_s, inlets=inlets, power_w=np.full(4, 300.0), revision=999)
+    base = base_load.update(block, base, seen, np.full(4, 300.0), reported=True)
+    assert 400.0 < base_load.rack_upper_w(block, base, now_s)[0] < 500.0  # that reading alone says 1,200 W
 
 
 def test_a_gap_in_the_gpus_keeps_the_last_good_value_until_it_is_too_old():

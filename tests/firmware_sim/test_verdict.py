@@ -131,6 +131,9 @@ def test_power_that_does_not_fall_is_no_reaction():
     [
         (None, 0.0),
         (late(0.2), 0.0),  # 120 W behind: within 2 % of 9.9 kW
+        (late(0.6), 0.0),  # the line is promised half a second late
+        (plus(-250, 25, 26), 0.0),  # GPUs hold a little less than their limits
+        (plus(-500, 25, 26), 11.6),  # so much less is not what was asked for
         (late(1.0), 6.5),  # 600 W behind until the ramp has ended
         (plus(500, 25, 26), 11.6),  # back within 198 W once the 1 s mean has let go of it
         (plus(500, 44, 46), None),  # leaves the band for good
