@@ -7,12 +7,13 @@ MAKEFLAGS += --no-print-directory
 PYTHON ?= python3
 SCENARIO ?= examples/curtailment.yaml
 SEEDS ?= 200
+FUZZ_S ?= 60
 
 BIN := .venv/bin
 READY := .venv/ready
-PURE_TESTS := tests/core tests/world
+PURE_TESTS := tests/core tests/world tests/fuzz
 
-.PHONY: help demo test lint check bench soak clean
+.PHONY: help demo test lint check bench soak fuzz clean
 
 help:
 	@echo 'make demo [SCENARIO=examples/x.yaml]  play a scenario: rig, controller and agents; report in demo-report/'
@@ -21,6 +22,7 @@ help:
 	@echo 'make check                            lint and test: what CI runs'
 	@echo 'make bench                            figures of speed and memory, as JSON'
 	@echo 'make soak [SEEDS=n]                   n histories of the deterministic world'
+	@echo 'make fuzz [FUZZ_S=n]                  n seconds of broken messages against every reader of foreign bytes'
 	@echo 'make clean                            remove all that these commands have made'
 
 demo: $(READY)
@@ -46,6 +48,10 @@ bench: $(READY)
 
 soak: $(READY)
 	$(BIN)/python -m tests.world.soak --seeds $(SEEDS)
+
+# With atheris in .venv, coverage guides it; it has wheels for few versions of Python, so it is nobody's duty.
+fuzz: $(READY)
+	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_S)
 
 clean:
 	rm -rf .venv build demo-report *.egg-info benchmarks/out

@@ -13,7 +13,17 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from controller.core.model import FailsafeSettings, Inlets, Measurement, Setpoint, Settings, Site, Topology
+from controller.core.model import (
+    Contact,
+    FailsafeSettings,
+    Inlets,
+    Measurement,
+    Ramp,
+    Setpoint,
+    Settings,
+    Site,
+    Topology,
+)
 
 Floats = npt.NDArray[np.float64]
 
@@ -55,11 +65,10 @@ def settings(gpus: int) -> Settings:
     )
     return Settings(
         topology=topology,
-        failsafe=FailsafeSettings(limit_w=0.8 * peak_w, heartbeat_timeout_s=5.0),
+        failsafes=(FailsafeSettings(limit_w=0.8 * peak_w, heartbeat_timeout_s=5.0, source="openadr"),),
         tick_s=TICK_S,
         feed_rating_w=peak_w,
-        ramp_down_w_per_s=0.03 * peak_w,
-        ramp_up_w_per_s=0.02 * peak_w,
+        ramp=Ramp(down_w_per_s=0.03 * peak_w, up_w_per_s=0.02 * peak_w),
         block_w_per_gpu_w=1.06,
         base_min_w=0.3 * racks * RACK_BASE_W,
         base_max_w=1.3 * racks * RACK_BASE_W,
@@ -147,7 +156,7 @@ class Plant:
         return new, self._inlets
 
     def site(self, plan: tuple[Setpoint, ...]) -> Site:
-        return Site(heartbeat_at_s=self.now_s, plan_at_s=self.now_s, setpoints=plan)
+        return Site(contacts=(Contact(self.now_s, self.now_s),), setpoints=plan)
 
     def _rack_base_w(self) -> float:
         """Fans breathe: 8 % up and down in two minutes."""

@@ -15,7 +15,18 @@ from typing import Final
 
 import numpy as np
 
-from controller.core.model import NEVER_S, UNKNOWN, Gpus, Inlets, Measurement, Settings, Site, Snapshot
+from controller.core.model import (
+    NEVER_S,
+    NO_LIMIT_W,
+    UNKNOWN,
+    Floats,
+    Gpus,
+    Inlets,
+    Measurement,
+    Settings,
+    Site,
+    Snapshot,
+)
 from protocols.agent_link import Report
 
 OLD_BOOTS_MAX: Final = 16  # agent processes remembered per node, to drop what a dead one still has on the way
@@ -53,6 +64,7 @@ class Board:
         self._max_w = topology.gpu_max_w.copy()
         self._constraints_w: list[list[tuple[float, float]]] = [[] for _ in range(nodes)]  # as last told
         self._misfits: list[list[str]] = [[] for _ in range(nodes)]
+        self._cap_w = np.full(count, NO_LIMIT_W)
         self._node_at_s = np.full(nodes, NEVER_S)
         self._node_seq = np.zeros(nodes, dtype=np.int64)
         self._node_leased = np.zeros(nodes, dtype=np.bool_)
@@ -69,6 +81,11 @@ class Board:
         self._inlet_good[inlet] = measurement.good
         self._inlet_at_s[inlet] = measurement.taken_at_s
         self._inlets = None
+
+    def put_caps(self, cap_w: Floats) -> None:
+        """What single GPUs are asked to stay under, (n) W; NO_LIMIT_W: nothing."""
+        self._cap_w = cap_w.copy()
+        self._gpus = None
 
     def put_report(self, report: Report, now_s: float) -> str:
         """Take a report in. Returns why it was refused, or an empty string."""
@@ -153,6 +170,7 @@ class Board:
                 limit_w=self._limit_w.copy(),
                 min_w=self._min_w.copy(),
                 max_w=self._max_w.copy(),
+                cap_w=self._cap_w.copy(),
                 node_at_s=self._node_at_s.copy(),
                 node_seq=self._node_seq.copy(),
                 node_leased=self._node_leased.copy(),

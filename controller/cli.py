@@ -1,7 +1,7 @@
 """`powerblock`: one program for everything on the block.
 
 On the hosts: run (block controller), agent (on every GPU host).
-For people: check, status, explain, replay; they read and touch nothing.
+For people: check, status, signals, explain, replay; they read and touch nothing.
 
 Exit status: 0 all is well; 2 bad input, named on stderr with its remedy;
 1 the answer is not the one hoped for: controller not running, a signal
@@ -85,19 +85,46 @@ def status(
 
 
 @app.command()
+def signals(
+    block_path: BlockPath,
+    since: Annotated[
+        str, typer.Option(metavar="TIME", help="how far back: 15m, 2h, 1d, or 2026-11-21T18:00:00Z")
+    ] = "1d",
+    as_json: AsJson = False,
+) -> None:
+    """Show every signal received, accepted or refused and why, and what came of it."""
+    from controller.clock import now_utc_s
+    from controller.views import signals as view
+
+    now = now_utc_s()
+    try:
+        since_utc_s = view.moment_of(since, now)
+    except ValueError:
+        _give_up(f"--since: {since!r} is no time; write 15m, 2h, 1d, or one like 2026-11-21T18:00:00Z")
+    try:
+        lines = view.look(_load(block_path).state_dir, since_utc_s)
+    except view.HistoryError as error:
+        _give_up(str(error))
+    _show(view.as_json(lines) if as_json else view.render(lines, now))
+
+
+@app.command()
 def explain(
     signal_paths: Annotated[
-        list[Path], typer.Argument(metavar="EVENT.json...", help="OpenADR events, in order of arrival")
+        list[Path],
+        typer.Argument(
+            metavar="SIGNAL.json...", help="OpenADR events, DSX load targets, in order of arrival"
+        ),
     ],
     block_path: Annotated[
-        Path | None, typer.Option("--block", metavar="BLOCK.yaml", help="add its ceilings and ramps")
+        Path | None, typer.Option("--block", metavar="BLOCK.yaml", help="add what was agreed, and its ramps")
     ] = None,
     now: Annotated[
         str | None, typer.Option(metavar="TIME", help="moment of arrival, such as 2026-11-21T18:00:00Z")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what OpenADR signals would do, as a time line of limits. Status 1 if one would be refused."""
+    """Show what signals of either standard would do, as a time line of limits. Status 1 if one is refused."""
     from controller.views import explain as view
 
     config = None if block_path is None else _load(block_path)

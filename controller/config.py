@@ -16,11 +16,12 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from controller.agent.config import MqttConfig, TopicName
-from controller.core.model import FailsafeSettings, Settings, Topology
+from controller.core.model import FailsafeSettings, Ramp, Settings, Topology
+from controller.site.config import RampConfig, SiteConfig, site_errors
 from controller.yaml_config import ConfigError, load
 from protocols.profile import Profile, ProfileError, load_profile
 
-__all__ = ["BlockConfig", "ConfigError", "load_block", "settings_of"]
+__all__ = ["BlockConfig", "ConfigError", "load_block", "ramp_of", "settings_of"]
 
 CONTINUOUS_RATIO: Final = 0.8  # of a breaker's rating for loads that last for hours (NEC 210.20, 215.3)
 SCHEMES: Final = {"modbus": "modbus+tcp", "opcua": "opc.tcp"}
@@ -93,19 +94,6 @@ class TierConfig(_Strict):
 
     weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
     floor_w: Watts
-
-
-class SiteConfig(_Strict):
-    openadr_topics: Annotated[tuple[str, ...], Field(min_length=1, max_length=64)]
-    heartbeat_topic: str
-    heartbeat_timeout_s: Annotated[float, Field(ge=0.5, le=3600)] = 5.0
-    failsafe_kw: Kw
-    failsafe_release_after_s: Seconds | None = None  # null: hold until the site is back
-    ramp_down_kw_per_s: Kw
-    ramp_up_kw_per_s: Kw
-    # commanded ramps stay this far below the agreed ones: fans and supplies move along at the meter
-    ramp_margin_ratio: Annotated[float, Field(ge=0, le=0.5)] = 0.03
-    arrive_at_start: bool = False  # true: be at the limit when its window opens, not start then
 
 
 class FeedConfig(_Strict):
@@ -220,15 +208,19 @@ def settings_of(config: BlockConfig) -> Settings:
     site, cooling = config.site, config.cooling
     return Settings(
         topology=topology,
-        failsafe=FailsafeSettings(
-            limit_w=site.failsafe_kw * KW,
-            heartbeat_timeout_s=site.heartbeat_timeout_s,
-            release_after_s=site.failsafe_release_after_s,
+        failsafes=tuple(
+            FailsafeSettings(
+                limit_w=site.failsafe_kw * KW,
+                heartbeat_timeout_s=source.heartbeat_timeout_s,
+                release_after_s=site.failsafe_release_after_s,
+                source=source.name,
+            )
+            for source in site.watched
+            if source.heartbeat_timeout_s is not None
         ),
         tick_s=1.0 / config.beat_hz,
         feed_rating_w=rating_w,
-        ramp_down_w_per_s=site.ramp_down_kw_per_s * KW * (1.0 - site.ramp_margin_ratio),
-        ramp_up_w_per_s=site.ramp_up_kw_per_s * KW * (1.0 - site.ramp_margin_ratio),
+        ramp=ramp_of(site.ramp, site.ramp_margin_ratio),
         block_w_per_gpu_w=config.supply.block_w_per_gpu_w,
         base_min_w=config.base_load.min_kw * KW,
         base_max_w=base_max_w,
@@ -244,7 +236,13 @@ def settings_of(config: BlockConfig) -> Settings:
     )
 
 
+def ramp_of(ramp: RampConfig, margin_ratio: float) -> Ramp:
+    """What is commanded, in W/s, to stay within what was agreed."""
+    return Ramp(ramp.down_kw_per_s * KW * (1.0 - margin_ratio), ramp.up_kw_per_s * KW * (1.0 - margin_ratio))
+
+
 def _cross_errors(config: BlockConfig) -> Iterator[str]:
+    yield from site_errors(config.site)
     yield from _name_errors(config)
     yield from _device_errors(config)
     yield from _age_errors(config)

@@ -30,7 +30,7 @@ from controller.endless import Life, run_and_leave
 from controller.field import Field
 from controller.journal import Journal
 from controller.notify import notify
-from controller.site import SiteDesk
+from controller.site.desk import SiteDesk
 from controller.status import PERIOD_S, StatusFile, block_status
 from controller.store import Store, StoreError
 from protocols import agent_link
@@ -46,7 +46,7 @@ log = structlog.get_logger(__name__)
 
 
 class Controller:
-    """One block. Raises StoreError, MqttConfigError at once."""
+    """One block. Raises StoreError, MqttConfigError, ConfigError at once."""
 
     def __init__(self, config: BlockConfig) -> None:
         settings = settings_of(config)
@@ -65,14 +65,15 @@ class Controller:
         self._field = Field(config, self._board)
         self._actuate = Actuate(settings, self._epoch, config.agents.lease_s)
         self._site = SiteDesk(
+            config,
             self._store,
-            heartbeat_topic=config.site.heartbeat_topic,
-            heartbeat_timeout_s=config.site.heartbeat_timeout_s,
-            arrive_at_start=config.site.arrive_at_start,
+            clock=(now_s, now_utc_s),
             on_change=self._on_site,
+            on_caps=self._board.put_caps,
         )
         self._site.refresh(running, frozenset(), now_utc_s())
         self._link = self._new_link()
+        self._site.attach(self._link)
         self._journal = Journal(
             config.journal.path,
             settings,
@@ -85,7 +86,14 @@ class Controller:
 
     async def serve(self, life: Life) -> None:
         """Run until `life` ends."""
-        await life.live({"broker": self._link.run, **self._field.runs, "beat": self._beat_for_ever})
+        await life.live(
+            {
+                "broker": self._link.run,
+                **self._site.runs(),
+                **self._field.runs,
+                "beat": self._beat_for_ever,
+            }
+        )
 
     # --- the beat ---------------------------------------------------------------------------------------
 
@@ -120,6 +128,7 @@ class Controller:
     def _beat(self, *, on_time: bool = True) -> None:
         """One tick: freeze the inputs, decide, act, then tell."""
         before = self._state
+        self._site.before_beat(now_s())
         began_s = now_s()
         snapshot = self._board.snapshot(began_s, now_utc_s())
         decision = law.tick(self._settings, before, snapshot)
@@ -128,6 +137,7 @@ class Controller:
         self._store.keep_decision(decision)
         self._send(snapshot, decision)
         self._beats += 1
+        self._site.after_beat(snapshot, decision)
         self._journal.record(before, snapshot, decision)
         if self._is_due("status", PERIOD_S, began_s):
             self._status.write(self._told(snapshot, decision))
@@ -161,14 +171,15 @@ class Controller:
         config = self._config
         mqtt, block = config.mqtt, config.block
         self._reports = agent_link.report_topic(block, "+").split("+")
-        topics = (config.site.heartbeat_topic, *config.site.openadr_topics)
         return MqttLink(
             mqtt.url,
             client_id=f"powerblock-{block}-controller",
             on_message=self._on_message,
+            on_oversized=self._on_oversized,
+            on_connect=self._site.on_connect,
             subscriptions=(
                 Subscription(agent_link.report_topic(block, "+")),
-                *(Subscription(topic, qos=1) for topic in topics),
+                *self._site.subscriptions,
             ),
             username=mqtt.username,
             password=mqtt.password(),
@@ -178,7 +189,7 @@ class Controller:
     def _on_message(self, topic: str, payload: bytes, retained: bool) -> None:
         head, tail = self._reports
         if not (topic.startswith(head) and topic.endswith(tail)):
-            self._site.on_message(topic, payload, retained, now_s(), now_utc_s())
+            self._site.on_message(topic, payload, retained)
             return
         try:
             report = agent_link.decode_report(payload)
@@ -188,6 +199,13 @@ class Controller:
             why = self._board.put_report(report, now_s())
         if why and self._board.refused.get(why) == 1:
             log.warning("report refused", topic=topic, why=why)
+
+    def _on_oversized(self, topic: str, size_bytes: int) -> None:
+        head, tail = self._reports
+        if topic.startswith(head) and topic.endswith(tail):
+            self._board.refuse(f"report of {size_bytes} bytes", topic[len(head) : -len(tail)])
+        else:
+            self._site.on_oversized(topic, size_bytes)
 
     def _on_site(self, site: Site) -> None:
         changed = site.setpoints != self._board.site.setpoints
@@ -199,12 +217,13 @@ class Controller:
     # --- what is told -----------------------------------------------------------------------------------
 
     def _told(self, snapshot: Snapshot, decision: Decision) -> dict[str, Any]:
-        now, site = snapshot.now_s, snapshot.site
+        now = snapshot.now_s
         links = [{"name": "broker", "up": self._link.connected, "fault": self._link.fault, "age_s": None}]
         links += [
             {"name": d.name, "up": d.up, "fault": d.fault, "age_s": _age_s(now, d.taken_at_s)}
             for d in self._field.links.values()
         ]
+        links += map(dict, self._site.links(now))
         told = block_status(
             self._settings, snapshot, decision, self._board.last_refusal, self._board.gpu_faults
         )
@@ -214,7 +233,7 @@ class Controller:
                 ("broker", self._link.fault),
                 ("state file", self._store.fault),
                 ("journal", self._journal.fault),
-                ("plan", self._unknown_events()),
+                *self._site.alarms(now),
                 *((f"report {node}", why) for node, why in self._board.last_refusal.items()),
                 *((f"faults {node}", "; ".join(said)) for node, said in self._board.gpu_faults.items()),
             )
@@ -226,23 +245,9 @@ class Controller:
             "started_utc_s": self._started_utc_s,
             **told,
             "links": links,
-            "site": {
-                "heartbeat_age_s": _age_s(now, site.heartbeat_at_s),
-                "plan_age_s": _age_s(now, site.plan_at_s),
-                "setpoints": site.setpoints,
-                "accepted": self._site.counts["accepted"],
-                "refused": self._site.counts["refused"],
-                "signals": list(self._site.signals),
-                "unknown_events": sorted(self._site.unknown_events),
-            },
+            "site": self._site.told(now, decision),
             "beat": self._beat_status(),
         }
-
-    def _unknown_events(self) -> str:
-        names = ", ".join(sorted(self._site.unknown_events))
-        return (
-            f"the site names events that never arrived: {names}; ask it to send them again" if names else ""
-        )
 
     def _beat_status(self) -> dict[str, float]:
         late_ms, tick_ms = 1e3 * np.array(self._late_s or [0.0]), 1e3 * np.array(self._tick_s or [0.0])
@@ -255,6 +260,7 @@ class Controller:
         }
 
     def close(self) -> None:
+        self._site.close()
         self._journal.close()
         self._store.close()
 
@@ -272,7 +278,7 @@ async def run(config: BlockConfig) -> int:
     life.end_on_signals()
     try:
         controller = Controller(config)
-    except (StoreError, MqttConfigError) as error:
+    except (StoreError, MqttConfigError, ConfigError) as error:
         return _refused(error)
     try:
         await controller.serve(life)

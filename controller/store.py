@@ -3,8 +3,9 @@
 `state.json` is what binds now and changes with every step of a ramp; `book.json` is what the site announced
 and changes with its signals, so a long plan does not slow the beat. Both are written before they are acted
 upon. The rename makes new content visible at once and whole: a process killed in the middle leaves the old
-file or the new one. Against loss of power the book is synced in place, the state by a thread, at most once
-in `SYNC_S`: the beat does not wait for a disk. A disk that fails is a fault to show, and is tried again.
+file or the new one. Against loss of power a thread syncs them, at most once in `SYNC_S`: the beat does not
+wait for a disk, and after a loss of power the block holds its failsafe limit until the site has spoken
+anyway. A disk that fails is a fault to show, and is tried again.
 
 Limits are kept with both clocks. Within one boot of the host the monotonic one decides, so that a wall
 clock that was stepped meanwhile neither ends nor stretches a limit. After a reboot only the wall clock
@@ -65,7 +66,7 @@ class Store:
 
     Attributes:
         kept: what binds; what the last process left until this one decides.
-        book: accepted signals, as the site's desk writes them; None: none were kept.
+        book: accepted signals by source, as the site's desk writes them; None: none were kept.
         fault: why something is not on disk, or an empty string.
     """
 
@@ -123,11 +124,9 @@ class Store:
 
     def keep_book(self, book: dict[str, Any]) -> None:
         """Accepted signals, before they are acted upon."""
-        if book == self.book and not self.fault:
-            return
         self.book = book
         self._unwritten_book = self._encoder.encode(book)
-        self._write()
+        self._write(state=False)
 
     def set_book_aside(self, why: str) -> None:
         """The book was read, but makes no sense to its owner."""
@@ -164,15 +163,16 @@ class Store:
         self.kept = msgspec.structs.replace(self.kept, **changes)
         self._write()
 
-    def _write(self) -> None:
+    def _write(self, *, state: bool = True) -> None:
         """The state as it is now, and the book if the one on disk is not the newest."""
         path = self.path
         try:
             if self._unwritten_book:
                 path = self.book_path
-                _replace_file(path, self._unwritten_book, sync=True)
+                _replace_file(path, self._unwritten_book)
                 self._unwritten_book, path = b"", self.path
-            _replace_file(path, self._encoder.encode(self.kept), sync=False)
+            if state or self.fault:
+                _replace_file(path, self._encoder.encode(self.kept))
         except OSError as error:
             self._fail(f"{path}: {error.strerror}: a restart now would forget the limits in force")
             return
@@ -207,7 +207,9 @@ class Store:
             self._dirty.wait()
             self._dirty.clear()
             try:
-                _sync(self.path)
+                for path in (self.book_path, self.path, self.path.parent):
+                    if path.exists():
+                        _sync(path)
             except OSError as error:
                 log.warning("state not synced", path=str(self.path), why=error.strerror)
             threading.Event().wait(SYNC_S)
@@ -228,14 +230,10 @@ def _locked(path: Path) -> int:
     return descriptor
 
 
-def _replace_file(path: Path, content: bytes, *, sync: bool) -> None:
+def _replace_file(path: Path, content: bytes) -> None:
     temporary = path.with_suffix(".json.new")
     temporary.write_bytes(content)
-    if sync:
-        _sync(temporary)
     temporary.replace(path)
-    if sync:
-        _sync(path.parent)
 
 
 def _sync(path: Path) -> None:

@@ -6,33 +6,32 @@ from typing import Any, Final
 
 import yaml
 
+from firmware_sim.grid_side import GridSide, agent_identity
 from firmware_sim.scenario import Scenario
 
-EVENT_TOPIC: Final = "openadr/events"
-HEARTBEAT_TOPIC: Final = "site/heartbeat"
 TIERS: Final = {"standard": {"weight": 1, "floor_w": 250}, "critical": {"weight": 4, "floor_w": 500}}
 FALLBACK_MARGIN_RATIO: Final = 0.95
 
 
 def write_configs(
-    scenario: Scenario, work_dir: Path, broker_url: str, device_urls: Mapping[str, str]
+    scenario: Scenario, work_dir: Path, grid: GridSide, device_urls: Mapping[str, str]
 ) -> tuple[Path, dict[str, Path]]:
     """Write block.yaml and one file per node; returns the path of the first and node name -> path."""
     block_path = work_dir / "block.yaml"
     block_path.write_text(
-        yaml.safe_dump(block_config(scenario, work_dir, broker_url, device_urls), sort_keys=False)
+        yaml.safe_dump(block_config(scenario, work_dir, grid, device_urls), sort_keys=False)
     )
     node_paths = {}
     for node in scenario.block.nodes:
         path = work_dir / f"{node.name}.yaml"
-        config = node_config(scenario, work_dir, broker_url, node.name)
+        config = node_config(scenario, work_dir, grid, node.name)
         path.write_text(yaml.safe_dump(config, sort_keys=False))
         node_paths[node.name] = path
     return block_path, node_paths
 
 
 def block_config(
-    scenario: Scenario, work_dir: Path, broker_url: str, device_urls: Mapping[str, str]
+    scenario: Scenario, work_dir: Path, grid: GridSide, device_urls: Mapping[str, str]
 ) -> dict[str, Any]:
     """What `powerblock run` reads."""
     block = scenario.block
@@ -61,14 +60,14 @@ def block_config(
         "state_dir": str(work_dir / "state"),
         "run_dir": str(work_dir / "run"),
         "journal": {"path": str(journal_path(work_dir))},
-        "mqtt": {"url": broker_url},
+        "mqtt": grid.broker.mqtt_config("controller"),
         "site": {
-            "openadr_topics": [EVENT_TOPIC],
-            "heartbeat_topic": HEARTBEAT_TOPIC,
-            "heartbeat_timeout_s": block.heartbeat_timeout_s,
             "failsafe_kw": block.failsafe_kw,
-            "ramp_down_kw_per_s": block.ramp_down_kw_per_s,
-            "ramp_up_kw_per_s": block.ramp_up_kw_per_s,
+            "ramp": {
+                "down_kw_per_s": block.ramp_down_kw_per_s,
+                "up_kw_per_s": block.ramp_up_kw_per_s,
+            },
+            "sources": grid.sources(),
         },
         "feed": {"rating_kw": block.feed_rating_kw},
         "base_load": {"min_kw": block.base_load_min_kw, "max_kw": block.base_load_max_kw},
@@ -85,7 +84,7 @@ def block_config(
     }  # fmt: skip
 
 
-def node_config(scenario: Scenario, work_dir: Path, broker_url: str, node: str) -> dict[str, Any]:
+def node_config(scenario: Scenario, work_dir: Path, grid: GridSide, node: str) -> dict[str, Any]:
     """What `powerblock agent` reads. The fallback fits the failsafe limit with the highest base load."""
     block = scenario.block
     model = scenario.plant_type().gpu
@@ -94,7 +93,7 @@ def node_config(scenario: Scenario, work_dir: Path, broker_url: str, node: str) 
     return {
         "block": block.name,
         "node": node,
-        "mqtt": {"url": broker_url},
+        "mqtt": grid.broker.mqtt_config(agent_identity(node)),
         "fallback_w": float(round(max(model.min_w, share_w))),
         "state_dir": str(work_dir / f"state-{node}"),
     }

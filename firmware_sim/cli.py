@@ -17,8 +17,9 @@ from rich.console import Console
 from rich.live import Live
 
 from firmware_sim.gpu_firmware import FirmwareError, build_library, environment
+from firmware_sim.lifetime import RigError
 from firmware_sim.live import LiveView, verdict_table
-from firmware_sim.rig import Outcome, Rig, RigError, View
+from firmware_sim.rig import Outcome, Rig, View
 from firmware_sim.scenario import Scenario, ScenarioError, load_scenario
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
@@ -80,7 +81,8 @@ async def _serve(rig: Rig, console: Console) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     async with rig.facility() as facility:
-        console.print(f"mqtt       {rig.broker_url}")
+        for name, value in rig.grid.endpoints().items():
+            console.print(f"{name:10} {value}", soft_wrap=True)
         for name, url in rig.device_urls.items():
             console.print(f"{name:10} {url}")
         library = build_library(rig.work_dir)
@@ -98,6 +100,7 @@ Result = TypeVar("Result")
 
 def _run(work: Coroutine[Any, Any, Result]) -> Result:
     logging.basicConfig(level=logging.ERROR)
+    logging.getLogger("pymodbus").setLevel(logging.CRITICAL)  # dumps its last frames when a client hangs up
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: no child may outlive the rig
     try:
         return asyncio.run(work)

@@ -12,6 +12,7 @@ reconnect the operator publishes its events again (a VEN would GET them from the
 import asyncio
 import json
 import socket
+import ssl
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -47,11 +48,27 @@ class GridEvent:
 
 
 class GridOperator:
-    """Publishes to one broker; `run()` for as long as the operator is in business."""
+    """Publishes to one broker; `run()` for as long as the operator is in business.
 
-    def __init__(self, *, host: str, port: int, event_topic: str, heartbeat_topic: str) -> None:
+    Args:
+        host: of the broker.
+        port: of the broker.
+        tls: for a broker that speaks TLS, with the operator's own certificate where it asks for one.
+        event_topic: for notifications.
+        heartbeat_topic: for heartbeats.
+    """
+
+    def __init__(
+        self,
+        *,
+        host: str,
+        port: int,
+        tls: ssl.SSLContext | None = None,
+        event_topic: str,
+        heartbeat_topic: str,
+    ) -> None:
         self.silent = False  # fault: neither heartbeats nor events leave the house
-        self._host, self._port = host, port
+        self._host, self._port, self._tls = host, port, tls
         self._event_topic, self._heartbeat_topic = event_topic, heartbeat_topic
         self._events: dict[str, GridEvent] = {}
         self._client: aiomqtt.Client | None = None
@@ -83,6 +100,7 @@ class GridOperator:
                     self._port,
                     keepalive=KEEPALIVE_S,
                     timeout=PUBLISH_WAIT_MAX_S,
+                    tls_context=self._tls,
                     socket_options=NODELAY,
                 ) as client:
                     self._client = client
@@ -117,22 +135,22 @@ class GridOperator:
 def notification(event: GridEvent, operation: str) -> dict[str, Any]:
     """The OpenADR 3.1 notification object that carries `event`."""
     now = _rfc3339(time.time())
+    dates = {"createdDateTime": now, "modificationDateTime": now}
+    return {"objectType": "EVENT", "operation": operation, "object": event_object(event) | dates}
+
+
+def event_object(event: GridEvent) -> dict[str, Any]:
+    """The OpenADR 3.1 event, without the dates that whoever keeps it gives it."""
     duration = INFINITE if event.duration_s is None else f"PT{event.duration_s:g}S"
     descriptor = {"objectType": "EVENT_PAYLOAD_DESCRIPTOR", "payloadType": event.type, "units": "KW"}
     return {
+        "id": event.id,
         "objectType": "EVENT",
-        "operation": operation,
-        "object": {
-            "id": event.id,
-            "objectType": "EVENT",
-            "createdDateTime": now,
-            "modificationDateTime": now,
-            "programID": PROGRAM_ID,
-            "priority": event.priority,
-            "intervalPeriod": {"start": _rfc3339(event.starts_utc_s), "duration": duration},
-            "payloadDescriptors": [descriptor],
-            "intervals": [{"id": 0, "payloads": [{"type": event.type, "values": [event.limit_kw]}]}],
-        },
+        "programID": PROGRAM_ID,
+        "priority": event.priority,
+        "intervalPeriod": {"start": _rfc3339(event.starts_utc_s), "duration": duration},
+        "payloadDescriptors": [descriptor],
+        "intervals": [{"id": 0, "payloads": [{"type": event.type, "values": [event.limit_kw]}]}],
     }
 
 

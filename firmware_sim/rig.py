@@ -13,40 +13,34 @@ import gc
 import heapq
 import json
 import shutil
-import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import numpy as np
 
 from firmware_sim import bench_config, plot, recorder
 from firmware_sim.child import Child
-from firmware_sim.facility import Facility, Heal, Sample, free_port
+from firmware_sim.facility import Facility, Heal, Sample
 from firmware_sim.gpu_firmware import build_library, environment
-from firmware_sim.grid_operator import GridEvent, GridOperator
+from firmware_sim.grid_operator import GridEvent
+from firmware_sim.grid_side import GridSide
+from firmware_sim.lifetime import RigError, end_tasks
 from firmware_sim.recorder import Beat, Mark
 from firmware_sim.scenario import Event, Fault, Scenario
 from firmware_sim.verdict import Contract, Request, Verdict, judge
 
-BROKER_START_MAX_S: Final = 10.0
 BASELINE_S: Final = 5.0  # what "25 % less" is less than
 VIEW_PERIOD_S: Final = 0.25
 CHILD_CHECK_S: Final = 0.5
-CANCEL_AGAIN_S: Final = 0.2
 RIG_LOST_MAX_S: Final = 0.25  # a rig that lost more real time than this judges nobody
 
 Act = Callable[[], Awaitable[None]]
-
-
-class RigError(RuntimeError):
-    """The run cannot start or go on; the text says whose fault it is and what to do."""
 
 
 @dataclass(frozen=True)
@@ -92,9 +86,10 @@ class Rig:
                 asyncio.create_task(self._guard(), name="guard of the children"),
             ]
             play = asyncio.create_task(self._play(), name="time line")
+            everybody = (play, *background, *self._world)
             try:
-                await asyncio.wait([play, *background], return_when=asyncio.FIRST_COMPLETED)
-                for task in (play, *background):
+                await asyncio.wait(everybody, return_when=asyncio.FIRST_COMPLETED)
+                for task in everybody:
                     if task.done():
                         task.result()  # the time line has ended, or somebody failed: raise it
             finally:
@@ -106,41 +101,29 @@ class Rig:
     @asynccontextmanager
     async def facility(self) -> AsyncIterator[Facility]:
         """Everything but the device under test, running."""
-        broker_url = self.scenario.broker_url or f"mqtt://127.0.0.1:{free_port()}"
-        address = urlsplit(broker_url)
-        host, port = address.hostname or "127.0.0.1", address.port or 1883
-        self._broker = self._child(
-            "broker", [sys.executable, "-m", "firmware_sim.broker", "--port", str(port)]
-        )
-        self._own_broker = not self.scenario.broker_url
-        self._operator = GridOperator(
-            host=host, port=port,
-            event_topic=bench_config.EVENT_TOPIC, heartbeat_topic=bench_config.HEARTBEAT_TOPIC,
-        )  # fmt: skip
         self._children: dict[str, Child] = {}
-        tasks: list[asyncio.Task[None]] = []
-        async with Facility(self.scenario, self.work_dir) as facility:
-            self._facility = facility
+        self._world: list[asyncio.Task[None]] = []
+        async with (
+            Facility(self.scenario, self.work_dir) as facility,
+            GridSide(self.scenario, self.work_dir) as grid,  # ends last: the others say good-bye through it
+        ):
+            self._facility, self.grid = facility, grid
+            if grid.broker.child is not None:
+                self._children["broker"] = grid.broker.child
             try:
-                if self._own_broker:
-                    self._broker.start()
-                    self._children["broker"] = self._broker
-                await self._wait_for_broker(host, port)
-                urls = {name: device.url for name, device in facility.devices.items()}
-                self.broker_url, self.device_urls = broker_url, urls
+                self.device_urls = {name: device.url for name, device in facility.devices.items()}
                 self.block_path, self.node_paths = bench_config.write_configs(
-                    self.scenario, self.work_dir, broker_url, urls
+                    self.scenario, self.work_dir, grid, self.device_urls
                 )
                 gc.collect()
                 gc.freeze()  # an OPC UA address space would cost 100 ms per full collection
-                tasks.append(asyncio.create_task(facility.run(), name="plant"))
-                tasks.append(asyncio.create_task(self._operator.run(), name="grid operator"))
+                self._world += [asyncio.create_task(facility.run(), name="plant"), *grid.speak()]
                 yield facility
             finally:
-                await end_tasks(tasks)
-                others = [child for child in self._children.values() if child is not self._broker]
-                await asyncio.gather(*(child.stop() for child in others))
-                await self._broker.stop()  # last: the others say good-bye through it
+                try:
+                    await end_tasks(self._world)
+                finally:
+                    await asyncio.gather(*(child.stop() for child in self._dut()))
 
     # ---- device under test ----------------------------------------------------------------------------
 
@@ -156,25 +139,11 @@ class Rig:
             env = environment(library, self._facility.memories[node].path)
             self._children[f"agent {node}"] = self._child(node, [command, "agent", str(path)], env)
         self._children["controller"] = self._child("controller", [command, "run", str(self.block_path)])
-        for child in self._children.values():
-            if child is not self._broker:
-                child.start()
+        for child in self._dut():
+            child.start()
 
-    async def _wait_for_broker(self, host: str, port: int) -> None:
-        deadline_s = time.monotonic() + BROKER_START_MAX_S
-        while time.monotonic() < deadline_s:
-            if self._own_broker and self._broker.died:
-                break
-            try:
-                _, writer = await asyncio.open_connection(host, port)
-            except OSError:
-                await asyncio.sleep(0.05)
-                continue
-            writer.close()
-            return
-        raise RigError(
-            f"no MQTT broker at {host}:{port} after {BROKER_START_MAX_S:.0f} s:\n{self._broker.tail()}"
-        )
+    def _dut(self) -> list[Child]:
+        return [child for child in self._children.values() if child is not self.grid.broker.child]
 
     async def _guard(self) -> None:
         while True:
@@ -231,17 +200,16 @@ class Rig:
         ends_s = np.inf if event.duration_s is None else starts_s + event.duration_s
         self.requests[event.id] = Request(now_s, starts_s, ends_s, baseline_w, limit_w)
         self._mark(f"{event.id}: {limit_w / 1000:.1f} kW", "event")
-        await self._operator.publish(
-            GridEvent(
-                id=event.id, type=event.type, limit_kw=round(limit_w / 1000, 3), priority=event.priority,
-                starts_utc_s=now_utc_s + event.notice_s, duration_s=event.duration_s,
-            )
+        told = GridEvent(
+            id=event.id, type=event.type, limit_kw=round(limit_w / 1000, 3), priority=event.priority,
+            starts_utc_s=now_utc_s + event.notice_s, duration_s=event.duration_s,
         )  # fmt: skip
+        await self.grid.publish(told, event.via or self.scenario.site.signals[0])
 
     async def _withdraw(self, event_id: str) -> None:
         self.requests[event_id] = replace(self.requests[event_id], ends_s=self._now_s())
         self._mark(f"{event_id} cancelled", "event")
-        await self._operator.cancel(event_id)
+        await self.grid.cancel(event_id)
 
     def _recent_w(self) -> float:
         recent = [
@@ -260,7 +228,9 @@ class Rig:
             "gpu": self._facility.break_gpu,
             "feed": self._facility.break_feed,
             "chiller": self._facility.break_chiller,
-            "operator": self._break_operator,
+            "operator": self.grid.break_operator,
+            "vtn": self.grid.break_vtn,
+            "certificate": self.grid.break_certificate,
             "broker": self._break_child,
             "agent": self._break_child,
             "controller": self._break_child,
@@ -273,14 +243,6 @@ class Rig:
     async def _heal(self, fault: Fault, heal: Heal) -> None:
         self._mark(f"{fault.target} {fault.name}".strip() + " back", "fault")
         await heal()
-
-    async def _break_operator(self, _fault: Fault) -> Heal:
-        self._operator.silent = True
-
-        async def heal() -> None:
-            self._operator.silent = False
-
-        return heal
 
     async def _break_child(self, fault: Fault) -> Heal:
         name = f"{fault.target} {fault.name}".strip()
@@ -306,22 +268,24 @@ class Rig:
             block.ramp_down_kw_per_s * 1000, block.ramp_up_kw_per_s * 1000,
             block.feed_rating_kw * 1000, scenario.response_s,
         )  # fmt: skip
-        bounds = {key: (bound.min, bound.max) for key, bound in scenario.expect.items()}
+        always = {"rig_lost_s": (None, RIG_LOST_MAX_S), **self.grid.bounds()}
+        bounds = {key: (bound.min, bound.max) for key, bound in scenario.expect.items()} | always
         requests = list(self.requests.values())
-        verdict = judge(
-            trace, requests, contract, bounds | {"rig_lost_s": (None, RIG_LOST_MAX_S)}, {"rig_lost_s": lost_s}
-        )
+        extra = {"rig_lost_s": lost_s, **self.grid.figures()}
+        verdict = judge(trace, requests, contract, bounds, extra)
         started_utc_s = samples[0].utc_s + self._zero_s - samples[0].t_s
         alarms = tuple(dict.fromkeys(key for b in beats if b.utc_s >= started_utc_s for key in b.alarms))
         recorder.write_csv(self.report_dir / "record.csv", samples, self._zero_s, aligned)
-        self._write_verdict(verdict, alarms, beats)
+        self._write_verdict(verdict, alarms, beats, started_utc_s)
         plot.draw(
             self.report_dir / "plot.png", f"{scenario.name}: {scenario.about}".rstrip(": "), trace,
             recorder.budget_w(aligned), requests, contract, self.marks, verdict,
         )  # fmt: skip
         return Outcome(verdict, alarms, self.report_dir)
 
-    def _write_verdict(self, verdict: Verdict, alarms: tuple[str, ...], beats: list[Beat]) -> None:
+    def _write_verdict(
+        self, verdict: Verdict, alarms: tuple[str, ...], beats: list[Beat], started_utc_s: float
+    ) -> None:
         document = {
             "scenario": self.scenario.name,
             "seed": self.scenario.seed,
@@ -335,21 +299,6 @@ class Rig:
             "marks": [asdict(mark) for mark in self.marks],
             "alarms": list(alarms),
             "journal_beats": len(beats),
+            "heard": self.grid.record(started_utc_s),
         }
         (self.report_dir / "verdict.json").write_text(json.dumps(document, indent=2, allow_nan=False) + "\n")
-
-
-async def end_tasks(tasks: Sequence[asyncio.Task[None]]) -> None:
-    """Cancel tasks until they have ended; one that failed on its own raises here.
-
-    Once is not enough: `asyncio.wait_for` of Python 3.11 loses a cancellation that comes in the same moment
-    as the result it waits for, and a failed farewell of the MQTT client turns one into an MqttError.
-    """
-    pending = set(tasks)
-    while pending:
-        for task in pending:
-            task.cancel()
-        _, pending = await asyncio.wait(pending, timeout=CANCEL_AGAIN_S)
-    for task in tasks:
-        if not task.cancelled():
-            task.result()

@@ -2,6 +2,7 @@
 
     name: curtailment
     block:     racks, nodes, devices, ratings, ramps
+    site:      who speaks for the grid, over which broker, with or without mutual TLS
     workloads: what the GPUs of each node do
     timeline:  grid events and faults, in seconds from the start (after the warm-up)
     expect:    bounds on keys of the verdict; one broken bound fails the run
@@ -12,10 +13,10 @@ A file loads whole or not at all; a refusal lists every error at once.
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from firmware_sim.cooling import CduType
 from firmware_sim.electrical import Host, Rack
@@ -27,6 +28,14 @@ from firmware_sim.workload import Job, Kind
 FILE_MAX_BYTES: Final = 256 * 1024  # the largest example has 4 kB
 DURATION_MAX_S: Final = 3600.0
 GPUS_MAX: Final = 72 * 16  # what the plant steps in real time on one core
+NODE_NAME_MAX_CHARS: Final = 58  # `agent-` and a name must fit the 64 characters of a certificate's name
+
+Signal = Literal["bare", "vtn", "dsx"]
+BrokerKind = Literal["embedded", "mosquitto", "nats"]
+StatusEvent = Literal[
+    "target_set", "start_ramp_down", "end_ramp_down", "start_ramp_up", "end_ramp_up", "periodic"
+]
+SIGNALS: Final[tuple[Signal, ...]] = ("bare", "vtn", "dsx")
 
 # target -> mode -> needs `name`, and which
 FAULTS: Final[dict[str, dict[str, str]]] = {
@@ -35,7 +44,9 @@ FAULTS: Final[dict[str, dict[str, str]]] = {
     "feed": {"lost": "feed"},
     "chiller": {"derate": ""},
     "broker": {"kill": "", "freeze": ""},
-    "operator": {"silent": ""},
+    "certificate": {"replaced": ""},  # of the broker, by one of a foreign authority
+    "operator": {"silent": ""},  # whoever publishes wishes himself: bare, dsx
+    "vtn": dict.fromkeys(("silent", "error", "refusing"), ""),
     "agent": dict.fromkeys(("kill", "freeze"), "node"),
     "controller": {"kill": "", "freeze": ""},
 }
@@ -50,7 +61,7 @@ class _Strict(BaseModel):
 
 
 class Node(_Strict):
-    name: str
+    name: str = Field(min_length=1, max_length=NODE_NAME_MAX_CHARS)
     rack: str
     gpus: int = Field(8, ge=1, le=1024)
     tier: Literal["standard", "critical"] = "standard"
@@ -84,6 +95,28 @@ class Block(_Strict):
     nodes: tuple[Node, ...] = Field(min_length=1)
 
 
+def _signals(value: Any) -> Any:
+    """One word, `mixed` for all of them, or a list."""
+    if value == "mixed":
+        return SIGNALS
+    return (value,) if isinstance(value, str) else value
+
+
+class Site(_Strict):
+    """How the grid reaches the block.
+
+    Attributes:
+        signals: bare: OpenADR notifications and a heartbeat over plain topics; vtn: an OpenADR 3.1 server,
+            REST and the notifications of its choice; dsx: an ISV of DSX Flex. The first is the usual one.
+        broker: embedded needs no system package, and knows no TLS.
+        tls: mutual: an authority of the run, a certificate for each client, rights by its name.
+    """
+
+    signals: Annotated[tuple[Signal, ...], BeforeValidator(_signals), Field(min_length=1)] = ("bare",)
+    broker: BrokerKind = "embedded"
+    tls: Literal[False, "mutual"] = False
+
+
 class Workload(_Strict):
     node: str
     kind: Kind
@@ -100,13 +133,14 @@ class Workload(_Strict):
 class Event(_Strict):
     """A grid event. Its size is `reduce_ratio` of the power just before it, or `limit_kw`."""
 
-    id: str
+    id: str = Field(pattern=r"^[A-Za-z0-9_-]{1,128}$")  # as OpenADR has it
+    via: Signal | None = None  # None: the site's first signal
     type: Literal[EVENT_TYPES] = "IMPORT_CAPACITY_LIMIT"  # type: ignore[valid-type]
     reduce_ratio: float | None = Field(None, gt=0, lt=1)
     limit_kw: float | None = Field(None, gt=0)
     duration_s: float | None = Field(None, gt=0)
     notice_s: float = Field(0, ge=0)
-    priority: int = Field(0, ge=0)
+    priority: int = Field(0, ge=0)  # type and priority are OpenADR's: DSX Flex has neither
 
     @model_validator(mode="after")
     def _has_one_size(self) -> Self:
@@ -155,11 +189,13 @@ class Scenario(_Strict):
     warm_up_s: float = Field(20, ge=0, le=DURATION_MAX_S)
     duration_s: float = Field(gt=0, le=DURATION_MAX_S)
     broker_url: str = ""  # empty: the rig starts its own
+    site: Site = Site()
     response_s: float = Field(0.5, ge=0)  # promised dead time between signal and obeyed limit
     block: Block
     workloads: tuple[Workload, ...] = ()
     timeline: tuple[Moment, ...] = ()
     expect: dict[str, Bound] = {}
+    status_events: tuple[StatusEvent, ...] = ()  # expected by the ISV in this order; others may come between
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -230,13 +266,14 @@ def parse_scenario(document: dict[str, Any], name: str) -> Scenario:
 
 def _complaints(scenario: Scenario) -> Iterator[str]:
     yield from _block_complaints(scenario.block)
+    yield from _site_complaints(scenario)
     nodes = [node.name for node in scenario.block.nodes]
     for i, work in enumerate(scenario.workloads):
         if work.node not in nodes:
             yield f"workloads.{i}.node: no node {work.node!r}; use one of {', '.join(nodes)}"
     for twice in _repeated(work.node for work in scenario.workloads):
         yield f"workloads: two for node {twice!r}; a node does one thing"
-    events: set[str] = set()
+    events: dict[str, Signal] = {}
     for i, moment in enumerate(scenario.timeline):
         yield from (f"timeline.{i}.{line}" for line in _moment_complaints(moment, scenario, events))
 
@@ -256,20 +293,47 @@ def _block_complaints(block: Block) -> Iterator[str]:
         yield f"block.nodes: more than {GPUS_MAX} GPUs; the plant could not keep real time"
 
 
+def _site_complaints(scenario: Scenario) -> Iterator[str]:
+    site = scenario.site
+    for twice in _repeated(site.signals):
+        yield f"site.signals: {twice!r} stands there twice; name each once"
+    if site.tls and site.broker == "embedded":
+        yield "site.tls: the embedded broker knows no TLS; use broker: mosquitto or nats"
+    if "vtn" in site.signals and not site.tls:
+        yield "site.signals: a VTN speaks https and mqtts alone; use tls: mutual"
+    if scenario.broker_url and (site.broker != "embedded" or site.tls):
+        yield "broker_url: the rig cannot set up somebody else's broker; leave site.broker and site.tls out"
+    names = (scenario.block.name, *(node.name for node in scenario.block.nodes))
+    if site.broker == "nats" and any("." in name for name in names):
+        yield "site.broker: to NATS a dot is a level of the topic; take the dots out of block and node names"
+    if scenario.status_events and "dsx" not in site.signals:
+        yield "status_events: an ISV hears them, and there is none; add dsx to site.signals"
+
+
 def _repeated(names: Iterable[str]) -> Iterator[str]:
     return (name for name, count in Counter(names).items() if count > 1)
 
 
-def _moment_complaints(moment: Moment, scenario: Scenario, events: set[str]) -> Iterator[str]:
+def _moment_complaints(moment: Moment, scenario: Scenario, events: dict[str, Signal]) -> Iterator[str]:
     if moment.at_s > scenario.duration_s:
         yield f"at_s: {moment.at_s} is after the end at {scenario.duration_s} s"
     if moment.event is not None:
-        events.add(moment.event.id)
+        yield from _event_complaints(moment.event, scenario.site.signals, events)
     if moment.cancel is not None and moment.cancel not in events:
         yield f"cancel: no event {moment.cancel!r} before it"
-    if moment.fault is None:
-        return
-    fault = moment.fault
+    if moment.fault is not None:
+        yield from _fault_complaints(moment.fault, scenario)
+
+
+def _event_complaints(event: Event, signals: tuple[Signal, ...], events: dict[str, Signal]) -> Iterator[str]:
+    via = event.via or signals[0]
+    if via not in signals:
+        yield f"event.via: nobody speaks {via} here; use {', '.join(signals)}, or add it to site.signals"
+    if events.setdefault(event.id, via) != via:
+        yield f"event.id: {event.id!r} came by {events[event.id]} before; give this one its own id"
+
+
+def _fault_complaints(fault: Fault, scenario: Scenario) -> Iterator[str]:
     modes = FAULTS[fault.target]
     if fault.mode not in modes:
         yield f"fault.mode: a {fault.target} cannot {fault.mode!r}; use {', '.join(modes)}"
@@ -282,6 +346,12 @@ def _moment_complaints(moment: Moment, scenario: Scenario, events: set[str]) -> 
         yield f"fault.name: no {fault.target} {fault.name!r}; use {', '.join(known)}"
     if fault.target == "device" and fault.name == "cdu" and fault.mode == "silent":
         yield "fault.mode: the CDU cannot be silent; use refusing"
+    if fault.target == "vtn" and "vtn" not in scenario.site.signals:
+        yield "fault.target: there is no VTN; add vtn to site.signals"
+    if fault.target == "operator" and scenario.site.signals == ("vtn",):
+        yield "fault.target: a VTN speaks for the operator; use target: vtn"
+    if fault.target == "certificate" and not scenario.site.tls:
+        yield "fault.target: the broker has no certificate; use site.tls: mutual"
 
 
 def _names(what: str, scenario: Scenario) -> tuple[str, ...] | None:

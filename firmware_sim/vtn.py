@@ -29,8 +29,11 @@ from urllib.parse import urlsplit
 import aiomqtt
 from aiohttp import web
 
+from firmware_sim.lifetime import end_tasks
+
 LOOPBACK: Final = "127.0.0.1"
 BASE_PATH: Final = "/openadr3/3.1.0"
+ALL_PATHS: Final = "*"
 PAGE_MAX: Final = 50  # the standard's own bound of `limit`
 HUGE_BODY_BYTES: Final = 64 * 1024 * 1024
 CHUNK_BYTES: Final = 256 * 1024
@@ -109,7 +112,8 @@ class Vtn:
         port: 0: any free one.
 
     Attributes:
-        faults: by path below the base path (`events`, `auth/token`); with a slash at the end: all below.
+        faults: by path below the base path (`events`, `auth/token`); with a slash at the end: all below;
+            ALL_PATHS: everything.
         notify: what becomes of notifications from now on.
         reports: as they came, the oldest first.
         requests: method and path of every request, the oldest first.
@@ -174,10 +178,11 @@ class Vtn:
     async def stop(self) -> None:
         self._tokens.clear()
         if self._publisher is not None:
-            self._publisher.cancel()
-            await asyncio.wait({self._publisher})
+            await end_tasks([self._publisher])
+            self._publisher = None
         if self._runner is not None:
             await self._runner.cleanup()
+            self._runner = None
 
     # -- business logic -------------------------------------------------------------------------------------
 
@@ -303,9 +308,8 @@ class Vtn:
         """Faults first, then the token, then what was asked for."""
         path = request.path.removeprefix(BASE_PATH + "/")
         self.requests.append(f"{request.method} /{path}")
-        fault = self.faults.get(path) or next(
-            (kind for key, kind in self.faults.items() if key.endswith("/") and path.startswith(key)), None
-        )
+        below = (kind for key, kind in self.faults.items() if key.endswith("/") and path.startswith(key))
+        fault = self.faults.get(path) or next(below, None) or self.faults.get(ALL_PATHS)
         if fault is not None:
             return await FAULTS[fault](request)
         if not path.startswith("auth/") and not self._client_of(request):

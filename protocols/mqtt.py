@@ -1,10 +1,12 @@
 """One supervised MQTT connection that carries newest values, both ways, and never gets in the way.
 
-Everything this project sends over MQTT is complete in itself: an order, a report, a status, an event with
-its own validity. So the newest message of a topic is worth more than all before it, and a queue is a fault
-waiting for an outage. Hence:
+Nearly everything this project sends over MQTT is complete in itself: an order, a report, a status. So the
+newest message of a topic is worth more than all before it, and a queue is a fault waiting for an outage:
 * `publish` returns at once. What waits for the broker is one message per topic, the newest; one batch at a
   time is on the wire, so a broker that stalls holds back a bounded number of bytes and never a caller;
+* what is worth sending each (alerts, transitions) is published with `keep`: in order, a bounded number;
+* a message that the broker will not have, and hangs up over, costs a few reconnects and then itself alone
+  (seen with nats-server 2.9: QoS 2, and dots and blanks in topics);
 * `on_message` runs inside the socket's read event: no queue stands between wire and caller;
 * sessions are clean. A persistent session replays old QoS 1 commands after an outage, indistinguishable
   from fresh ones (seen with mosquitto 2.0.11); here we subscribe anew after every connect;
@@ -13,13 +15,15 @@ waiting for an outage. Hence:
 """
 
 import asyncio
+import contextlib
+import itertools
 import logging
 import random
 import socket
 import ssl
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
@@ -31,13 +35,26 @@ from aiomqtt.exceptions import MqttConnectError
 
 PAYLOAD_MAX_BYTES: Final = 256 * 1024  # a plan of 1,000 windows is half of it; MQTT itself allows 256 MB
 OUTBOX_TOPICS_MAX: Final = 2048  # a block of 1,152 GPUs has at most one node per GPU, and a few status topics
+KEPT_MESSAGES_MAX: Final = 1024  # a day of transitions, an hour of alerts; older ones make room
+REFUSALS_MAX: Final = 3  # short sessions in a row: then, for SESSION_STABLE_S, messages go one by one
 CONNECT_WAIT_MAX_S: Final = 2.0  # a broker of this block is one switch away; also bounds a clean stop
 REPLY_WAIT_MAX_S: Final = 2.0  # CONNACK, SUBACK, PUBACK: thousands of times the usual 0.5 ms
 KEEPALIVE_S: Final = 5  # a frozen broker is seen within twice this; a dead one within a millisecond
 BACKOFF_MIN_S: Final = 0.05  # a broker that restarts is back in 20 ms
 BACKOFF_MAX_S: Final = 2.0  # longer would waste more of a lease than it saves the broker
 SESSION_STABLE_S: Final = 5.0  # a session this long was a good one: the back-off starts over
+READ_TURN_PACKETS_MAX: Final = 64  # under a flood: 1 ms of reading, then the rest of the loop has its turn
 PORTS: Final = {"mqtt": 1883, "mqtts": 8883}
+
+# What TLS says when it breaks off (the end of OpenSSL's reason), and what to do about it.
+TLS_FAULTS: Final[tuple[tuple[str, str], ...]] = (
+    ("CERTIFICATE_EXPIRED", "finds our certificate expired: renew it"),
+    ("CERTIFICATE_REVOKED", "finds our certificate revoked: get a new one"),
+    ("UNKNOWN_CA", "does not know who issued our certificate: use one of its own CA"),
+    ("CERTIFICATE_REQUIRED", "wants a certificate from us: configure one with its key"),
+    ("BAD_CERTIFICATE", "will not have our certificate: check that it is of the right CA and not expired"),
+    ("HANDSHAKE_FAILURE", "does not agree on TLS: check that it knows TLS 1.2 and accepts our certificate"),
+)
 
 # What the socket says, and what to do about it. First match wins: the special before the general.
 SOCKET_FAULTS: Final[tuple[tuple[type[BaseException], str], ...]] = (
@@ -45,20 +62,21 @@ SOCKET_FAULTS: Final[tuple[tuple[type[BaseException], str], ...]] = (
     (socket.gaierror, "has no address: check the host name in the url, and DNS"),
     (ssl.SSLCertVerificationError, "shows a certificate that our CA file or its host name disproves"),
     (ssl.SSLError, "does not agree on TLS: check that the port speaks TLS and accepts our certificate"),
-    (TimeoutError, "does not answer: check address, cable and firewall"),
-    (FileNotFoundError, "was not called, a TLS file is missing: check the paths of CA, certificate and key"),
+    (TimeoutError, "does not answer: check address, cable and firewall, and whether it wants TLS"),
+    (ConnectionResetError, "closed the connection"),
+    (BrokenPipeError, "closed the connection"),
     (OSError, "cannot be reached"),
 )
 
 log = structlog.get_logger(__name__)
 
-# The libraries log every refused connection as an error. Our `fault` says it once, with a remedy.
-_wire_log = logging.getLogger(f"{__name__}.wire")
-_wire_log.setLevel(logging.CRITICAL)
-
 
 class MqttConfigError(ValueError):
     """The link cannot work as configured; the text names the culprit and the remedy."""
+
+
+class _Fault(aiomqtt.MqttError):
+    """An outage in our own words: the rest of a sentence that begins with the broker's address."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +95,12 @@ class Tls:
 
 
 class Subscription(NamedTuple):
+    """What to hear. QoS 2 is for publishing only.
+
+    Of a burst of more than 20 messages to a subscription of QoS 2, mosquitto 2.0.11 delivers 20 and then
+    waits for ever (seen); nats-server before 2.10 grants 1 in its place. With 1 a message may come twice.
+    """
+
     topic: str  # filter: may hold + and #
     qos: int = 0
 
@@ -96,6 +120,7 @@ class MqttLink:
         client_id: unique at the broker: a second client of the same id throws the first one out.
         on_message: called as (topic, payload, retained) for every message, in the event loop; must be cheap.
             An exception in it ends `run`.
+        on_oversized: called as (topic, size_bytes) when a message larger than PAYLOAD_MAX_BYTES was dropped.
         on_connect: called after every connect, once the subscriptions stand: from then on nothing is missed,
             and what was missed before can be asked for.
         subscriptions: made after every connect, before `connected` turns true.
@@ -105,6 +130,8 @@ class MqttLink:
         tls: files for `mqtts://`.
         will: published by the broker when this client vanishes without saying goodbye.
         keepalive_s: whole seconds.
+        qos_max: what the broker knows; higher ones are lowered to it. 1 for nats-server before 2.10, which
+            hangs up on QoS 2. A link that meets such a broker unwarned lowers itself after REFUSALS_MAX.
 
     Raises:
         MqttConfigError: at once, on anything that no reconnect could cure.
@@ -117,12 +144,14 @@ class MqttLink:
         client_id: str,
         on_message: Callable[[str, bytes, bool], None],
         on_connect: Callable[[], None] | None = None,
+        on_oversized: Callable[[str, int], None] | None = None,
         subscriptions: tuple[Subscription, ...] = (),
         username: str | None = None,
         password: str | None = None,
         tls: Tls | None = None,
         will: Outgoing | None = None,
         keepalive_s: int = KEEPALIVE_S,
+        qos_max: int = 2,
     ) -> None:
         self._host, self._port, scheme = _parse_url(url)
         if tls is not None and scheme != "mqtts":
@@ -132,26 +161,40 @@ class MqttLink:
         self._tls = (tls or Tls()) if scheme == "mqtts" else None
         _check_tls(self._tls)
         _check_filters(subscriptions)
+        if qos_max not in (0, 1, 2):
+            raise MqttConfigError(f"{url}: qos_max {qos_max}; use 0, 1 or 2")
         self._client_id = client_id
         self._on_message = on_message
         self._on_connect = on_connect
+        self._on_oversized = on_oversized
         self._subscriptions = subscriptions
         self._username, self.password = username, password
         self._will = will
         self._keepalive_s = keepalive_s
 
-        self._outbox: dict[str, Outgoing] = {}
+        self._newest: dict[str, Outgoing] = {}  # by topic; stays until the broker has it, like all that waits
+        self._kept: deque[Outgoing] = deque(maxlen=KEPT_MESSAGES_MAX)
+        self._on_wire: dict[int, Outgoing] = {}  # by message id: published, not yet confirmed
         self._wake = asyncio.Event()
+        self._confirmed = asyncio.Event()
+        self._refusals = 0  # short sessions in a row, perhaps broken over what we publish
+        self._alone = False  # the message on the wire has company
         self._callback_error: Exception | None = None
         self._session_s = 0.0  # length of the session that just ended; 0: there was none
         self._logged_fault = ""
+        self._wire_log = _WireLog()
 
         self.connected = False
         self.connected_since_s = -1.0  # time.monotonic() of the newest connect; below 0: never yet
         self.fault = f"broker {self.address} was not called yet"  # empty while connected
         self.sessions = 0  # successful connects
         self.oversized = 0  # incoming messages dropped: larger than PAYLOAD_MAX_BYTES
-        self.overflowed = 0  # outgoing messages dropped: more than OUTBOX_TOPICS_MAX topics waiting
+        self.overflowed = (
+            0  # outgoing messages dropped: more waited than OUTBOX_TOPICS_MAX, KEPT_MESSAGES_MAX
+        )
+        self.refused = 0  # outgoing messages dropped: the broker hung up over each of them
+        self.refusal = ""  # the newest of these as a sentence, or that the broker takes no QoS 2; stays
+        self.qos_max = qos_max
 
     @property
     def address(self) -> str:
@@ -161,21 +204,44 @@ class MqttLink:
     def _rival(self) -> str:
         return f"if this repeats, another client uses the id {self._client_id!r}"
 
-    def publish(self, topic: str, payload: bytes, qos: int = 0, *, retain: bool = False) -> None:
+    @property
+    def waiting(self) -> int:
+        """Messages that the broker has not confirmed yet."""
+        return len(self._newest) + len(self._kept)
+
+    def publish(
+        self, topic: str, payload: bytes, qos: int = 0, *, retain: bool = False, keep: bool = False
+    ) -> None:
         """Leaves the message for the wire and returns; replaces one of the same topic that still waits.
 
         When the link is connected and idle, the message is on the wire two turns of the event loop later.
         A message that was on the wire when the connection broke is sent again unless a newer one waits.
 
+        Args:
+            topic: no wildcards.
+            payload: at most PAYLOAD_MAX_BYTES.
+            qos: at most; see `qos_max`. With 1 and 2 a message may arrive twice after a broken connection.
+            retain: the broker shows the message to whoever subscribes later.
+            keep: no later message of the topic replaces this one. Those of one topic arrive in order; of more
+                than KEPT_MESSAGES_MAX that wait, the oldest is dropped and counted.
+
         Raises:
-            ValueError: payload larger than PAYLOAD_MAX_BYTES, a fault of the caller.
+            ValueError: payload too large or topic impossible, a fault of the caller.
         """
         if len(payload) > PAYLOAD_MAX_BYTES:
             raise ValueError(f"{topic}: payload of {len(payload)} bytes, {PAYLOAD_MAX_BYTES} at most")
-        if topic not in self._outbox and len(self._outbox) >= OUTBOX_TOPICS_MAX:
-            del self._outbox[next(iter(self._outbox))]  # the topic that waits longest
-            self.overflowed += 1
-        self._outbox[topic] = Outgoing(topic, payload, qos, retain)
+        if not topic or "+" in topic or "#" in topic:
+            raise ValueError(f"topic {topic!r}: empty, or with a wildcard; messages go to one topic each")
+        message = Outgoing(topic, payload, qos, retain)
+        if keep:
+            self._newest.pop(topic, None)  # replaced like by any newer one, or it would arrive after this one
+            self.overflowed += len(self._kept) == KEPT_MESSAGES_MAX
+            self._kept.append(message)
+        else:
+            if topic not in self._newest and len(self._newest) >= OUTBOX_TOPICS_MAX:
+                del self._newest[next(iter(self._newest))]  # the topic that waits longest
+                self.overflowed += 1
+            self._newest[topic] = message
         self._wake.set()
 
     async def run(self) -> None:
@@ -198,7 +264,8 @@ class MqttLink:
 
     async def _talk(self, client: aiomqtt.Client) -> None:
         if self._subscriptions:
-            granted = await client.subscribe([(one.topic, one.qos) for one in self._subscriptions])
+            wanted = [(topic, min(qos, self.qos_max)) for topic, qos in self._subscriptions]
+            granted = await client.subscribe(wanted)
             _check_granted(self._subscriptions, granted)
         self.connected, self.fault = True, ""
         self.connected_since_s = time.monotonic()
@@ -207,24 +274,29 @@ class MqttLink:
         if self._on_connect is not None:
             self._on_connect()
         try:
-            await self._drain(client)
+            await self._drain(_wire(client))
         finally:
             self.connected, self.fault = False, f"broker {self.address}: session ended"
             self._session_s = time.monotonic() - self.connected_since_s
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def _connect(self) -> AsyncIterator[aiomqtt.Client]:
         """An open connection that leaves no socket behind, whichever way it ends."""
-        client = self._new_client()
+        self._on_wire.clear()
+        self._wire_log.socket_fault = None
+        client = self._new_client(await self._tls_context())
         wire = _wire(client)
         wire.connect_timeout = CONNECT_WAIT_MAX_S
+        wire.on_message = self._on_incoming
+        wire.on_publish = self._on_published
         # Connecting happens in a thread, which cannot be cancelled: see it out (bounded by the wait above),
         # or it would open a socket that nobody owns.
         entering = asyncio.ensure_future(client.__aenter__())
         try:
             await asyncio.shield(entering)
             if wire.socket() is None:  # aiomqtt forgets a disconnect that comes on the heels of CONNACK
-                raise aiomqtt.MqttError(f"accepted the login and hung up; {self._rival}")
+                raise _Fault(f"accepted the login and hung up; {self._rival}")
+            _Reader(wire)
             yield client
         finally:
             await asyncio.wait({entering})
@@ -232,8 +304,18 @@ class MqttLink:
                 await _say_goodbye(client)
             wire._sock_close()  # noqa: SLF001  aiomqtt keeps the socket open when CONNACK stays away
 
-    def _new_client(self) -> aiomqtt.Client:
-        tls = self._tls
+    async def _tls_context(self) -> ssl.SSLContext | None:
+        """Read anew every time, and in a thread: the disk is not ours alone."""
+        if self._tls is None:
+            return None
+        try:
+            return await asyncio.to_thread(_load, self._tls)
+        except OSError as error:  # ssl.SSLError is one
+            raise _Fault(f"was not called, our TLS files are no good: {error}; see {self._tls}") from error
+
+    def _new_client(self, tls_context: ssl.SSLContext | None) -> aiomqtt.Client:
+        will = self._will
+        qos = 0 if will is None else min(will.qos, self.qos_max)
         return aiomqtt.Client(
             self._host,
             self._port,
@@ -245,57 +327,129 @@ class MqttLink:
             keepalive=self._keepalive_s,
             timeout=REPLY_WAIT_MAX_S,
             max_inflight_messages=0,  # no second window beside ours: one batch at a time is on the wire
-            logger=_wire_log,
-            queue_type=_inbox(self._deliver),
-            will=None if self._will is None else aiomqtt.Will(*self._will),
+            logger=self._wire_log,
+            will=None if will is None else aiomqtt.Will(will.topic, will.payload, qos, will.retain),
             socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
-            tls_params=None
-            if tls is None
-            else aiomqtt.TLSParameters(ca_certs=tls.ca_file, certfile=tls.cert_file, keyfile=tls.key_file),
+            tls_context=tls_context,
         )
 
-    def _deliver(self, message: aiomqtt.Message) -> None:
-        payload = message.payload
-        assert isinstance(payload, bytes)  # as received; other types exist only for sending
-        if len(payload) > PAYLOAD_MAX_BYTES:
-            self.oversized += 1
-            return
+    def _on_incoming(self, _client: paho.Client, _userdata: object, message: paho.MQTTMessage) -> None:
+        """Straight from paho: aiomqtt's message objects and queue would cost as much again as the rest."""
+        payload = bytes(message.payload)
         try:
-            self._on_message(message.topic.value, payload, message.retain)
+            if len(payload) <= PAYLOAD_MAX_BYTES:
+                self._on_message(message.topic, payload, message.retain)
+                return
+            self.oversized += 1
+            if self._on_oversized is not None:
+                self._on_oversized(message.topic, len(payload))
         except Exception as error:  # noqa: BLE001  paho would take it for a broken socket; `_drain` raises it
             self._callback_error = error
             self._wake.set()
 
-    async def _drain(self, client: aiomqtt.Client) -> None:
+    def _on_published(self, _client: paho.Client, _userdata: object, mid: int, *_: object) -> None:
+        """The broker has it; with QoS 0: the socket has it."""
+        self._done_with(self._on_wire.pop(mid))
+        if not self._on_wire:
+            self._confirmed.set()
+
+    def _done_with(self, message: Outgoing) -> None:
+        if self._newest.get(message.topic) is message:
+            del self._newest[message.topic]
+            return
+        for place, kept in enumerate(self._kept):  # nearly always the first
+            if kept is message:
+                del self._kept[place]
+                return
+
+    async def _drain(self, wire: paho.Client) -> None:
         """Sends what waits, batch by batch, each batch complete before the next."""
-        wire = _wire(client)
         while True:
-            await self._wake.wait()
-            self._wake.clear()
             if self._callback_error is not None:
                 raise self._callback_error
-            if not self._outbox:
+            if batch := self._batch():
+                await self._send(wire, batch)
+            else:
+                await self._wake.wait()
+                self._wake.clear()
+
+    def _batch(self) -> list[Outgoing]:
+        """All that waits, but of QoS 2 one alone, and nothing that would overtake another of its topic."""
+        batch: list[Outgoing] = []
+        topics_later: set[str] = set()
+        qos2_left = 1  # mosquitto 2.0.11 confirms, then loses, what exceeds its max_inflight_messages (seen)
+        for message in itertools.chain(self._kept, self._newest.values()):  # of a topic, kept ones are older
+            exactly_once = message.qos == self.qos_max == 2
+            if message.topic in topics_later or (exactly_once and not qos2_left):
+                topics_later.add(message.topic)
                 continue
-            # QoS 0 first: then the last one's confirmation confirms them all.
-            batch = sorted(self._outbox.values(), key=lambda message: message.qos)
-            self._outbox.clear()
-            try:
-                for message in batch[:-1]:
-                    wire.publish(*message)
-                await client.publish(*batch[-1])
-            except BaseException:
-                for message in batch:
-                    self._outbox.setdefault(message.topic, message)  # unless a newer one waits already
-                self._wake.set()
-                raise
+            qos2_left -= exactly_once
+            batch.append(message)
+        return batch
+
+    async def _send(self, wire: paho.Client, batch: list[Outgoing]) -> None:
+        session_s = time.monotonic() - self.connected_since_s
+        self._alone = self._refusals >= REFUSALS_MAX and session_s < SESSION_STABLE_S
+        qos_min = 0
+        if self._alone:
+            batch, qos_min = batch[:1], 1  # one by one and each confirmed, so that the guilty one is known
+        self._confirmed.clear()
+        for message in batch:
+            topic, payload, qos, retain = message
+            sent = wire.publish(topic, payload, min(max(qos, qos_min), self.qos_max), retain)
+            if sent.rc != paho.MQTT_ERR_SUCCESS:
+                raise _Fault("closed the connection")
+            self._on_wire[sent.mid] = message
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(REPLY_WAIT_MAX_S):
+                await self._confirmed.wait()
+                return
+        raise _Fault(
+            f"does not answer, nor confirm what we publish, for {REPLY_WAIT_MAX_S:g} s: "
+            "frozen, overloaded, or its disk is full"
+        )
 
     def _lost(self, error: aiomqtt.MqttError) -> None:
-        fault = f"broker {self.address} {_sentence(error)}"
-        if 0 < self._session_s < SESSION_STABLE_S:
-            fault += f"; {self._rival}"
+        fault = f"broker {self.address} {_sentence(error, self._wire_log.socket_fault)}"
+        if self._session_s > 0:
+            fault += self._blame()
         if fault != self._logged_fault or self._session_s > 0:
             log.warning("mqtt not connected", fault=fault, client_id=self._client_id)
         self.fault = self._logged_fault = fault
+
+    def _blame(self) -> str:
+        """What may have broken the session. Of a message that did so alone, after others, we let go."""
+        was_stable = self._session_s > SESSION_STABLE_S
+        self._refusals = 1 if was_stable else self._refusals + 1
+        if not self._on_wire:
+            return "" if was_stable else f"; {self._rival}"
+        message, *others = self._on_wire.values()
+        qos = min(message.qos, self.qos_max)
+        if not self._alone:
+            more = f" and {len(others)} more" if others else ""
+            return f"; on the wire was a message to {message.topic} with QoS {qos}{more}"
+        if qos == 2:
+            self.qos_max = 1
+            self.refusal = f"it takes no QoS 2 (to {message.topic}), we go on with 1: set qos_max"
+        else:
+            self._done_with(message)
+            self.refused += 1
+            self.refusal = f"it takes no message to {message.topic}, dropped: check topic and rights there"
+        return f"; {self.refusal}"
+
+
+class _WireLog(logging.Logger):
+    """Takes what the libraries log. Our `fault` says it once, with a remedy; paho tells only its log why."""
+
+    def __init__(self) -> None:
+        super().__init__(f"{__name__}.wire", logging.ERROR)
+        self.socket_fault: OSError | None = None
+
+    def handle(self, record: logging.LogRecord) -> None:
+        if isinstance(record.args, tuple):
+            self.socket_fault = next(
+                (said for said in record.args if isinstance(said, OSError)), self.socket_fault
+            )
 
 
 def _wire(client: aiomqtt.Client) -> paho.Client:
@@ -303,27 +457,45 @@ def _wire(client: aiomqtt.Client) -> paho.Client:
     return client._client  # noqa: SLF001
 
 
-def _inbox(deliver: Callable[[aiomqtt.Message], None]) -> type[asyncio.Queue[aiomqtt.Message]]:
-    """A 'queue' that hands every message on at once and so is always empty."""
+class _Reader:
+    """Reads in bounded turns, where aiomqtt reads until TLS holds nothing back: in a flood for ever."""
 
-    class Inbox(asyncio.Queue[aiomqtt.Message]):
-        def put_nowait(self, item: aiomqtt.Message) -> None:
-            deliver(item)
+    def __init__(self, wire: paho.Client) -> None:
+        sock = wire.socket()
+        assert isinstance(sock, socket.socket)  # others are for websockets
+        self._wire, self._sock = wire, sock
+        self._loop = asyncio.get_running_loop()
+        self._again: asyncio.Handle | None = None
+        self._loop.add_reader(sock, self._turn)  # takes the place of aiomqtt's; removed with it
 
-    return Inbox
+    def _turn(self) -> None:
+        if self._again is not None:
+            self._again.cancel()
+        try:
+            for _ in range(READ_TURN_PACKETS_MAX):
+                self._wire.loop_read()
+                if self._wire.socket() is None or not self._left_over():
+                    return
+        except Exception as error:  # noqa: BLE001  no packet may end the program: this one ends the session
+            log.warning("mqtt packet not understood", error=repr(error))
+            with contextlib.suppress(OSError):
+                self._sock.shutdown(socket.SHUT_RDWR)
+        else:
+            self._again = self._loop.call_soon(self._turn)  # what is decrypted already wakes no selector
+
+    def _left_over(self) -> bool:
+        return isinstance(self._sock, ssl.SSLSocket) and self._sock.pending() > 0
 
 
 async def _until_disconnected(client: aiomqtt.Client) -> None:
-    async for _ in client.messages:  # the inbox stays empty: this only ever ends by MqttError
+    async for _ in client.messages:  # its queue stays empty: this only ever ends by MqttError
         pass
 
 
 async def _say_goodbye(client: aiomqtt.Client) -> None:
     """A clean DISCONNECT, so that the broker keeps the will to itself; a broken line has nobody to tell."""
-    try:
+    with contextlib.suppress(aiomqtt.MqttError):
         await client.__aexit__(None, None, None)
-    except aiomqtt.MqttError as error:
-        _wire_log.debug("no goodbye: %s", error)
 
 
 def _parse_url(url: str) -> tuple[str, int, str]:
@@ -344,11 +516,31 @@ def _check_tls(tls: Tls | None) -> None:
     if tls is None:
         return
     try:
-        context = ssl.create_default_context(cafile=tls.ca_file)
-        if tls.cert_file is not None:
-            context.load_cert_chain(tls.cert_file, tls.key_file)
+        _load(tls)
     except OSError as error:  # ssl.SSLError is one
         raise MqttConfigError(f"{tls}: {error}; give readable PEM files that belong together") from error
+
+
+def _load(tls: Tls) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=tls.ca_file)
+    context.sslsocket_class = _TidySocket
+    if tls.cert_file is not None:
+        context.load_cert_chain(tls.cert_file, tls.key_file, password="")  # a locked key: no prompt, an error
+    return context
+
+
+class _TidySocket(ssl.SSLSocket):
+    """Paho forgets a socket whose handshake fails."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        try:
+            super().do_handshake(block)
+        except ConnectionError as error:
+            self.close()
+            raise ssl.SSLError(f"hung up in the handshake: {error}") from error
+        except OSError:
+            self.close()
+            raise
 
 
 def _check_filters(subscriptions: tuple[Subscription, ...]) -> None:
@@ -358,7 +550,7 @@ def _check_filters(subscriptions: tuple[Subscription, ...]) -> None:
         except ValueError as error:
             raise MqttConfigError(f"subscription {topic!r}: {error}; + is one level, # the rest") from error
         if qos not in (0, 1):
-            raise MqttConfigError(f"subscription {topic!r}: qos {qos}; use 0 or 1")
+            raise MqttConfigError(f"subscription {topic!r}: qos {qos}; use 0 or 1, with 2 mosquitto stalls")
 
 
 def _check_granted(subscriptions: tuple[Subscription, ...], granted: object) -> None:
@@ -366,7 +558,10 @@ def _check_granted(subscriptions: tuple[Subscription, ...], granted: object) -> 
     assert isinstance(granted, list)  # one reason code per filter, in order
     denied = [one.topic for one, code in zip(subscriptions, granted, strict=True) if code.value >= 0x80]
     if denied:
-        raise aiomqtt.MqttError(f"denies the subscription to {', '.join(denied)}: check its ACL")
+        raise _Fault(
+            f"denies the subscription to {', '.join(denied)}: check its ACL "
+            "(nats-server before 2.10 knows no topics with dots or blanks either)"
+        )
 
 
 def _first(faults: BaseExceptionGroup[aiomqtt.MqttError]) -> aiomqtt.MqttError:
@@ -378,13 +573,23 @@ def _first(faults: BaseExceptionGroup[aiomqtt.MqttError]) -> aiomqtt.MqttError:
     return error
 
 
-def _sentence(error: aiomqtt.MqttError) -> str:
+def _sentence(error: aiomqtt.MqttError, socket_fault: OSError | None) -> str:
     """What the broker did, as the rest of a sentence that begins with its address."""
+    if isinstance(error, _Fault):
+        return str(error)
     if isinstance(error, MqttConnectError):
         return f"refused the login: {error}; check user name, password and client id"
-    origin = error.__cause__ or error.__context__  # aiomqtt re-raises OSError as text, `from None`
+    # aiomqtt re-raises OSError as text, `from None`. With TLS 1.3 a certificate of ours is refused only after
+    # the handshake: paho then notes it and aiomqtt waits for a CONNACK in vain.
+    origin = error.__cause__ or error.__context__
+    if isinstance(socket_fault, ssl.SSLError) or origin is None:
+        origin = socket_fault
     if isinstance(origin, aiomqtt.MqttCodeError):
         return f"closed the connection: {origin}"
+    reason = str(getattr(origin, "reason", ""))
+    for ending, text in TLS_FAULTS:
+        if reason.endswith(ending):
+            return text
     for cls, text in SOCKET_FAULTS:
         if isinstance(origin, cls):
             return f"{text} ({origin})" if str(origin) else text

@@ -1,4 +1,4 @@
-"""The dead-man between site and block: a pure table of modes.
+"""The dead-man between one source of setpoints and the block: a pure table of modes.
 
 Shape of EEBUS LPC 1.0.0 (Limitation of Power Consumption), in seconds instead of minutes. From the first
 instruction on the block holds its failsafe limit (INIT). A heartbeat *followed by* a statement of the site
@@ -9,11 +9,15 @@ changes nothing, and a lost connection is no event at all: only the heartbeat's 
 Two deliberate differences from LPC. Setpoints whose window is still open stay in force in FAILSAFE:
 forgetting them could only raise power. And release by time-out (AUTONOMOUS) happens only where the
 settings ask for it: a block that opens up while its site is blind is the hazard.
+
+Every watched source has a machine of its own. Each blind one holds its failsafe limit, whatever the others
+say.
 """
 
+from collections.abc import Iterable
 from enum import Enum, auto
 
-from controller.core.model import FailsafeSettings, Limit, Link, Mode, Site
+from controller.core.model import Contact, FailsafeSettings, Limit, Link, Mode
 
 
 class Event(Enum):
@@ -42,34 +46,35 @@ TRANSITIONS = {
 
 UNDER_CONTROL = (Mode.CONTROLLED, Mode.LIMITED)
 BLIND = (Mode.INIT, Mode.FAILSAFE)
+WORST_FIRST = (Mode.FAILSAFE, Mode.INIT, Mode.LIMITED, Mode.AUTONOMOUS, Mode.CONTROLLED)
 
 
-def step(settings: FailsafeSettings, link: Link, site: Site, now_s: float, *, limited: bool) -> Link:
-    """The machine's next state; `limited`: a setpoint of the site is in force at this moment."""
-    alive = now_s - site.heartbeat_at_s <= settings.heartbeat_timeout_s
-    link = _heard(link, site, alive=alive)
-    event = _event(settings, link, site, now_s, alive=alive, limited=limited)
+def step(settings: FailsafeSettings, link: Link, contact: Contact, now_s: float, *, limited: bool) -> Link:
+    """The machine's next state; `limited`: a setpoint of the source is in force at this moment."""
+    alive = now_s - contact.heartbeat_at_s <= settings.heartbeat_timeout_s
+    link = _heard(link, contact, alive=alive)
+    event = _event(settings, link, contact, now_s, alive=alive, limited=limited)
     mode = TRANSITIONS.get((link.mode, event), link.mode)
     return link if mode is link.mode else Link(mode, entered_at_s=now_s)
 
 
-def _heard(link: Link, site: Site, *, alive: bool) -> Link:
+def _heard(link: Link, contact: Contact, *, alive: bool) -> Link:
     """Remember the first heartbeat of an unbroken row in this mode: only what follows it counts."""
     known = link.entered_at_s <= link.first_heartbeat_at_s
     if link.mode in UNDER_CONTROL or alive == known:
         return link
-    if alive and site.heartbeat_at_s >= link.entered_at_s:
-        return Link(link.mode, link.entered_at_s, site.heartbeat_at_s)
+    if alive and contact.heartbeat_at_s >= link.entered_at_s:
+        return Link(link.mode, link.entered_at_s, contact.heartbeat_at_s)
     return Link(link.mode, link.entered_at_s)
 
 
 def _event(
-    settings: FailsafeSettings, link: Link, site: Site, now_s: float, *, alive: bool, limited: bool
+    settings: FailsafeSettings, link: Link, contact: Contact, now_s: float, *, alive: bool, limited: bool
 ) -> Event:
     wish = Event.LIMITED if limited else Event.UNLIMITED
     if link.mode in UNDER_CONTROL:
         return wish if alive else Event.LOST
-    if link.entered_at_s <= link.first_heartbeat_at_s <= site.plan_at_s:
+    if link.entered_at_s <= link.first_heartbeat_at_s <= contact.plan_at_s:
         return wish
     held_s = now_s - link.entered_at_s
     if settings.release_after_s is not None and held_s >= settings.release_after_s:
@@ -80,5 +85,10 @@ def _event(
 def limit(settings: FailsafeSettings, link: Link) -> Limit | None:
     if link.mode not in BLIND:
         return None
-    why = "site not heard yet" if link.mode is Mode.INIT else "site heartbeat lost"
-    return Limit(settings.limit_w, f"failsafe: {why}")
+    why = "not heard yet" if link.mode is Mode.INIT else "heartbeat lost"
+    return Limit(settings.limit_w, f"failsafe: {settings.source} {why}")
+
+
+def worst(links: Iterable[Link]) -> Mode:
+    """The block's mode; without a watched source nobody ever was in control."""
+    return min((link.mode for link in links), key=WORST_FIRST.index, default=Mode.INIT)

@@ -44,14 +44,15 @@ def start(
 ) -> State:
     """Memory of a law that knows nothing but what a restart inherits: it holds the failsafe limit."""
     topology = settings.topology
-    count, failsafe_w = len(topology.gpu_node), settings.failsafe.limit_w
+    count, failsafe_w = len(topology.gpu_node), settings.failsafe_w
+    budget_w = failsafe_w if carried is None else min(failsafe_w, carried.budget_w)
     return State(
         at_s=now_s,
-        link=Link(Mode.INIT, entered_at_s=now_s),
+        links=(Link(Mode.INIT, entered_at_s=now_s),) * len(settings.failsafes),
         carried=carried,
         running=running,
         ended=frozenset(),
-        pace=ramp.start(failsafe_w if carried is None else min(failsafe_w, carried.budget_w), now_s),
+        pace=ramp.start(budget_w, now_s, settings.ramp.up_w_per_s),
         base=base_load.start(settings, carried),
         ledger=ledger.start(settings, now_s),
         shares=Shares(
@@ -77,13 +78,13 @@ def tick(settings: Settings, state: State, snapshot: Snapshot) -> Decision:
     """Decide this moment. Called with growing `snapshot.now_s`, twenty times a second or whenever it pays."""
     now_s, gpus, gain = snapshot.now_s, snapshot.gpus, settings.block_w_per_gpu_w
     elapsed_s = max(0.0, now_s - state.at_s)
-    gpu_node = settings.topology.gpu_node
+    topology, gpu_node = settings.topology, settings.topology.gpu_node
 
     # what the site wants, and whether it is there
     setpoints = snapshot.site.setpoints
     running, ended = schedule.open_windows(state.running, state.ended, setpoints, now_s, snapshot.now_utc_s)
-    link = failsafe.step(settings.failsafe, state.link, snapshot.site, now_s, limited=bool(running))
-    carried = _still_carried(state.carried, link, now_s)
+    links = _links(settings, state.links, snapshot, running)
+    carried = _still_carried(state.carried, links, now_s)
 
     # who is heard, what each GPU may hold, and what the block draws besides GPUs
     fresh = (now_s - gpus.node_at_s <= settings.report_age_max_s)[gpu_node]
@@ -100,19 +101,17 @@ def tick(settings: Settings, state: State, snapshot: Snapshot) -> Decision:
     # the limits, and the ramp towards the lowest
     cooled = snapshot.cooling.is_usable(now_s, settings.cooling_age_max_s)
     cooling_w = snapshot.cooling.value if cooled else state.cooling_w
-    limits = tuple(_limits(settings, snapshot, running, ended, link, carried, cooling_w, cooled=cooled))
-    binding = min(limits, key=_power_w)
+    limits = tuple(_limits(settings, snapshot, running, ended, links, carried, cooling_w, cooled=cooled))
+    binding = min(limits, key=ramp.power_w)
     falls_now = binding.power_w < state.pace.aim_w and not state.pace.falling
     pace = ramp.step(
         state.pace,
+        limits,
         now_s=now_s,
         elapsed_s=elapsed_s,
         tick_s=settings.tick_s,
-        target_w=binding.power_w,
-        protection_w=min(limit.power_w for limit in limits if limit.protection),
         draw_w=_recent_draw_w(settings, snapshot, base, base_w) if falls_now else None,
-        down_w_per_s=settings.ramp_down_w_per_s,
-        up_w_per_s=settings.ramp_up_w_per_s,
+        ramp=settings.ramp,
         lead_s=settings.lead_s,
     )
 
@@ -122,17 +121,20 @@ def tick(settings: Settings, state: State, snapshot: Snapshot) -> Decision:
     gpu_budget_w = (pace.aim_w - base_w) / gain
     heard = sharing.Heard(fresh, readable, controllable, seen_at_s)
     shares = sharing.share(settings, snapshot, shares, base, held_w, present_w, heard, gpu_budget_w)
-    shares, next_w = sharing.hand_over(settings, snapshot, shares, held_w, present_w, gpu_budget_w, elapsed_s)
+    lift_max_w = pace.up_w_per_s * min(elapsed_s, ramp.RISE_TICKS_MAX * settings.tick_s) / gain
+    shares, next_w = sharing.hand_over(
+        snapshot, shares, topology, held_w, present_w, gpu_budget_w, lift_max_w
+    )
     orders = ledger.order(settings, orders, next_w, now_s)
 
     # say what cannot be done, and what is not as it should be
     counted_w = np.maximum(held_w, np.minimum(next_w, present_w))
     shortfall_w = max(0.0, gain * float(counted_w.sum()) + base_w - pace.budget_w)
-    seen = watch.Seen(base, shares, link, fresh, readable, counted_w, pace.budget_w, shortfall_w)
+    seen = watch.Seen(base, shares, links, fresh, readable, counted_w, pace.budget_w, shortfall_w)
     watched = watch.look(settings, state.watch, snapshot, seen)
     after = State(
         at_s=now_s,
-        link=link,
+        links=links,
         carried=carried,
         running=running,
         ended=ended,
@@ -147,7 +149,7 @@ def tick(settings: Settings, state: State, snapshot: Snapshot) -> Decision:
     )
     return Decision(
         state=after,
-        mode=link.mode,
+        mode=failsafe.worst(links),
         binding=binding,
         limits=limits,
         budget_w=pace.budget_w,
@@ -164,7 +166,7 @@ def _limits(
     snapshot: Snapshot,
     running: tuple[Running, ...],
     ended: frozenset[Setpoint],
-    link: Link,
+    links: tuple[Link, ...],
     carried: Carried | None,
     cooling_w: float,
     *,
@@ -179,9 +181,10 @@ def _limits(
             yield Limit(cooling_w, "cooling capacity when last heard", protection=True)
         else:
             yield Limit(settings.cooling_blind_w, "cooling not heard")
-    blind = failsafe.limit(settings.failsafe, link)
-    if blind is not None:
-        yield blind
+    for one, link in zip(settings.failsafes, links, strict=True):
+        blind = failsafe.limit(one, link)
+        if blind is not None:
+            yield blind
     if carried is not None:
         yield Limit(carried.limit_w, f"{INHERITED}{carried.source.removeprefix(INHERITED)}")
     yield from schedule.limits(
@@ -190,13 +193,26 @@ def _limits(
         snapshot.site.setpoints,
         now_utc_s=snapshot.now_utc_s,
         lead_s=settings.lead_s,
-        down_w_per_s=settings.ramp_down_w_per_s,
+        ramp=settings.ramp,
+        ceiling_w=settings.feed_rating_w,
     )
 
 
-def _still_carried(carried: Carried | None, link: Link, now_s: float) -> Carried | None:
-    """An inherited limit stands until the site has spoken or its own window has run out."""
-    if carried is None or link.mode not in failsafe.BLIND or now_s >= carried.ends_at_s:
+def _links(
+    settings: Settings, before: tuple[Link, ...], snapshot: Snapshot, running: tuple[Running, ...]
+) -> tuple[Link, ...]:
+    """Where the block stands with every watched source."""
+    limiting = {entry.setpoint.source for entry in running if entry.setpoint.limit_w < NO_LIMIT_W}
+    return tuple(
+        failsafe.step(one, link, snapshot.site.contact(index), snapshot.now_s, limited=one.source in limiting)
+        for index, (one, link) in enumerate(zip(settings.failsafes, before, strict=True))
+    )
+
+
+def _still_carried(carried: Carried | None, links: tuple[Link, ...], now_s: float) -> Carried | None:
+    """An inherited limit stands until all of the site has spoken or its own window has run out."""
+    blind = any(link.mode in failsafe.BLIND for link in links)
+    if carried is None or not blind or now_s >= carried.ends_at_s:
         return None
     return carried
 
@@ -211,7 +227,3 @@ def _recent_draw_w(settings: Settings, snapshot: Snapshot, base: BaseLoad, base_
         metered_w = base.meter_w[base.meter_at_s > since_s]
         return float(metered_w.max(initial=snapshot.meter.value)) + settings.base_margin_w
     return None
-
-
-def _power_w(limit: Limit) -> float:
-    return limit.power_w

@@ -64,21 +64,30 @@ class Topology:
         return sums
 
 
+class Ramp(NamedTuple):
+    """How fast block power may move, as agreed, W/s."""
+
+    down_w_per_s: float
+    up_w_per_s: float
+
+
 @dataclass(frozen=True, slots=True)
 class FailsafeSettings:
+    """What the silence of one source of setpoints means."""
+
     limit_w: float
     heartbeat_timeout_s: float
-    release_after_s: float | None = None  # None: hold until the site is back
+    release_after_s: float | None = None  # None: hold until the source is back
+    source: str = "site"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Settings:
     topology: Topology
-    failsafe: FailsafeSettings
+    failsafes: tuple[FailsafeSettings, ...]  # one for each source that is watched
     tick_s: float
     feed_rating_w: float
-    ramp_down_w_per_s: float
-    ramp_up_w_per_s: float
+    ramp: Ramp  # where a setpoint brings none of its own
     block_w_per_gpu_w: float  # power supplies: a watt at the GPU is a little more at the meter
     base_min_w: float  # less is not believed
     base_max_w: float  # assumed when nothing is known
@@ -99,6 +108,11 @@ class Settings:
     base_age_max_s: float = 30.0
     witness_tolerance_w: float = 500.0  # PDUs lag behind the meter while the block ramps
     reshare_s: float = 0.5
+
+    @property
+    def failsafe_w(self) -> float:
+        """What the block may draw while nobody has been heard."""
+        return min((failsafe.limit_w for failsafe in self.failsafes), default=self.feed_rating_w)
 
 
 # --- what enters ------------------------------------------------------------------------------------
@@ -138,6 +152,7 @@ class Gpus:
     limit_w: Floats  # (n) the limit the driver holds, read back
     min_w: Floats  # (n) the device's own constraints
     max_w: Floats  # (n)
+    cap_w: Floats  # (n) what the site's infrastructure asks of single GPUs; NO_LIMIT_W: nothing
     node_at_s: Floats  # (nodes) a moment that the node's readings are not older than
     node_seq: Ints  # (nodes) newest of our orders that the node says is in force; 0: none
     node_leased: Bools  # (nodes) the node obeys us; else it waits, fell back or only observes
@@ -155,16 +170,25 @@ class Setpoint:
     ends_utc_s: float
     priority: int = LOWEST_PRIORITY
     arrive_at_start: bool = False  # be there when the window opens, instead of leaving then
-    received_at_s: float = NEVER_S
+    ramp: Ramp | None = None  # None: the block's
+
+
+class Contact(NamedTuple):
+    """Signs of life of one source of setpoints."""
+
+    heartbeat_at_s: float = NEVER_S
+    plan_at_s: float = NEVER_S  # when it last stated what it wants, be it "no limit"
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """What is known of the site: its signs of life and its wishes."""
+    """What is known of the site: signs of life in the order of `Settings.failsafes`, and all wishes."""
 
-    heartbeat_at_s: float = NEVER_S
-    plan_at_s: float = NEVER_S  # when it last stated what it wants, be it "no limit"
+    contacts: tuple[Contact, ...] = ()
     setpoints: tuple[Setpoint, ...] = ()
+
+    def contact(self, index: int) -> Contact:
+        return self.contacts[index] if index < len(self.contacts) else Contact()
 
 
 class Snapshot(NamedTuple):
@@ -181,7 +205,7 @@ class Snapshot(NamedTuple):
 
 
 class Mode(StrEnum):
-    """Where the block stands with its site (states of EEBUS LPC 1.0.0, see failsafe.py)."""
+    """Where the block stands with a source of setpoints (states of EEBUS LPC 1.0.0, see failsafe.py)."""
 
     INIT = "init"
     CONTROLLED = "controlled"
@@ -197,6 +221,7 @@ class Limit:
     power_w: float
     source: str
     protection: bool = False
+    ramp: Ramp | None = None  # None: the block's
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +252,7 @@ class Running(NamedTuple):
 
 
 class Link(NamedTuple):
-    """State of the failsafe machine."""
+    """State of the failsafe machine of one source."""
 
     mode: Mode
     entered_at_s: float
@@ -258,6 +283,7 @@ class Pace(NamedTuple):
     aim_w: float
     budget_w: float
     falling: bool
+    up_w_per_s: float  # as agreed with whoever held the aim down last
     trail: tuple[tuple[float, float], ...]  # (at_s, aim_w) of the last `lead_s`
 
 
@@ -305,7 +331,7 @@ class State(NamedTuple):
     """All memory of the law."""
 
     at_s: float
-    link: Link
+    links: tuple[Link, ...]  # in the order of `Settings.failsafes`
     carried: Carried | None
     running: tuple[Running, ...]
     ended: frozenset[Setpoint]
@@ -321,7 +347,7 @@ class State(NamedTuple):
 
 class Decision(NamedTuple):
     state: State
-    mode: Mode
+    mode: Mode  # the worst of all sources
     binding: Limit
     limits: tuple[Limit, ...]
     budget_w: float  # the line we promise to stay under

@@ -4,46 +4,77 @@ Two numbers move. `aim_w` is what the law commands now. `budget_w` is the line t
 under now: the highest aim of the last `lead_s`, because a command needs that long to become power. So a
 fall of the budget is always commanded ahead of time, and a rise is commanded and promised together.
 
+Every limit pulls the aim down at its own rate, and the lowest result counts: a gentle limit that is the
+lowest does not slow an urgent one above it. Protection does not ramp. The way up is at the rate agreed with
+whoever held the aim down last.
+
 A fall starts at what the block draws, not at what it was once allowed: ramping down through empty
-headroom would look obedient on paper and do nothing at the meter. Protection does not ramp. After a gap
-in the beat the line down is caught up at once, the line up is not: lateness may never add power.
+headroom would look obedient on paper and do nothing at the meter. After a gap in the beat the line down is
+caught up at once, the line up is not: lateness may never add power.
 """
 
-from controller.core.model import Pace
+from collections.abc import Sequence
+
+from controller.core.model import Limit, Pace, Ramp
 
 RISE_TICKS_MAX = 2.0  # a late tick earns at most this many beats of rise
 
 
-def start(budget_w: float, now_s: float) -> Pace:
-    return Pace(aim_w=budget_w, budget_w=budget_w, falling=False, trail=((now_s, budget_w),))
+def start(budget_w: float, now_s: float, up_w_per_s: float) -> Pace:
+    trail = ((now_s, budget_w),)
+    return Pace(aim_w=budget_w, budget_w=budget_w, falling=False, up_w_per_s=up_w_per_s, trail=trail)
 
 
 def step(
     pace: Pace,
+    limits: Sequence[Limit],
     *,
     now_s: float,
     elapsed_s: float,
     tick_s: float,
-    target_w: float,
-    protection_w: float,
     draw_w: float | None,
-    down_w_per_s: float,
-    up_w_per_s: float,
+    ramp: Ramp,
     lead_s: float,
 ) -> Pace:
-    """One beat of the ramp towards `target_w`; `draw_w` is what the block lately drew, None when unknown."""
-    aim_w = pace.aim_w
+    """One beat of the ramp.
+
+    Args:
+        pace: as the last beat left it.
+        limits: all that hold now, one at least.
+        now_s: this moment.
+        elapsed_s: since the last beat.
+        tick_s: between two beats, as planned.
+        draw_w: what the block lately drew; None: unknown.
+        ramp: of limits that bring none.
+        lead_s: from a command to obeyed power.
+    """
+    aim_w, up_w_per_s = pace.aim_w, pace.up_w_per_s
+    binding = min(limits, key=power_w)
+    target_w = binding.power_w
+    if target_w <= aim_w:
+        up_w_per_s = (binding.ramp or ramp).up_w_per_s
     falling = target_w < aim_w
     if falling:
         if not pace.falling and draw_w is not None:
             aim_w = min(aim_w, draw_w)
-        aim_w = max(target_w, aim_w - down_w_per_s * elapsed_s)
+        aim_w = min(_fallen_w(limit, aim_w, elapsed_s, ramp) for limit in limits)
     else:
         rise_s = min(elapsed_s, RISE_TICKS_MAX * tick_s)
         aim_w = min(target_w, aim_w + up_w_per_s * rise_s)
-    aim_w = min(aim_w, protection_w)
     trail = window(pace.trail, now_s, aim_w, lead_s)
-    return Pace(aim_w=aim_w, budget_w=highest(trail), falling=falling and aim_w > target_w, trail=trail)
+    falling = falling and aim_w > target_w
+    return Pace(aim_w=aim_w, budget_w=highest(trail), falling=falling, up_w_per_s=up_w_per_s, trail=trail)
+
+
+def power_w(limit: Limit) -> float:
+    return limit.power_w
+
+
+def _fallen_w(limit: Limit, aim_w: float, elapsed_s: float, ramp: Ramp) -> float:
+    """Where this limit alone would have the aim, were it above."""
+    if limit.protection:
+        return limit.power_w
+    return max(limit.power_w, aim_w - (limit.ramp or ramp).down_w_per_s * elapsed_s)
 
 
 def window(

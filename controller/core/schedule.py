@@ -11,7 +11,7 @@ A setpoint that must be met when its window opens binds ahead of time, along the
 
 from collections.abc import Iterable, Iterator
 
-from controller.core.model import FOREVER_S, Limit, Running, Setpoint
+from controller.core.model import FOREVER_S, NO_LIMIT_W, Limit, Ramp, Running, Setpoint
 from controller.core.ramp import arrival_line_w
 
 
@@ -66,21 +66,34 @@ def limits(
     *,
     now_utc_s: float,
     lead_s: float,
-    down_w_per_s: float,
+    ramp: Ramp,
+    ceiling_w: float = NO_LIMIT_W,
 ) -> Iterator[Limit]:
-    """The limits that open windows impose now, and those that coming ones cast ahead."""
+    """The limits that open windows impose now, and those that coming ones cast ahead.
+
+    Args:
+        running: open windows.
+        ended: those that have had their time.
+        setpoints: all that are known, coming ones included.
+        now_utc_s: by the wall clock, for coming ones.
+        lead_s: from a command to obeyed power.
+        ramp: of setpoints that bring none.
+        ceiling_w: lines at or above it bind nobody and are left out: most of a long plan is far ahead.
+    """
     opened = [entry.setpoint for entry in running]
     for setpoint in winners(opened):
-        yield Limit(setpoint.limit_w, name(setpoint))
+        if setpoint.limit_w < NO_LIMIT_W:
+            yield Limit(setpoint.limit_w, name(setpoint), ramp=setpoint.ramp)
     for setpoint in setpoints:
-        past = setpoint in opened or setpoint in ended or setpoint.ends_utc_s <= now_utc_s
-        if past or not setpoint.arrive_at_start:
+        if not setpoint.arrive_at_start or setpoint.ends_utc_s <= now_utc_s:
             continue
         left_s = setpoint.starts_utc_s - now_utc_s - lead_s
+        line_w = arrival_line_w(setpoint.limit_w, left_s, (setpoint.ramp or ramp).down_w_per_s)
+        if line_w >= ceiling_w or setpoint in opened or setpoint in ended:
+            continue
         rivals = (s for s in setpoints if s.starts_utc_s <= setpoint.starts_utc_s < s.ends_utc_s)
         if setpoint in winners(rivals):
-            line_w = arrival_line_w(setpoint.limit_w, left_s, down_w_per_s)
-            yield Limit(line_w, f"{name(setpoint)}, to be met at its start")
+            yield Limit(line_w, f"{name(setpoint)}, to be met at its start", ramp=setpoint.ramp)
 
 
 def name(setpoint: Setpoint) -> str:

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from controller.core import allocation, base_load, ramp, watch
-from controller.core.model import BaseLoad, Bools, Floats, Settings, Shares, Snapshot
+from controller.core.model import BaseLoad, Bools, Floats, Settings, Shares, Snapshot, Topology
 
 HAND_OVER_S: Final = 1.0  # power cut here may reappear there within this time without counting as a rise
 AIM_STEP_RATIO: Final = 1e-4  # of the feed rating: smaller moves of the budget call for no new share-out
@@ -58,11 +58,12 @@ def share(
     if not due:
         return shares
     rack_budget_w = _rack_budget_w(settings, snapshot, base)
+    max_w = np.minimum(gpus.max_w, np.maximum(gpus.cap_w, gpus.min_w))
     wants = allocation.Wants(
         min_w=gpus.min_w,
-        floor_w=topology.gpu_floor_w,
-        need_w=allocation.need_w(shares.peak_w, gpus.power_w, present_w, gpus.max_w),
-        max_w=gpus.max_w,
+        floor_w=np.minimum(topology.gpu_floor_w, max_w),
+        need_w=allocation.need_w(shares.peak_w, gpus.power_w, present_w, max_w),
+        max_w=max_w,
         weight=topology.gpu_weight,
     )
     desired_w = allocation.share_out(gpu_budget_w, wants, topology.gpu_rack, rack_budget_w)
@@ -110,20 +111,19 @@ def _rack_budget_w(settings: Settings, snapshot: Snapshot, base: BaseLoad) -> Fl
 
 
 def hand_over(
-    settings: Settings,
     snapshot: Snapshot,
     shares: Shares,
+    topology: Topology,
     held_w: Floats,
     present_w: Floats,
     gpu_budget_w: float,
-    elapsed_s: float,
+    lift_max_w: float,
 ) -> tuple[Shares, Floats]:
     """Limits to order now: all cuts, and as much rise as is really free and no faster than the ramp."""
-    topology = settings.topology
     cut_w = np.floor(np.minimum(shares.desired_w, present_w))
     rise_w = np.where(shares.controllable, shares.desired_w - cut_w, 0.0)
     rise_w[(rise_w < DEADBAND_W) & (shares.desired_w < snapshot.gpus.max_w)] = 0.0
-    lift_w, sums = _lift(settings, shares, float(present_w.sum()), elapsed_s)
+    lift_w, sums = _lift(shares, float(present_w.sum()), lift_max_w)
     unheard_w = float((present_w - cut_w)[~shares.controllable].sum())  # cuts that free nothing yet
     lift_w, sums = lift_w - unheard_w, _shifted(sums, -unheard_w)
     next_w = cut_w
@@ -140,7 +140,7 @@ def hand_over(
 
 
 def _lift(
-    settings: Settings, shares: Shares, present_w: float, elapsed_s: float
+    shares: Shares, present_w: float, lift_max_w: float
 ) -> tuple[float, tuple[tuple[float, float], ...]]:
     """How high the sum of limits may stand now, and the sums of the last second that it is measured from.
 
@@ -152,10 +152,8 @@ def _lift(
     found_w = present_w - shares.sums[-1][1]
     sums = _shifted(shares.sums, found_w)
     highest_w = ramp.highest(sums)
-    rise_s = min(elapsed_s, ramp.RISE_TICKS_MAX * settings.tick_s)
-    step_w = settings.ramp_up_w_per_s * rise_s / settings.block_w_per_gpu_w
     credit_w = DEADBAND_W * len(shares.desired_w)
-    return min(max(shares.lift_w + found_w, highest_w), highest_w + credit_w) + step_w, sums
+    return min(max(shares.lift_w + found_w, highest_w), highest_w + credit_w) + lift_max_w, sums
 
 
 def _shifted(sums: tuple[tuple[float, float], ...], by_w: float) -> tuple[tuple[float, float], ...]:

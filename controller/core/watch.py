@@ -40,8 +40,8 @@ RACKS_NAMED_MAX: Final = 4
 NAMED_MAX: Final = 8  # alarms of one kind that are spelt out
 THE_BLOCK: Final = np.ones(1, dtype=np.bool_)
 SITE_MISSING: Final = {
-    Mode.FAILSAFE: ("site lost", "no heartbeat from the site: failsafe limit holds"),
-    Mode.INIT: ("site not heard", "the site has not spoken since start: failsafe limit holds"),
+    Mode.FAILSAFE: ("site lost", "no heartbeat from {}: its failsafe limit holds"),
+    Mode.INIT: ("site not heard", "{} has not spoken since start: its failsafe limit holds"),
 }
 
 
@@ -50,7 +50,7 @@ class Seen(NamedTuple):
 
     base: BaseLoad
     shares: Shares
-    link: Link
+    links: tuple[Link, ...]
     fresh: Bools  # (n)
     readable: Bools  # (n)
     counted_w: Floats  # (n) limits that GPUs may hold
@@ -90,6 +90,7 @@ def look(settings: Settings, before: Watch, snapshot: Snapshot, seen: Seen) -> W
     alarms: list[Alarm] = []
     for condition in (
         *_block(settings, snapshot, seen),
+        *_sources(settings, seen),
         *_instruments(settings, snapshot, seen),
         *_gpus(settings, snapshot, seen),
     ):
@@ -134,7 +135,7 @@ def _held_racks(topology: Topology, decision: Decision) -> str:
 
 
 def _block(settings: Settings, snapshot: Snapshot, seen: Seen) -> Iterator[Condition]:
-    now_s, budget_w, shortfall_w, mode = snapshot.now_s, seen.budget_w, seen.shortfall_w, seen.link.mode
+    now_s, budget_w, shortfall_w = snapshot.now_s, seen.budget_w, seen.shortfall_w
     if shortfall_w > SHORTFALL_RATIO * settings.feed_rating_w:
         yield Condition(
             "shortfall",
@@ -157,9 +158,18 @@ def _block(settings: Settings, snapshot: Snapshot, seen: Seen) -> Iterator[Condi
             THE_BLOCK,
             lambda _: "block meter reads less than the GPUs and hosts draw",
         )
-    if mode in SITE_MISSING:
-        kind, missing = SITE_MISSING[mode]
-        yield Condition(kind, THE_BLOCK, lambda _: missing, delay_s=0.0)
+
+
+def _sources(settings: Settings, seen: Seen) -> Iterator[Condition]:
+    names = [failsafe.source for failsafe in settings.failsafes]
+    for mode, (kind, text) in SITE_MISSING.items():
+        yield Condition(
+            kind,
+            np.array([link.mode is mode for link in seen.links], dtype=np.bool_),
+            lambda source, text=text: text.format(names[source]),  # type: ignore[misc]
+            names.__getitem__,
+            delay_s=0.0,
+        )
 
 
 def _instruments(settings: Settings, snapshot: Snapshot, seen: Seen) -> Iterator[Condition]:

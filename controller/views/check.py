@@ -19,6 +19,7 @@ from rich.tree import Tree
 
 from controller.config import BlockConfig, InletConfig, NodeEntry, RackConfig, settings_of
 from controller.core.model import Settings
+from controller.site.config import RampConfig
 from controller.views.figures import kw, percent, span
 
 KW: Final = 1000.0
@@ -63,7 +64,7 @@ def facts(config: BlockConfig) -> BlockFacts:
     floor_w = np.clip(topology.gpu_floor_w, topology.gpu_min_w, topology.gpu_max_w)
     most_w, least_w = at_meter_w(topology.gpu_max_w), at_meter_w(topology.gpu_min_w)
     full_w = min(most_w, settings.feed_rating_w)
-    above_failsafe_w = max(0.0, full_w - settings.failsafe.limit_w)
+    above_failsafe_w = max(0.0, full_w - settings.failsafe_w)
     return BlockFacts(
         gpus=len(topology.gpu_node),
         most_w=most_w,
@@ -73,8 +74,8 @@ def facts(config: BlockConfig) -> BlockFacts:
         full_w=full_w,
         sheddable_w=max(0.0, full_w - least_w),
         sheddable_ratio=max(0.0, full_w - least_w) / full_w,
-        failsafe_fall_s=above_failsafe_w / settings.ramp_down_w_per_s + settings.lead_s,
-        failsafe_rise_s=above_failsafe_w / settings.ramp_up_w_per_s,
+        failsafe_fall_s=above_failsafe_w / settings.ramp.down_w_per_s + settings.lead_s,
+        failsafe_rise_s=above_failsafe_w / settings.ramp.up_w_per_s,
         racks=tuple(_rack_facts(settings, index) for index in range(len(topology.rack_names))),
     )
 
@@ -235,15 +236,20 @@ def _block_limits(config: BlockConfig) -> Iterator[tuple[str, str, str]]:
     yield "feed rating", kw(config.feed.rating_kw * KW), "protection: does not wait for a ramp"
     release_s = site.failsafe_release_after_s
     until = "until it is back" if release_s is None else f"for {span(release_s)} at most"
-    yield (
-        "failsafe",
-        kw(site.failsafe_kw * KW),
-        f"{span(site.heartbeat_timeout_s)} after the last heartbeat, {until}",
-    )
+    for source in site.watched:
+        silent_s = source.heartbeat_timeout_s or 0.0
+        yield (
+            f"failsafe of {source.name}",
+            kw(site.failsafe_kw * KW),
+            f"{span(silent_s)} after it was last heard, {until}",
+        )
     if config.cooling is not None:
         yield "cooling blind", kw(config.cooling.blind_kw * KW), "while the capacity is unknown"
-    yield "ramp down", f"{site.ramp_down_kw_per_s:g} kW/s", _arrival_words(site.arrive_at_start)
-    yield "ramp up", f"{site.ramp_up_kw_per_s:g} kW/s", "after every limit, failsafe included"
+    yield "ramp", *_ramp_words(site.ramp)
+    for source in site.sources:
+        for name, ramp in (("ramp", source.ramp), ("urgent ramp", source.urgent_ramp)):
+            if ramp is not None:
+                yield f"{name} of {source.name}", *_ramp_words(ramp)
     yield (
         "base load",
         kw(base.max_kw * KW),
@@ -251,8 +257,11 @@ def _block_limits(config: BlockConfig) -> Iterator[tuple[str, str, str]]:
     )
 
 
-def _arrival_words(arrive_at_start: bool) -> str:
-    return "ends when a window opens" if arrive_at_start else "begins when a window opens"
+def _ramp_words(ramp: RampConfig) -> tuple[str, str]:
+    way = f"{ramp.down_kw_per_s:g} kW/s down, {ramp.up_kw_per_s:g} up"
+    begins = "there when a window opens" if ramp.arrive_at_start else "begins when a window opens"
+    spread = f"; ends up to {span(ramp.recovery_spread_s)} later" if ramp.recovery_spread_s else ""
+    return way, begins + spread
 
 
 def _inlet(inlet: InletConfig, rack: RackConfig) -> Text:

@@ -1,13 +1,16 @@
-"""`powerblock explain`: what OpenADR signals would do to a block, before anyone sends them.
+"""`powerblock explain`: what signals would do to a block, before anyone sends them.
 
-The signals go through the same door as on the wire: parsed, then applied to a book of events one after the
-other, each accepted or refused as a whole. What the book then holds is resolved as the law resolves it:
-within one kind the highest priority wins, among equals the lowest limit, and across kinds the lowest
-binds. Nothing changes between two moments at which some window opens or closes, so the time line is one
-stretch from each such moment to the next.
+Files of either standard, mixed: OpenADR events and DSX Flex load targets. They go through the same doors as
+on the wire: parsed, then applied to a book one after the other, each accepted or refused as a whole, then
+put into the law's words by the site's policy. What that makes is resolved as the law resolves it: within one
+kind the highest priority wins, among equals the lowest limit, and across kinds and sources the lowest binds.
+Nothing changes between two moments at which some window opens or closes, so the time line is one stretch
+from each such moment to the next.
 
-With the block's configuration there is more to say: the feed rating caps every stretch, the failsafe limit
-is what holds if the site falls silent in it, and the ramps show how the block gets from one to the next.
+With the block's configuration there is more to say: levels, alerts and prices have a meaning, the feed
+rating caps every stretch, the failsafe limit is what holds if the site falls silent in it, signatures are
+checked against the publishers' keys, and the ramps show how the block gets from one stretch to the next.
+Without it a signature cannot be checked, and that is said.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,12 +23,16 @@ from rich.text import Text
 
 from controller.config import BlockConfig, settings_of
 from controller.core import schedule
-from controller.core.model import Setpoint
-from controller.site import RULES, SOURCE, acted_on, setpoint_of
+from controller.core.model import NO_LIMIT_W, Setpoint
+from controller.site.config import DsxFlexConfig, OpenAdrMqttConfig, OpenAdrVtnConfig
+from controller.site.dsx import key_sets
+from controller.site.policy import PLAIN, Policy, acted_on, policy_of
 from controller.views import check
 from controller.views.figures import FOREVER_UTC_S, kw, moment, relative, span
-from controller.views.ramps import UNBOUNDED_W, Ramp, Step, ramps
+from controller.views.ramps import Ramp, ramps
 from protocols import openadr
+from protocols.dsx_flex import envelope, load_target, signing, topics
+from protocols.dsx_flex.wire import DsxFlexError
 
 KW: Final = 1000.0
 NO_LIMIT: Final = "no limit"
@@ -84,30 +91,97 @@ def explain(
     signals: Iterable[tuple[str, bytes]], now_utc_s: float, config: BlockConfig | None
 ) -> Explanation:
     """`signals` as (name of the file, its content), in the order of their arrival."""
-    book = openadr.EventBook(RULES)
-    heard = tuple(_hear(book, file, payload, now_utc_s) for file, payload in signals)
-    arrive = config is not None and config.site.arrive_at_start
-    windows = acted_on(book.windows(now_utc_s))
-    setpoints = [setpoint_of(window, arrive_at_start=arrive) for window in windows]
+    openadr_ear, dsx_ear = OpenAdrEar(config), DsxEar(config)
+    heard = tuple(
+        (dsx_ear if b'"specversion"' in payload else openadr_ear).hear(file, payload, now_utc_s)
+        for file, payload in signals
+    )
+    setpoints = [*openadr_ear.setpoints(now_utc_s), *dsx_ear.setpoints(now_utc_s)]
     stretches = _stretches(setpoints, now_utc_s, config)
-    found = () if config is None else _ramps(stretches, config)
+    found = () if config is None else _ramps(setpoints, now_utc_s, config)
     return Explanation(now_utc_s, heard, _joined(stretches), found)
 
 
-def _hear(book: openadr.EventBook, file: str, payload: bytes, now_utc_s: float) -> Heard:
-    try:
-        notification = openadr.parse(payload)
-    except openadr.OpenAdrError as error:
-        return Heard(file, "", "", accepted=False, reason=str(error), ignored=())
-    verdict = book.apply(notification, now_utc_s)
-    return Heard(
-        file,
-        notification.event.id,
-        notification.operation,
-        verdict.accepted,
-        verdict.reason,
-        verdict.ignored,
-    )
+class OpenAdrEar:
+    """OpenADR files, as the block's first OpenADR source would hear them."""
+
+    def __init__(self, config: BlockConfig | None) -> None:
+        self._policy = _policy(config, OpenAdrMqttConfig, OpenAdrVtnConfig, name="openadr")
+        self._types = self._policy.acts_on
+        self._book = openadr.EventBook(openadr.Rules(acts_on=self._types))
+
+    def hear(self, file: str, payload: bytes, now_utc_s: float) -> Heard:
+        try:
+            notification = openadr.parse(payload)
+        except openadr.OpenAdrError as error:
+            return Heard(file, "", "", accepted=False, reason=str(error), ignored=())
+        verdict = self._book.apply(notification, now_utc_s)
+        event_id, operation = notification.event.id, notification.operation
+        return Heard(file, event_id, operation, verdict.accepted, verdict.reason, verdict.ignored)
+
+    def setpoints(self, now_utc_s: float) -> Iterator[Setpoint]:
+        windows = acted_on(self._book.windows(now_utc_s), self._types)
+        yield from map(self._policy.of_openadr, windows)
+
+
+class DsxEar:
+    """DSX Flex files, as the block's first DSX Flex source would hear them. They may be of any age."""
+
+    def __init__(self, config: BlockConfig | None) -> None:
+        self._policy = _policy(config, DsxFlexConfig, name="dsx")
+        self._config = None if config is None else _first(config, DsxFlexConfig)
+        self._keys = (
+            None if self._config is None else key_sets(self._config, "publishers", self._config.publishers)
+        )
+        self._targets: list[tuple[envelope.Envelope, tuple[load_target.Target, ...]]] = []
+        self._book = load_target.LoadTargetBook(self._policy.feeds)
+
+    def hear(self, file: str, payload: bytes, now_utc_s: float) -> Heard:
+        try:
+            said = envelope.read(payload)
+            if said.type != topics.LOAD_TARGET_SET:
+                reason = f"type: {said.type}; only {topics.LOAD_TARGET_SET} asks for power"
+                return Heard(file, said.thread_id, said.type, accepted=False, reason=reason, ignored=())
+            data, remark = self._opened(said, now_utc_s)
+            targets = load_target.read(data)
+        except DsxFlexError as error:
+            return Heard(file, "", "load target", accepted=False, reason=str(error), ignored=())
+        self._learn_feeds(targets)
+        verdict = self._book.apply(said, targets, now_utc_s)
+        reason = "; ".join(filter(None, (verdict.reason, remark)))
+        return Heard(file, said.thread_id, "load target", verdict.accepted, reason, verdict.ignored)
+
+    def setpoints(self, now_utc_s: float) -> Iterator[Setpoint]:
+        yield from map(self._policy.of_dsx, self._book.windows(now_utc_s))
+
+    def _opened(self, said: envelope.Envelope, now_utc_s: float) -> tuple[Any, str]:
+        """Its data, and a remark about its signature."""
+        if self._config is None or self._keys is None:
+            return signing.unverified(said.data), "signature not checked: name the block with --block"
+        publisher = said.source.rpartition("/")[2]
+        if publisher not in self._keys:
+            raise DsxFlexError(f"source: {publisher} may not steer this block; see its publishers")
+        keys = self._keys[publisher]
+        return signing.open_data(said.data, keys, now_utc_s, accept_unsigned=self._config.accept_unsigned), ""
+
+    def _learn_feeds(self, targets: Sequence[load_target.Target]) -> None:
+        """Without a block every feed that is named is taken for one that carries all of it."""
+        if self._config is not None:
+            return
+        named = {tag: 1.0 for target in targets for tag in target.feed_tags} or {"all": 1.0}
+        unknown = named.keys() - self._policy.feeds.keys()
+        if unknown:
+            self._policy = replace(self._policy, feeds={**self._policy.feeds, **named})
+            self._book = load_target.LoadTargetBook.from_dict(self._policy.feeds, self._book.to_dict())
+
+
+def _first(config: BlockConfig, *kinds: type) -> Any:
+    return next((source for source in config.site.sources if isinstance(source, kinds)), None)
+
+
+def _policy(config: BlockConfig | None, *kinds: type, name: str) -> Policy:
+    source = None if config is None else _first(config, *kinds)
+    return replace(PLAIN, source=name) if config is None or source is None else policy_of(config, source)
 
 
 # --- the time line -----------------------------------------------------------------------------------
@@ -127,12 +201,12 @@ def _stretch(
     opened = [s for s in setpoints if s.starts_utc_s <= starts_utc_s < s.ends_utc_s]
     winners = schedule.winners(opened)
     lowest = min(winners, key=lambda setpoint: setpoint.limit_w, default=None)
-    rating_w = UNBOUNDED_W if config is None else config.feed.rating_kw * KW
+    rating_w = NO_LIMIT_W if config is None else config.feed.rating_kw * KW
     limit_w, source, kind = rating_w, "feed rating", ""
-    if lowest is not None and lowest.limit_w < rating_w:
+    if lowest is not None and lowest.limit_w < min(rating_w, NO_LIMIT_W):
         limit_w, source, kind = lowest.limit_w, schedule.name(lowest), lowest.kind
     to_be_met_w = [s.limit_w for s in winners if s.arrive_at_start and s.starts_utc_s == starts_utc_s]
-    bounded = limit_w < UNBOUNDED_W
+    bounded = limit_w < NO_LIMIT_W
     return Stretch(
         starts_utc_s=starts_utc_s,
         ends_utc_s=ends_utc_s,
@@ -181,25 +255,9 @@ def _said(stretch: Stretch) -> tuple[object, ...]:
     return stretch.limit_w, stretch.source, stretch.kind, stretch.overridden
 
 
-def _ramps(stretches: Sequence[Stretch], config: BlockConfig) -> tuple[Ramp, ...]:
+def _ramps(setpoints: Sequence[Setpoint], now_utc_s: float, config: BlockConfig) -> tuple[Ramp, ...]:
     """How a block that is at full power now gets from stretch to stretch."""
-    settings, full_w = settings_of(config), check.facts(config).full_w
-    steps = [
-        Step(
-            s.starts_utc_s,
-            full_w if s.limit_w is None else min(full_w, s.limit_w),
-            s.source,
-            UNBOUNDED_W if s.arrive_w is None else s.arrive_w,
-        )
-        for s in stretches
-    ]
-    return ramps(
-        steps,
-        from_w=full_w,
-        down_w_per_s=settings.ramp_down_w_per_s,
-        up_w_per_s=settings.ramp_up_w_per_s,
-        lead_s=settings.lead_s,
-    )
+    return ramps(setpoints, settings_of(config), now_utc_s, check.facts(config).full_w)
 
 
 # --- on paper ----------------------------------------------------------------------------------------
@@ -259,8 +317,8 @@ def _binds(stretch: Stretch) -> Text:
 
 
 def _short(kind: str, source: str) -> str:
-    """`target dr-7/0`: all signals here are OpenADR, so only the rest of their name tells them apart."""
-    return f"{kind} {source.removeprefix(SOURCE)}".replace("  ", " ").strip()
+    """`target openadr dr-7/0`: its kind, who asks, and the rest of its name."""
+    return f"{kind} {source}".strip()
 
 
 def _ramp_table(found: Explanation) -> Table:

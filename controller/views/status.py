@@ -16,6 +16,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from controller.core.model import NO_LIMIT_W
 from controller.views.figures import MARK, Bar, kw, moment, relative, span
 
 VERSION: Final = 1  # of status.json
@@ -203,16 +204,30 @@ def _age(link: dict[str, Any]) -> str:
 
 def _site(told: dict[str, Any], now_utc_s: float) -> Table:
     site = told["site"]
-    heard = "never heard" if site["heartbeat_age_s"] is None else f"heard {span(site['heartbeat_age_s'])} ago"
-    plan = "no plan yet" if site["plan_age_s"] is None else f"plan {span(site['plan_age_s'])} ago"
     signals = f"{site['accepted']} signals accepted, {site['refused']} refused"
-    table = _table(("site", "left"), (f"{heard}, {plan}; {signals}", "left"))
+    table = _table(("site", "left"), (signals, "left"))
+    for source in site["sources"]:
+        table.add_row(Text(source["name"], justify="right"), _heard(source))
     for setpoint in site["setpoints"][:ROWS_MAX]:
-        table.add_row(Text(kw(setpoint["limit_w"]), justify="right"), _window(setpoint, now_utc_s))
+        table.add_row(Text(_limit(setpoint), justify="right"), _window(setpoint, now_utc_s))
     for signal in [signal for signal in site["signals"] if not signal["accepted"]][-REFUSED_SHOWN:]:
         at = moment(signal["at_utc_s"], now_utc_s)
-        table.add_row(Text("refused", style="red"), f"{at} {signal['topic']}: {signal['reason']}")
+        about = f"{signal['source']} {signal['about']}".rstrip()
+        table.add_row(Text("refused", style="red"), f"{at} {about}: {signal['reason']}")
     return _with_rest(table, site["setpoints"])
+
+
+def _heard(source: dict[str, Any]) -> Text:
+    """How long ago a source was heard, and where the block stands with it."""
+    age_s, plan_s, mode = source["heartbeat_age_s"], source["plan_age_s"], source["mode"]
+    heard = "never heard" if age_s is None else f"heard {span(age_s)} ago"
+    plan = "no plan yet" if plan_s is None else f"plan {span(plan_s)} ago"
+    stands = Text("not watched", style="dim") if mode is None else Text(mode, style=MODE_STYLES.get(mode, ""))
+    return Text.assemble(stands, f"  {heard}, {plan}")
+
+
+def _limit(setpoint: dict[str, Any]) -> str:
+    return "no limit" if setpoint["limit_w"] >= NO_LIMIT_W else kw(setpoint["limit_w"])
 
 
 def _window(setpoint: dict[str, Any], now_utc_s: float) -> str:

@@ -7,9 +7,11 @@ Four messages, each a CloudEvent in JSON whose `data` is signed (JWS) by its pub
     power breach alert  agent -> all                measured power is over the target, and what could be shed
     breach enforcement  infrastructure -> all       what became of those hints
 
-`topics` says where a message lives, `envelope` and `signing` open and close it, `load_target`, `power_state`
-and `breach` know what it means. Nothing here reads a clock, draws a random number or opens a socket: moments
-and fresh ids are arguments. Whatever is wrong with a message is a `wire.DsxFlexError` with a sentence.
+`topics` says where a message lives, `envelope` and `signing` open and close it, `load_target`, `power_state`,
+`breach` and `enforcement` know what it means. `load_target` also keeps what is wanted of each feed, and
+`power_state` and `breach_watch` say when a message is due. Nothing here reads a clock, draws a random number
+or opens a socket: moments and fresh ids are arguments. Whatever is wrong with a message is a
+`wire.DsxFlexError` with a sentence.
 
 The contract has gaps that callers must know. The signature covers `data` alone: id, source and time are as
 trustworthy as the broker's access rules, so hold topic against source (`topics.check_source`), keep a key set

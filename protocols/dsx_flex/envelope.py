@@ -26,9 +26,9 @@ from protocols.dsx_flex.wire import (
     decode,
     encode,
     moment,
-    shown,
     time_utc_s,
 )
+from protocols.members import shown
 
 SPECVERSION: Final = "1.0.2"
 SPECVERSIONS_READ: Final = ("1.0", SPECVERSION)

@@ -34,10 +34,12 @@ from protocols.dsx_flex.wire import (
     a_list,
     a_text,
     an_object,
+    moment,
+    power,
     power_w,
-    shown,
     time_utc_s,
 )
+from protocols.members import shown
 
 TARGETS_MAX: Final = 1000  # per message: 3 days of 5-minute targets
 FEED_TAGS_MAX: Final = 64  # per target; a hall has a dozen feeds
@@ -121,6 +123,25 @@ def _best_effort(value: object, path: str) -> bool:
     return said
 
 
+def data(targets: Iterable[Target]) -> dict[str, Any]:
+    """The data of a message that holds these targets: the operator's side of `read`."""
+    return {"targets": [_target_data(target) for target in targets]}
+
+
+def _target_data(target: Target) -> dict[str, Any]:
+    interval = {}
+    if target.starts_utc_s is not None:
+        interval["start_time"] = moment(target.starts_utc_s)
+    if target.ends_utc_s < FOREVER_UTC_S:
+        interval["end_time"] = moment(target.ends_utc_s)
+    said: dict[str, Any] = {
+        "interval": interval,
+        "load_constraint": None if target.limit_w is None else power(target.limit_w),
+        "strategy": {"best_effort": target.best_effort},
+    }
+    return said | ({"feed_tags": list(target.feed_tags)} if target.feed_tags else {})
+
+
 # -- the book of targets ------------------------------------------------------------------------------------
 
 
@@ -155,7 +176,8 @@ class Verdict:
 
     Attributes:
         accepted: the book now says what the operator wants. False: the book is as it was.
-        reason: "accepted", "duplicate", or a sentence.
+        reason: "accepted", "repeated" (a new message that says what stands already), "duplicate" (the same
+            message twice), or a sentence.
         ignored: feeds named in it that are not ours.
     """
 
@@ -203,9 +225,15 @@ class LoadTargetBook:
             if len(line) > WINDOWS_MAX:
                 reason = f"feed {feed}: over {WINDOWS_MAX} windows ahead; send fewer or longer targets"
                 return Verdict(False, reason, ignored)
-        self._lines = lines
-        self.revision += 1
         self._seen.enter(envelope)
+        settled = {feed: self._settled(line, envelope, now_utc_s) for feed, line in lines.items()}
+        if all(
+            _coming(line, now_utc_s) == _coming(self._lines[feed], now_utc_s)
+            for feed, line in settled.items()
+        ):
+            return Verdict(True, "repeated", ignored)
+        self._lines = settled
+        self.revision += 1
         return Verdict(True, "accepted", ignored)
 
     def windows(self, now_utc_s: float) -> tuple[Window, ...]:
@@ -262,6 +290,20 @@ class LoadTargetBook:
                     _paint(lines[feed], target, window)
         return {feed: tuple(line) for feed, line in lines.items()}
 
+    def _settled(self, line: tuple[Window, ...], envelope: Envelope, now_utc_s: float) -> tuple[Window, ...]:
+        """A line on which a wish that stands already, repeated, is still the first one.
+
+        Operators repeat themselves: what says "now" every second must not begin anew every second.
+        """
+
+        def first(window: Window) -> Window:
+            if window.message_id != envelope.id:
+                return window
+            known = (one for one in self._lines[window.feed] if _repeats(window, one, envelope, now_utc_s))
+            return next(known, window)
+
+        return tuple(map(first, line))
+
     def _window(self, envelope: Envelope, target: Target, feed: str, now_utc_s: float) -> Window | None:
         if target.limit_w is None:
             return None
@@ -309,6 +351,20 @@ def _shed(line: tuple[Window, ...], now_utc_s: float) -> tuple[Window, ...]:
     kept = tuple(one for one in line if one.ends_utc_s > now_utc_s - OVER_KEPT_S)
     over = sum(one.ends_utc_s <= now_utc_s for one in kept)
     return kept[max(0, over - WINDOWS_MAX // 2) :]
+
+
+def _repeats(window: Window, known: Window, envelope: Envelope, now_utc_s: float) -> bool:
+    """Whether a new window is a known one, said again."""
+    began = (
+        known.starts_utc_s == window.starts_utc_s or known.starts_utc_s <= window.starts_utc_s == now_utc_s
+    )
+    thread = envelope.correlation_id in (None, known.correlation_id)
+    said = (window.limit_w, window.ends_utc_s, window.best_effort)
+    return began and thread and said == (known.limit_w, known.ends_utc_s, known.best_effort)
+
+
+def _coming(line: tuple[Window, ...], now_utc_s: float) -> list[Window]:
+    return [window for window in line if window.ends_utc_s > now_utc_s]
 
 
 def _start(window: Window) -> float:

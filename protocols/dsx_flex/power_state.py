@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 from protocols.dsx_flex.load_target import Window
+from protocols.dsx_flex.measured import TOLERANCE_RATIO, is_over, lasted, since
 from protocols.dsx_flex.wire import FOREVER_UTC_S, a_text, moment, power
 
 Event = Literal["target_set", "start_ramp_down", "end_ramp_down", "start_ramp_up", "end_ramp_up", "periodic"]
@@ -116,13 +117,13 @@ class PowerEvents:
 
     Attributes:
         period_s: a status at least that often.
-        tolerance_ratio: accuracy of the meter; that much over the target is within it.
+        tolerance_ratio: that much over the target is within it.
         calm_s: so long without moving, a ramp has ended.
         settle_max_s: so long without moving and without convergence, it has ended all the same.
     """
 
     period_s: float = 10.0
-    tolerance_ratio: float = 0.01
+    tolerance_ratio: float = TOLERANCE_RATIO
     calm_s: float = 1.0
     settle_max_s: float = 30.0
     ramp: Direction = "steady"  # as told
@@ -152,20 +153,18 @@ class PowerEvents:
             revision: of the schedule; grows with every target set (`LoadTargetBook.revision`).
         """
         compliant = is_compliant(metered_w, target_w, self.tolerance_ratio)
-        still_since_s = None if direction != "steady" else _or(self.still_since_s, now_s)
+        still_since_s = since(self.still_since_s, now_s, holds=direction == "steady")
         state = replace(self, revision=revision, still_since_s=still_since_s)
         happenings: list[Happening] = []
         is_new = self.revision not in (None, revision)
         for event, ramp in _due(state, now_s, direction, compliant=compliant, is_new=is_new):
             is_on = target_w is not None or ramp != "steady"
-            start_utc_s = _or(state.event_start_utc_s, now_utc_s) if is_on else None
+            start_utc_s = since(state.event_start_utc_s, now_utc_s, holds=is_on)
             state = replace(state, ramp=ramp, event_start_utc_s=start_utc_s, told_at_s=now_s)
             happenings.append(Happening(event, ramp != "steady", start_utc_s, compliant))
-        if target_w is None and state.ramp == "steady":
-            state = replace(state, event_start_utc_s=None)
-        elif state.event_start_utc_s is None:
-            state = replace(state, event_start_utc_s=now_utc_s)
-        return state, tuple(happenings)
+        is_on = target_w is not None or state.ramp != "steady"
+        start_utc_s = since(state.event_start_utc_s, now_utc_s, holds=is_on)
+        return replace(state, event_start_utc_s=start_utc_s), tuple(happenings)
 
 
 def _due(
@@ -174,7 +173,7 @@ def _due(
     """What is to be told, in order, each with the ramp that is told from then on."""
     due: list[tuple[Event, Direction]] = [("target_set", state.ramp)] if is_new else []
     ramp = state.ramp
-    if ramp != "steady" and _is_over(state, now_s, direction, compliant=compliant):
+    if ramp != "steady" and _has_ended(state, now_s, direction, compliant=compliant):
         due.append((ENDS[ramp], "steady"))
         ramp = "steady"
     if ramp == "steady" and direction != "steady":
@@ -184,20 +183,16 @@ def _due(
     return due
 
 
-def _is_over(state: PowerEvents, now_s: float, direction: Direction, *, compliant: bool) -> bool:
+def _has_ended(state: PowerEvents, now_s: float, direction: Direction, *, compliant: bool) -> bool:
     """The told ramp: turned round, or come to rest."""
     if state.still_since_s is None:
         return direction != state.ramp
     wait_s = state.calm_s if compliant or state.ramp == "up" else state.settle_max_s
-    return now_s - state.still_since_s >= wait_s
+    return lasted(state.still_since_s, now_s, wait_s)
 
 
 def is_compliant(metered_w: float | None, target_w: float | None, tolerance_ratio: float) -> bool:
     """By the meter. What is not known is not compliant, unless nothing is asked."""
     if target_w is None:
         return True
-    return metered_w is not None and metered_w <= target_w * (1.0 + tolerance_ratio)
-
-
-def _or(earlier: float | None, now: float) -> float:
-    return now if earlier is None else earlier
+    return metered_w is not None and not is_over(metered_w, target_w, tolerance_ratio)

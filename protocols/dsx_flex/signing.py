@@ -33,8 +33,8 @@ from protocols.dsx_flex.wire import (
     an_object,
     decode,
     encode,
-    shown,
 )
+from protocols.members import shown
 
 ALGORITHMS: Final = ("ES256", "RS256")
 KEYS_MAX: Final = 64  # in one set: every publisher with an old and a new key, many times over
@@ -158,6 +158,18 @@ def open_data(
     if not accept_unsigned:
         raise DsxFlexError("data: not signed; sign it, or let the site accept unsigned messages")
     return data
+
+
+def unverified(data: str | Mapping[str, Any]) -> Mapping[str, Any]:
+    """What signed data says, its signature not looked at: to study a message, never to act on it.
+
+    Raises:
+        DsxFlexError: not a JWS.
+    """
+    if not isinstance(data, str):
+        return data
+    _header(data)  # says what is wrong with a text that is no JWS
+    return decode(_base64url(data.split(".")[1], "data"), "data")
 
 
 def read_public_pem(kid: str, pem: bytes) -> VerifyKey:

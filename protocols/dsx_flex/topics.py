@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from protocols.dsx_flex.wire import DsxFlexError, a_word, shown
+from protocols.dsx_flex.wire import DsxFlexError, a_word
+from protocols.members import shown
 
 PREFIX: Final = "grid/v1"
 Role = Literal["isv", "agent", "infra"]

@@ -10,14 +10,14 @@ Writers always write W and UTC with a Z, to the millisecond.
 import json
 import math
 import re
-import reprlib
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from protocols.members import Members, shown
+
 PAYLOAD_MAX_BYTES: Final = 256 * 1024  # a plan of 1,000 targets, signed, is 230 kB
 TEXT_MAX_CHARS: Final = 256  # of a name or a sentence in a message
-SHOWN_MAX_CHARS: Final = 64  # of a foreign value in a log line
 TIME_MAX_CHARS: Final = 40  # nanoseconds and an offset take 35
 POWER_MAX_W: Final = 1e11  # 100 GW: more than any grid connection, hence a wrong unit
 FOREVER_UTC_S: Final = 1e12  # no end; finite because journals are JSON, which knows no infinity
@@ -26,7 +26,7 @@ YEAR_10000_UTC_S: Final = 253_402_300_800.0  # beyond the calendar
 UNITS_W: Final[Mapping[str, float]] = {"watt": 1.0, "kilowatt": 1e3, "megawatt": 1e6}
 
 RFC_3339: Final = re.compile(
-    r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d(?:\.\d{1,9})?)([Zz]|[+-]\d\d:\d\d)", re.ASCII
+    r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:[Zz]|[+-]\d\d:\d\d)", re.ASCII
 )
 UUID_4: Final = re.compile(
     r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", re.ASCII | re.IGNORECASE
@@ -39,39 +39,25 @@ class DsxFlexError(ValueError):
 
 # -- reading ------------------------------------------------------------------------------------------------
 
+_members: Final = Members(DsxFlexError, "a DSX Flex message", PAYLOAD_MAX_BYTES)
+an_object: Final = _members.an_object
+a_whole: Final = _members.a_whole
+
 
 def decode(payload: bytes | str, path: str) -> dict[str, Any]:
-    """One JSON object; no key twice (two readers would read two messages), no NaN.
+    """One JSON object.
 
     Raises:
-        DsxFlexError: too large, not JSON, not an object.
+        DsxFlexError: too large, not JSON, not an object, or a key twice.
     """
-    if len(payload) > PAYLOAD_MAX_BYTES:
-        raise DsxFlexError(f"{path}: {len(payload)} bytes; send {PAYLOAD_MAX_BYTES} at most")
-    try:
-        text = payload if isinstance(payload, str) else payload.decode()
-        said = json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant)
-    except DsxFlexError:
-        raise
-    except RecursionError as error:
-        raise DsxFlexError(f"{path}: nested too deeply; send a DSX Flex message") from error
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ones
-        raise DsxFlexError(f"{path}: not JSON: {error}") from error
-    return an_object(said, path)
-
-
-def an_object(value: object, path: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise DsxFlexError(f"{path}: {shown(value)}; send an object")
-    return value
+    return an_object(_members.decode(payload, path), path)
 
 
 def a_list(value: object, path: str, count_max: int) -> list[Any]:
-    if not isinstance(value, list):
-        raise DsxFlexError(f"{path}: {shown(value)}; send a list")
-    if len(value) > count_max:
-        raise DsxFlexError(f"{path}: {len(value)} entries; send {count_max} at most")
-    return value
+    said = _members.a_list(value, path)
+    if len(said) > count_max:
+        raise DsxFlexError(f"{path}: {len(said)} entries; send {count_max} at most")
+    return said
 
 
 def a_text(value: object, path: str, chars_max: int = TEXT_MAX_CHARS) -> str:
@@ -115,38 +101,14 @@ def time_utc_s(value: object, path: str) -> float:
     Raises:
         DsxFlexError: no such time, or one without its offset: a limit moved by a time zone is a wrong limit.
     """
-    if isinstance(value, str) and len(value) <= TIME_MAX_CHARS and (match := RFC_3339.fullmatch(value)):
-        offset = "+00:00" if match[3] in "Zz" else match[3]
+    if isinstance(value, str) and len(value) <= TIME_MAX_CHARS and RFC_3339.fullmatch(value):
         try:
-            utc_s = datetime.fromisoformat(f"{match[1]}T{match[2]}{offset}").timestamp()
+            utc_s = datetime.fromisoformat(value.upper()).timestamp()
         except (ValueError, OverflowError):  # 31 February; or an offset that leads out of the calendar
             utc_s = math.nan
         if 0 <= utc_s < YEAR_10000_UTC_S:
             return utc_s
     raise DsxFlexError(f"{path}: {shown(value)}; send a time like 2026-11-21T18:00:00Z, with Z or an offset")
-
-
-_short = reprlib.Repr()
-_short.maxlevel, _short.maxstring = 2, 2 * SHOWN_MAX_CHARS  # plain repr recurses as deep as the sender nested
-
-
-def shown(value: object) -> str:
-    """Short enough for a log line, whatever was sent."""
-    if value is None:
-        return "missing"
-    text = _short.repr(value)
-    return text if len(text) <= SHOWN_MAX_CHARS else f"{text[:SHOWN_MAX_CHARS]}..."
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    said = dict(pairs)
-    if len(said) != len(pairs):
-        raise DsxFlexError(f"message: a key twice among {shown([key for key, _ in pairs])}; send it once")
-    return said
-
-
-def _no_constant(name: str) -> float:
-    raise DsxFlexError(f"message: {name} is not JSON; send a number")
 
 
 # -- writing ------------------------------------------------------------------------------------------------

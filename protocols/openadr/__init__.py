@@ -8,7 +8,9 @@ bare topics that the site configures. Four steps, each a module without IO or cl
 * `resolve`: what it means: for each payload type a value and a window. Strict, and as a whole or not at all.
 * `book`: the events in force, their versions and the windows that are left, across restarts.
 
-Beside them `heartbeat`, which the standard lacks. Targets are read and not judged: the topic decides.
+Events also ask to be told: `request` says what and when, `readings` what can be told, `reports` tells it.
+Beside them `heartbeat`, which the standard lacks. Targets of an event are read and not judged: the topic
+decides.
 """
 
 from protocols.openadr.book import EventBook, Rules, Verdict
@@ -25,8 +27,12 @@ from protocols.openadr.model import (
     Period,
     Program,
     ReportDescriptor,
+    Units,
 )
 from protocols.openadr.parse import parse, parse_program
+from protocols.openadr.readings import MISSING, Metered, Quality, Reading
+from protocols.openadr.reports import Reports
+from protocols.openadr.request import Request
 from protocols.openadr.resolve import ALL_TYPES, TYPES, Meaning, Window, ignored_types, resolve, winners
 from protocols.openadr.timing import FOREVER_UTC_S, parse_duration, parse_time
 
@@ -34,6 +40,7 @@ __all__ = [
     "ALL_TYPES",
     "AT_ONCE_UTC_S",
     "FOREVER_UTC_S",
+    "MISSING",
     "PAYLOAD_MAX_BYTES",
     "PRIORITY_LOWEST",
     "TYPES",
@@ -43,13 +50,19 @@ __all__ = [
     "Heartbeat",
     "Interval",
     "Meaning",
+    "Metered",
     "Notification",
     "OpenAdrError",
     "Payload",
     "Period",
     "Program",
+    "Quality",
+    "Reading",
     "ReportDescriptor",
+    "Reports",
+    "Request",
     "Rules",
+    "Units",
     "Verdict",
     "Window",
     "ignored_types",

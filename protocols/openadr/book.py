@@ -6,8 +6,10 @@ Windows are laid out once, on arrival: "now" must not move with time, nor the di
 twice, so both stay with the event, newer versions of it included.
 
 Deleted events are remembered without windows, so that a create that comes late stays without effect; so are
-those over for more than OVER_KEPT_S, so that a year of events is no larger than a day of them. The wall clock
-may be wrong: a version that is over on arrival does not release what an earlier one holds us to.
+those over for more than OVER_KEPT_S, so that a year of events is no larger than a day of them. A delete
+without a date is no word of the site's but a conclusion, that the event is listed no more: it ends the event,
+which counts again, unchanged, as soon as the same version of it is listed again. The wall clock may be wrong:
+a version that is over on arrival does not release what an earlier one holds us to.
 
 Asked every beat, so each answer holds until the next moment at which a window opens or closes. No IO, no
 clock and no dice here: `now_utc_s` is an argument, and the draw comes with the rules.
@@ -15,8 +17,9 @@ clock and no dice here: `now_utc_s` is an argument, and the draw comes with the 
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
@@ -24,6 +27,7 @@ import msgspec
 
 from protocols.openadr.fields import OpenAdrError
 from protocols.openadr.model import Event, Notification, Units
+from protocols.openadr.request import Request, read_request
 from protocols.openadr.resolve import (
     ALL_TYPES,
     NO_UNITS,
@@ -33,9 +37,10 @@ from protocols.openadr.resolve import (
     resolve,
     winners,
 )
-from protocols.openadr.timing import FOREVER_UTC_S, draws_needed, is_cancelled, is_timeless
+from protocols.openadr.timing import FOREVER_UTC_S, draws_needed, is_cancelled, is_timeless, life_ends_utc_s
 
-VERSION: Final = 2
+VERSION: Final = 3
+READABLE: Final = (1, 2, VERSION)
 EVENTS_MAX: Final = 256  # remembered, deleted ones included; 40 times what a site runs at once
 OVER_KEPT_S: Final = 86_400.0  # windows stay that long after their end: a wall clock may be wrong by hours
 RETAINED_AGE_MAX_S: Final = 86_400.0  # a retained wish without an end of its own is yesterday's at most
@@ -61,6 +66,7 @@ class Rules:
         draw: a number from -1 to 1, evenly spread; None: randomizeStart is not applied.
         randomize_reductions: apply it also to what may reduce power.
         retained_age_max_s: how old a retained wish without times of its own may be.
+        names: ours, in the targets of reports; none: all targets mean us, since the topic decides.
     """
 
     acts_on: Collection[str] = ALL_TYPES
@@ -68,6 +74,7 @@ class Rules:
     draw: Callable[[], float] | None = None
     randomize_reductions: bool = False
     retained_age_max_s: float = RETAINED_AGE_MAX_S
+    names: Collection[str] = ()
 
 
 @dataclass(frozen=True)
@@ -78,11 +85,13 @@ class Verdict:
         accepted: the book now says what the site wants. False: the book is as it was.
         reason: "accepted", "duplicate", "deleted", "cancelled", or a sentence.
         ignored: payload types in it that the caller does not act on.
+        unserved: a sentence about reports that it asks for and that will not be sent; empty: there are none.
     """
 
     accepted: bool
     reason: str
     ignored: tuple[str, ...] = ()
+    unserved: str = ""
 
 
 class Row(NamedTuple):
@@ -97,10 +106,15 @@ class Row(NamedTuple):
 
 
 class KeptEntry(msgspec.Struct, frozen=True):
+    """As written since version 2; version 3 has added what stands below the windows."""
+
     modified_utc_s: float
     priority: int = 0
     draws: tuple[float, ...] = ()
     windows: tuple[Row, ...] = ()
+    ends_utc_s: float = -math.inf
+    vanished: bool = False
+    request: Request | None = None
 
 
 class KeptWindow(msgspec.Struct, frozen=True):
@@ -122,22 +136,51 @@ class KeptEntryV1(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Entry:
-    """The newest version of an event. Without windows: deleted, cancelled or long over."""
+    """The newest version of an event.
+
+    Attributes:
+        modified_utc_s: orders versions.
+        windows: none: deleted, cancelled, long over, or it asks for no power.
+        draws: from -1 to 1, in the order in which its intervals need them.
+        life_ends_utc_s: of the event itself: it may outlast its windows, or have none.
+        vanished: it is listed no more, and counts for nothing until it is again.
+        request: for reports.
+    """
 
     modified_utc_s: float
     windows: tuple[Window, ...] = ()
-    draws: tuple[float, ...] = ()  # from -1 to 1, in the order in which its intervals need them
+    draws: tuple[float, ...] = ()
+    life_ends_utc_s: float = -math.inf
+    vanished: bool = False
+    request: Request | None = None
+
+    @cached_property
+    def windows_end_utc_s(self) -> float:
+        """Until then it holds us to something."""
+        if self.vanished:
+            return -math.inf
+        return max((window.ends_utc_s for window in self.windows), default=-math.inf)
 
     @cached_property
     def ends_utc_s(self) -> float:
-        return max((window.ends_utc_s for window in self.windows), default=-math.inf)
+        return -math.inf if self.vanished else max(self.windows_end_utc_s, self.life_ends_utc_s)
 
     @cached_property
     def kept(self) -> dict[str, Any]:
         """As on disk; made once, since a book of thousands of windows is written with every signal."""
         rows = [(w.type, w.value, w.starts_utc_s, w.ends_utc_s, w.interval_id, w.text) for w in self.windows]
-        said = {"modified_utc_s": self.modified_utc_s, "draws": list(self.draws), "windows": rows}
-        return said | ({"priority": self.windows[0].priority} if self.windows else {})
+        said: dict[str, Any] = {
+            "modified_utc_s": self.modified_utc_s, "draws": list(self.draws), "windows": rows
+        }  # fmt: skip
+        if self.windows:
+            said["priority"] = self.windows[0].priority
+        if self.life_ends_utc_s > -math.inf:
+            said["ends_utc_s"] = self.life_ends_utc_s
+        if self.vanished:
+            said["vanished"] = True
+        if self.request is not None:
+            said["request"] = msgspec.to_builtins(self.request)
+        return said
 
 
 @dataclass(frozen=True)
@@ -184,16 +227,19 @@ class EventBook:
         if event.modified_utc_s is None:
             return Verdict(False, f"event {event.id}: modificationDateTime: missing; it tells new from old")
         if known is not None and event.modified_utc_s <= known.modified_utc_s:
-            return self._not_news(event, known)
+            return self._not_news(event, known, retained=retained)
         try:
-            entry = self._resolved(event, event.modified_utc_s, known, now_utc_s)
+            entry, unserved = self._read(event, event.modified_utc_s, known, now_utc_s)
             if retained:
                 self._check_age(event, entry, now_utc_s)
         except OpenAdrError as error:
             return Verdict(False, str(error))
-        return self._enter(event, entry, known, now_utc_s)
+        return replace(self._enter(event, entry, known, now_utc_s), unserved=unserved)
 
-    def _resolved(self, event: Event, modified_utc_s: float, known: Entry | None, now_utc_s: float) -> Entry:
+    def _read(
+        self, event: Event, modified_utc_s: float, known: Entry | None, now_utc_s: float
+    ) -> tuple[Entry, str]:
+        """What it means to us, and what of the reports that it asks for will not be sent."""
         rules = self._rules
         draws = () if known is None else known.draws
         if rules.draw is not None:
@@ -205,22 +251,29 @@ class EventBook:
             draws=draws if len(draws) >= draws_needed(event) else (),
             randomize_reductions=rules.randomize_reductions,
         )
-        return Entry(modified_utc_s, windows, draws)
+        request, unserved = read_request(event, now_utc_s, rules.names)
+        ends_utc_s = life_ends_utc_s(event, now_utc_s) if request is None else request.ends_utc_s
+        return Entry(modified_utc_s, windows, draws, ends_utc_s, request=request), unserved
 
-    def _not_news(self, event: Event, known: Entry) -> Verdict:
+    def _not_news(self, event: Event, known: Entry, *, retained: bool) -> Verdict:
         if event.modified_utc_s != known.modified_utc_s:
             return Verdict(False, f"event {event.id}: older than known")
+        if known.vanished and not retained:  # a broker's memory lists nothing
+            self._remember(event.id, replace(known, vanished=False))
+            return Verdict(True, "accepted; it is listed again", ignored_types(event, self._rules.acts_on))
         self.duplicates += 1
         return Verdict(True, "duplicate")
 
     def _delete(self, event: Event, known: Entry | None, now_utc_s: float) -> Verdict:
-        known_utc_s = -math.inf if known is None else known.modified_utc_s
-        modified_utc_s = known_utc_s if event.modified_utc_s is None else event.modified_utc_s
-        if modified_utc_s < known_utc_s:
+        if event.modified_utc_s is None:
+            if known is not None and known.ends_utc_s > -math.inf:
+                self._remember(event.id, replace(known, vanished=True))
+            return Verdict(True, "deleted")
+        if known is not None and event.modified_utc_s < known.modified_utc_s:
             return Verdict(False, f"event {event.id}: older than known")
-        # Without a date, or in a book full of events in force, an unknown event's end is not worth a line.
-        if modified_utc_s > -math.inf and self._has_room(event.id, now_utc_s):
-            self._remember(event.id, Entry(modified_utc_s))
+        # In a book full of events in force, an unknown event's end is not worth a line.
+        if self._has_room(event.id, now_utc_s, reports_yield=False):
+            self._remember(event.id, Entry(event.modified_utc_s))
         return Verdict(True, "deleted")
 
     def _enter(self, event: Event, entry: Entry, known: Entry | None, now_utc_s: float) -> Verdict:
@@ -232,7 +285,7 @@ class EventBook:
             reason = "cancelled"
         elif not payload_types(event).isdisjoint(acts_on):
             # Our clock may be wrong, and a wrong clock must not release what the site holds us to.
-            stays = "" if known is None or not known.windows else LAPSED_BUT_KNOWN
+            stays = "" if known is None or known.windows_end_utc_s == -math.inf else LAPSED_BUT_KNOWN
             return Verdict(False, f"event {event.id}: lapsed{stays}", ignored)
         else:
             reason = f"accepted; it asks for no power: {', '.join(ignored) or 'no payload'}"
@@ -244,7 +297,7 @@ class EventBook:
 
     def _check_age(self, event: Event, entry: Entry, now_utc_s: float) -> None:
         """A wish that starts "now" or never ends has no times of its own: its age decides."""
-        timeless = is_timeless(event) or entry.ends_utc_s >= FOREVER_UTC_S
+        timeless = is_timeless(event) or entry.windows_end_utc_s >= FOREVER_UTC_S
         if timeless and now_utc_s - entry.modified_utc_s > self._rules.retained_age_max_s:
             raise OpenAdrError(
                 f"event {event.id}: retained, and too old for a wish without times of its own; send it anew"
@@ -252,21 +305,22 @@ class EventBook:
 
     # -- what is remembered ---------------------------------------------------------------------------------
 
-    def _has_room(self, event_id: str, now_utc_s: float) -> bool:
-        """Makes room by forgetting what is over, the longest known first."""
+    def _has_room(self, event_id: str, now_utc_s: float, *, reports_yield: bool = True) -> bool:
+        """Makes room by forgetting what is over, the longest known first; then what is of reports alone."""
         if event_id in self._entries or len(self._entries) < EVENTS_MAX:
             return True
-        for other_id, entry in self._entries.items():
-            if entry.ends_utc_s <= now_utc_s:
-                del self._entries[other_id]
-                self._change()
-                return True
-        return False
+        over = (name for name, entry in self._entries.items() if entry.ends_utc_s <= now_utc_s)
+        idle = (name for name, entry in self._entries.items() if entry.windows_end_utc_s <= now_utc_s)
+        forgotten = next(chain(over, idle if reports_yield else ()), None)
+        if forgotten is not None:
+            del self._entries[forgotten]
+            self._change()
+        return forgotten is not None
 
     def _shed(self, now_utc_s: float) -> None:
         """Of events long over only id and date stay, in their place."""
         for event_id, entry in self._entries.items():
-            if entry.windows and entry.ends_utc_s <= now_utc_s - OVER_KEPT_S:
+            if -math.inf < entry.ends_utc_s <= now_utc_s - OVER_KEPT_S:
                 self._entries[event_id] = Entry(entry.modified_utc_s)
                 self._change()
 
@@ -277,6 +331,7 @@ class EventBook:
 
     def _change(self) -> None:
         self._ordered: tuple[Window, ...] | None = None
+        self._requests: Mapping[str, Request] | None = None
         self._coming = self._open = NEVER_ASKED
         self._winners: Mapping[str, Window] = EMPTY
 
@@ -298,14 +353,22 @@ class EventBook:
             self._winners = winners(opened)
         return self._winners
 
+    @property
+    def requests(self) -> Mapping[str, Request]:
+        """What events ask to be told, by event; the same object until the book changes."""
+        if self._requests is None:
+            standing = ((name, entry) for name, entry in self._entries.items() if not entry.vanished)
+            self._requests = {name: entry.request for name, entry in standing if entry.request is not None}
+        return self._requests
+
     def event_ids(self, now_utc_s: float) -> frozenset[str]:
-        """Events with a window that is not over: to be held against a heartbeat's `event_ids`."""
+        """Events that are not over, reports alone included: to be held against a heartbeat's `event_ids`."""
         return frozenset(name for name, entry in self._entries.items() if entry.ends_utc_s > now_utc_s)
 
     def _all(self) -> tuple[Window, ...]:
         """By start, then by event, then as the event has them."""
         if self._ordered is None:
-            entries = (entry for _, entry in sorted(self._entries.items()))
+            entries = (entry for _, entry in sorted(self._entries.items()) if not entry.vanished)
             found = (window for entry in entries for window in entry.windows)
             self._ordered = tuple(sorted(found, key=_start))
         return self._ordered
@@ -318,14 +381,14 @@ class EventBook:
 
     @classmethod
     def from_dict(cls, said: object, rules: Rules = Rules()) -> "EventBook":
-        """Reads what `to_dict` made, of this version or of version 1.
+        """Reads what `to_dict` made, of this version or an older one.
 
         Raises:
             OpenAdrError: it is anything else.
         """
         version = said.get("v") if isinstance(said, dict) else None
-        if not isinstance(said, dict) or version not in (1, VERSION):
-            raise OpenAdrError(f"kept events: not a book of version 1 or {VERSION}; {SET_ASIDE}")
+        if not isinstance(said, dict) or version not in READABLE:
+            raise OpenAdrError(f"kept events: not a book of version 1 to {VERSION}; {SET_ASIDE}")
         book = cls(rules)
         try:
             book._entries = (_entries_v1 if version == 1 else _entries)(said.get("events"))
@@ -352,6 +415,9 @@ def _entries(said: object) -> dict[str, Entry]:
                 for row in kept.windows
             ),
             kept.draws,
+            kept.ends_utc_s,
+            kept.vanished,
+            kept.request,
         )
         for event_id, kept in msgspec.convert(said, dict[str, KeptEntry]).items()
     }  # fmt: skip

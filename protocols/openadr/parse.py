@@ -152,7 +152,12 @@ def _interval(value: object, index: int, path: str) -> Interval:
 def _payload(value: object, path: str) -> Payload:
     said = object_at(value, path)
     values = list_at(said.get("values"), f"{path}.values")
-    return Payload(text_at(said.get("type"), f"{path}.type"), tuple(values))
+    kind = text_at(said.get("type"), f"{path}.type")
+    if not kind.isprintable() or not 0 < len(kind) <= NAME_MAX_CHARS:
+        raise OpenAdrError(
+            f"{path}.type: {shown(kind)}; send a name of 1 to {NAME_MAX_CHARS} printable characters"
+        )
+    return Payload(kind, tuple(values))
 
 
 def _period(value: object, path: str) -> Period:

@@ -112,8 +112,10 @@ def is_cancelled(event: Event) -> bool:
     """There is no status field: an event is called off by start 0001-01-01 and no duration but zero.
 
     A server may write the schema's default PT0S where nothing was said: an interval that says how long it
-    lasts is meant to be acted upon.
+    lasts is meant to be acted upon. So is a question that may be answered at any time (guide, 8.6).
     """
+    if not event.intervals and any(asked.frequency == 0 for asked in event.report_descriptors):
+        return False
     starts_utc_s = event.period.starts_utc_s
     if starts_utc_s is None and event.intervals:
         starts_utc_s = event.intervals[0].period.starts_utc_s
@@ -126,6 +128,24 @@ def is_timeless(event: Event) -> bool:
     """Whether it begins when it is heard, so that its age alone tells it from yesterday's."""
     firsts = (event.period, *(interval.period for interval in event.intervals[:1]))
     return any(period.starts_utc_s == AT_ONCE_UTC_S for period in firsts)
+
+
+def life_ends_utc_s(event: Event, now_utc_s: float) -> float:
+    """When an event is over, whatever is in it; FOREVER_UTC_S: when it is deleted.
+
+    Raises:
+        OpenAdrError: as `lay_out`.
+    """
+    if is_cancelled(event):
+        return -math.inf
+    return ends_utc_s(event, lay_out(event, now_utc_s)) if event.intervals else FOREVER_UTC_S
+
+
+def ends_utc_s(event: Event, spans: Sequence[Span]) -> float:
+    """When the last of its spans is over, or the last turn of them."""
+    if event.duration is None:
+        return max(span.ends_utc_s for span in spans)
+    return add(min(span.starts_utc_s for span in spans), event.duration, f"event {event.id}: duration")
 
 
 def lay_out(event: Event, now_utc_s: float) -> list[Span]:

@@ -14,11 +14,10 @@ run_dir: {folder}/run
 journal: {{path: {folder}/journal.jsonl}}
 mqtt: {{url: "mqtt://127.0.0.1"}}
 site:
-  openadr_topics: [openadr/events]
-  heartbeat_topic: site/heartbeat
   failsafe_kw: 9
-  ramp_down_kw_per_s: 0.6
-  ramp_up_kw_per_s: 0.4
+  ramp: {{down_kw_per_s: 0.6, up_kw_per_s: 0.4}}
+  sources:
+    - {{kind: openadr_mqtt, name: openadr, topics: [openadr/events], heartbeat_topic: site/heartbeat}}
 feed: {{rating_kw: 14}}
 base_load: {{min_kw: 0.5, max_kw: 5}}
 meter: {{profile: pm5000_meter, url: "modbus+tcp://10.0.0.1", poll_s: 0.2}}

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from controller.core import law
-from controller.core.model import Decision, Setpoint, Settings, Site, Snapshot, State
+from controller.core.model import Contact, Decision, Setpoint, Settings, Site, Snapshot, State
 from tests.core.blocks import SETTINGS, UTC_0, good, snapshot
 
 WISH = Setpoint("openadr", "e/0", "limit", 1800.0, UTC_0 + 101.0, UTC_0 + 102.0)
@@ -18,7 +18,7 @@ def beats(count: int, settings: Settings = SETTINGS) -> Iterator[tuple[State, Sn
     for number in range(count):
         now_s = 100.0 + 0.05 * number
         power_w = np.where(np.arange(4) == (number // 20) % 8, np.nan, limit_w)
-        site = Site(heartbeat_at_s=now_s // 1.0, plan_at_s=100.0, setpoints=(WISH,))
+        site = Site(contacts=(Contact(now_s // 1.0, 100.0),), setpoints=(WISH,))
         fresh = snapshot(
             now_s,
             meter=good(600.0 + float(limit_w.sum()), now_s),

@@ -13,7 +13,7 @@ def errors(path) -> list[str]:
 
 def test_kilowatts_in_the_file_are_watts_in_the_law(settings):
     assert settings.feed_rating_w == 14_000.0
-    assert settings.failsafe.limit_w == 9_000.0
+    assert [(one.source, one.limit_w) for one in settings.failsafes] == [("openadr", 9_000.0)]
     assert (settings.base_min_w, settings.base_max_w) == (500.0, 5_000.0)
     assert settings.tick_s == 0.05
     assert settings.cooling_blind_w is None
@@ -21,7 +21,7 @@ def test_kilowatts_in_the_file_are_watts_in_the_law(settings):
 
 def test_commanded_ramps_stay_below_the_agreed_ones(block_with):
     settings = settings_of(load_block(block_with({"site.ramp_margin_ratio": 0.1})))
-    assert (settings.ramp_down_w_per_s, settings.ramp_up_w_per_s) == pytest.approx((540.0, 360.0))
+    assert settings.ramp == pytest.approx((540.0, 360.0))
 
 
 def test_an_inlet_carries_four_fifths_of_its_rating_for_hours(settings):

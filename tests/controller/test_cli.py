@@ -56,8 +56,8 @@ def test_check_shows_the_tree_of_limits(block_with):
     assert found.exit_code == 0
     for said in (
         "feed rating 14.00 kW",
-        "failsafe 9.00 kW 5.0 s after the last heartbeat, until it is back",
-        "ramp down 0.6 kW/s",
+        "failsafe of openadr 9.00 kW 5.0 s after it was last heard, until it is back",
+        "ramp 0.6 kW/s down, 0.4 up begins when a window opens",
         "rack r1 17.66 kW on shared inlets, 8.83 kW on one",
         "inlet r1-a feed A 32 A x 230 V x 3 = 22.08 kW, continuous 17.66 kW",
         "continuous 8.83 kW tightest",
@@ -130,13 +130,20 @@ def run_dir(tmp_path):
             {"name": "r1-a", "up": False, "fault": "no reply from unit 1", "age_s": 12.0},
         ],
         "site": {
-            "heartbeat_age_s": 0.4,
-            "plan_age_s": None,
+            "sources": [{"name": "openadr", "mode": "limited", "heartbeat_age_s": 0.4, "plan_age_s": None}],
             "setpoints": seen.site.setpoints,
             "accepted": 3,
             "refused": 1,
-            "signals": [{"at_utc_s": 0.0, "topic": "t", "accepted": False, "reason": "units 'MW'; send KW"}],
-            "unknown_events": [],
+            "signals": [
+                {
+                    "at_utc_s": 0.0,
+                    "source": "openadr",
+                    "sender": "t",
+                    "about": "create dr-7",
+                    "accepted": False,
+                    "reason": "units 'MW'; send KW",
+                }
+            ],
         },
         "beat": {"count": 40, "late_p99_ms": 0.4, "late_max_ms": 0.6, "tick_p99_ms": 0.9, "skipped": 0},
     }

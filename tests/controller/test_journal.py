@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from controller import journal
+from controller import lines
 from controller.core import law
 from controller.journal import Journal, JournalError, read
 from tests.controller.recorded import beats
@@ -26,7 +26,7 @@ def written(path, count=60, *, file_max_bytes=PLENTY_BYTES, files_max=4):
     made = Journal(path, SETTINGS, file_max_bytes=file_max_bytes, files_max=files_max)
     for beat in beats(count):
         made.record(*beat)
-        until(lambda: made._lines.qsize() < 100)
+        until(lambda: made._lines._waiting.qsize() < 100)
     made.close()
     return made
 
@@ -107,13 +107,13 @@ class SickDisk:
 def test_a_full_disk_is_said_and_afterwards_files_have_no_holes(tmp_path, illness):
     path = tmp_path / "j.jsonl"
     made = Journal(path, SETTINGS, file_max_bytes=PLENTY_BYTES, files_max=4)
-    next_file, disks, faults = made._next_file, [], set()
-    made._next_file = lambda file: disks.append(SickDisk(next_file(file))) or disks[-1]
+    next_file, disks, faults = made._lines._next_file, [], set()
+    made._lines._next_file = lambda file: disks.append(SickDisk(next_file(file))) or disks[-1]
     for number, beat in enumerate(beats(100)):
         if number == 20:
             setattr(disks[-1], illness, True)
         made.record(*beat)
-        until(made._lines.empty)
+        until(made._lines._waiting.empty)
         time.sleep(0.001)
         faults.add(made.fault)
     made.close()
@@ -125,21 +125,21 @@ def test_a_full_disk_is_said_and_afterwards_files_have_no_holes(tmp_path, illnes
 
 
 def test_a_disk_that_stays_full_does_not_push_old_files_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(journal, "RETRY_S", 0.1)
+    monkeypatch.setattr(lines, "RETRY_S", 0.1)
     path = tmp_path / "j.jsonl"
     written(path, 10)
     made = Journal(path, SETTINGS, file_max_bytes=PLENTY_BYTES, files_max=3)
-    next_file = made._next_file
+    next_file = made._lines._next_file
 
     def full(file):
         disk = SickDisk(next_file(file))
         disk.sick = True
         return disk
 
-    made._next_file = full
+    made._lines._next_file = full
     for beat in beats(100):
         made.record(*beat)
-        until(made._lines.empty)
+        until(made._lines._waiting.empty)
     made.close()
     assert made.lost >= 99
     assert replayed(tmp_path / "j.jsonl.1") == 10
@@ -157,16 +157,16 @@ def test_a_disk_that_does_not_answer_holds_nobody_up(tmp_path):
 
     gate = threading.Event()
     made = Journal(tmp_path / "j.jsonl", SETTINGS, file_max_bytes=PLENTY_BYTES, files_max=4)
-    next_file = made._next_file
-    made._next_file = lambda file: gate.wait(10) and next_file(file)
-    history = list(beats(journal.WAITING_MAX + 50))
-    for beat in history[: journal.WAITING_MAX + 20]:
+    next_file = made._lines._next_file
+    made._lines._next_file = lambda file: gate.wait(10) and next_file(file)
+    history = list(beats(lines.WAITING_MAX + 50))
+    for beat in history[: lines.WAITING_MAX + 20]:
         made.record(*beat)
     assert made.lost > 0
     assert "does not keep up" in made.fault
     gate.set()
-    until(made._lines.empty)
-    for beat in history[journal.WAITING_MAX + 20 :]:
+    until(made._lines._waiting.empty)
+    for beat in history[lines.WAITING_MAX + 20 :]:
         made.record(*beat)
     made.close()
     assert replayed(tmp_path / "j.jsonl") == 30
@@ -180,7 +180,7 @@ def test_a_disk_that_does_not_answer_holds_nobody_up(tmp_path):
         (b"{}\n", "not the head of a journal"),
         (b'{"v":9,"settings":{}}\n', "not the head of a journal"),
         (b"not json\n", "j.jsonl:1: "),
-        (b'{"v":2,"settings":{},"state":{}}\n', "written by another version"),
+        (b'{"v":3,"settings":{},"state":{}}\n', "written by another version"),
     ],
 )
 def test_what_is_no_journal_is_said_with_file_and_line(tmp_path, content, sentence):

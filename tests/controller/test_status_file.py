@@ -21,11 +21,11 @@ def test_it_names_what_binds_and_why():
     assert said["mode"] == "init"
     assert said["binding"] == {
         "power_w": 2400.0,
-        "source": "failsafe: site not heard yet",
+        "source": "failsafe: openadr not heard yet",
         "protection": False,
     }
     assert said["binding"] in said["limits"]
-    assert "failsafe: site not heard yet" in said["why"]
+    assert "failsafe: openadr not heard yet" in said["why"]
 
 
 def test_racks_and_nodes_add_up():

@@ -5,11 +5,13 @@ from dataclasses import replace
 import numpy as np
 
 from controller.core.model import (
+    NO_LIMIT_W,
     UNKNOWN,
     FailsafeSettings,
     Gpus,
     Inlets,
     Measurement,
+    Ramp,
     Settings,
     Site,
     Snapshot,
@@ -36,11 +38,10 @@ TOPOLOGY = Topology(
 
 SETTINGS = Settings(
     topology=TOPOLOGY,
-    failsafe=FailsafeSettings(limit_w=2400.0, heartbeat_timeout_s=5.0),
+    failsafes=(FailsafeSettings(limit_w=2400.0, heartbeat_timeout_s=5.0, source="openadr"),),
     tick_s=0.05,
     feed_rating_w=5000.0,
-    ramp_down_w_per_s=500.0,
-    ramp_up_w_per_s=250.0,
+    ramp=Ramp(down_w_per_s=500.0, up_w_per_s=250.0),
     block_w_per_gpu_w=1.0,
     base_min_w=200.0,
     base_max_w=1000.0,
@@ -51,7 +52,16 @@ SETTINGS = Settings(
 
 
 def gpus(
-    limit_w=MAX_W, power_w=300.0, *, at_s=0.0, seq=1, leased=True, revision=1, min_w=MIN_W, max_w=MAX_W
+    limit_w=MAX_W,
+    power_w=300.0,
+    *,
+    at_s=0.0,
+    seq=1,
+    leased=True,
+    revision=1,
+    min_w=MIN_W,
+    max_w=MAX_W,
+    cap_w=NO_LIMIT_W,
 ) -> Gpus:
     """What the agents report; numbers stand for all GPUs or nodes alike."""
     return Gpus(
@@ -60,6 +70,7 @@ def gpus(
         limit_w=np.broadcast_to(limit_w, 4).astype(float),
         min_w=np.full(4, min_w),
         max_w=np.full(4, max_w),
+        cap_w=np.broadcast_to(cap_w, 4).astype(float),
         node_at_s=np.broadcast_to(at_s, 2).astype(float),
         node_seq=np.broadcast_to(seq, 2).astype(np.int64),
         node_leased=np.broadcast_to(leased, 2).astype(bool),

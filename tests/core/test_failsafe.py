@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controller.core import failsafe
-from controller.core.model import FailsafeSettings, Link, Mode, Site
+from controller.core.model import Contact, FailsafeSettings, Link, Mode
 
 HOLD = FailsafeSettings(limit_w=2400.0, heartbeat_timeout_s=5.0)
 RELEASE = FailsafeSettings(limit_w=2400.0, heartbeat_timeout_s=5.0, release_after_s=60.0)
@@ -19,16 +19,16 @@ BEFORE = ENTERED_S - 20.0
 def after(mode, now_s, heartbeats_s=(), plan_s=-1e12, *, limited=False, settings=HOLD):
     """The mode at `now_s` when the site was heard at these moments, seconds after the mode was entered."""
     link = Link(mode, ENTERED_S, first_heartbeat_at_s=BEFORE)
-    site = Site(heartbeat_at_s=BEFORE)
+    contact = Contact(heartbeat_at_s=BEFORE)
     for moment_s in sorted({*heartbeats_s, plan_s, now_s}):
         if moment_s < 0.0:
             continue
         heard_s = [s for s in heartbeats_s if s <= moment_s]
-        site = Site(
+        contact = Contact(
             heartbeat_at_s=ENTERED_S + heard_s[-1] if heard_s else BEFORE,
             plan_at_s=ENTERED_S + plan_s if plan_s <= moment_s else -1e12,
         )
-        link = failsafe.step(settings, link, site, ENTERED_S + moment_s, limited=limited)
+        link = failsafe.step(settings, link, contact, ENTERED_S + moment_s, limited=limited)
         if link.mode is not mode:
             break
     return link.mode
@@ -89,19 +89,19 @@ def test_the_failsafe_limit_holds_in_the_two_blind_modes_and_names_why():
 def test_back_in_failsafe_the_old_heartbeat_and_plan_do_not_count():
     """Entering failsafe starts the sequence anew."""
     link, now_s = Link(LIMITED, 0.0, 0.0), 10.0
-    link = failsafe.step(HOLD, link, Site(heartbeat_at_s=1.0, plan_at_s=2.0), now_s, limited=True)
+    link = failsafe.step(HOLD, link, Contact(heartbeat_at_s=1.0, plan_at_s=2.0), now_s, limited=True)
     assert link.mode is FAILSAFE
-    link = failsafe.step(HOLD, link, Site(heartbeat_at_s=10.5, plan_at_s=2.0), 10.5, limited=True)
+    link = failsafe.step(HOLD, link, Contact(heartbeat_at_s=10.5, plan_at_s=2.0), 10.5, limited=True)
     assert link.mode is FAILSAFE
-    link = failsafe.step(HOLD, link, Site(heartbeat_at_s=11.5, plan_at_s=11.0), 11.5, limited=True)
+    link = failsafe.step(HOLD, link, Contact(heartbeat_at_s=11.5, plan_at_s=11.0), 11.5, limited=True)
     assert link.mode is LIMITED
 
 
 def test_in_failsafe_a_statement_that_came_before_the_heartbeat_does_not_count():
-    link = failsafe.step(HOLD, Link(LIMITED, 0.0, 0.0), Site(1.0, 2.0), 10.0, limited=True)
+    link = failsafe.step(HOLD, Link(LIMITED, 0.0, 0.0), Contact(1.0, 2.0), 10.0, limited=True)
     assert link.mode is FAILSAFE
-    link = failsafe.step(HOLD, link, Site(1.0, plan_at_s=10.5), 10.5, limited=True)
-    link = failsafe.step(HOLD, link, Site(11.0, plan_at_s=10.5), 11.0, limited=True)
+    link = failsafe.step(HOLD, link, Contact(1.0, plan_at_s=10.5), 10.5, limited=True)
+    link = failsafe.step(HOLD, link, Contact(11.0, plan_at_s=10.5), 11.0, limited=True)
     assert link.mode is FAILSAFE
 
 
@@ -111,15 +111,15 @@ def test_in_failsafe_a_statement_that_came_before_the_heartbeat_does_not_count()
 )
 def test_a_silent_site_ends_in_a_blind_mode_whatever_came_before(history, mode):
     """Without a release time, nobody is ever out of control and out of failsafe for longer than the time-out."""
-    link, site, now_s = Link(mode if mode is not AUTONOMOUS else INIT, 0.0), Site(), 0.0
+    link, contact, now_s = Link(mode if mode is not AUTONOMOUS else INIT, 0.0), Contact(), 0.0
     for what, elapsed_s, limited in history:
         now_s += elapsed_s
         if what == "h":
-            site = Site(now_s, site.plan_at_s)
+            contact = Contact(now_s, contact.plan_at_s)
         if what == "p":
-            site = Site(site.heartbeat_at_s, now_s)
-        link = failsafe.step(HOLD, link, site, now_s, limited=limited)
-        blind = now_s - site.heartbeat_at_s > HOLD.heartbeat_timeout_s
+            contact = Contact(contact.heartbeat_at_s, now_s)
+        link = failsafe.step(HOLD, link, contact, now_s, limited=limited)
+        blind = now_s - contact.heartbeat_at_s > HOLD.heartbeat_timeout_s
         assert (link.mode in failsafe.BLIND) or not blind
         assert link.mode is not AUTONOMOUS
 
@@ -133,6 +133,6 @@ def test_a_statement_made_while_the_site_was_dead_does_not_count_when_a_heartbea
         (110.0, 210.0, 210.0),
         (4000.0, 210.0, 4000.0),
     ):
-        link = failsafe.step(HOLD, link, Site(heartbeat_s, plan_s), now_s, limited=False)
+        link = failsafe.step(HOLD, link, Contact(heartbeat_s, plan_s), now_s, limited=False)
         assert link.mode is Mode.FAILSAFE
-    assert failsafe.step(HOLD, link, Site(4001.0, 4001.0), 4001.0, limited=False).mode is Mode.CONTROLLED
+    assert failsafe.step(HOLD, link, Contact(4001.0, 4001.0), 4001.0, limited=False).mode is Mode.CONTROLLED

@@ -6,7 +6,19 @@ import numpy as np
 import pytest
 
 from controller.core import law, watch
-from controller.core.model import FOREVER_S, NEVER_S, Carried, Inlets, Mode, Running, Setpoint, Site
+from controller.core.model import (
+    FOREVER_S,
+    NEVER_S,
+    NO_LIMIT_W,
+    Carried,
+    Contact,
+    FailsafeSettings,
+    Inlets,
+    Mode,
+    Running,
+    Setpoint,
+    Site,
+)
 from tests.core.blocks import MAX_W, MIN_W, SETTINGS, SILENT, UTC_0, good, settings, snapshot
 
 BASE_W = 600.0
@@ -63,7 +75,7 @@ class Block:
     def site(self, limit_w=None, **fields) -> Site:
         """A site that lives now and wants this."""
         wishes = () if limit_w is None else (setpoint(limit_w, **fields),)
-        return Site(heartbeat_at_s=self.now_s, plan_at_s=self.now_s, setpoints=wishes)
+        return Site(contacts=(Contact(self.now_s, self.now_s),), setpoints=wishes)
 
     def under_control(self, seconds_s, limit_w=None, **fields):
         for _ in range(round(seconds_s / TICK_S)):
@@ -71,14 +83,14 @@ class Block:
         return self.decision
 
 
-def setpoint(limit_w, starts_s=0.0, ends_s=1e6, **fields) -> Setpoint:
-    return Setpoint("openadr", "e/0", "limit", limit_w, UTC_0 + starts_s, UTC_0 + ends_s, **fields)
+def setpoint(limit_w, starts_s=0.0, ends_s=1e6, source="openadr", kind="limit", **fields) -> Setpoint:
+    return Setpoint(source, "e/0", kind, limit_w, UTC_0 + starts_s, UTC_0 + ends_s, **fields)
 
 
 def test_the_first_decision_holds_the_failsafe_limit_before_anything_is_known():
     first = Block().tick(meter=False, leased=False, at_s=NEVER_S)
     assert (first.mode, first.binding.power_w) == (Mode.INIT, 2400.0)
-    assert first.binding.source == "failsafe: site not heard yet"
+    assert first.binding.source == "failsafe: openadr not heard yet"
     assert first.gpu_limits_w.tolist() == [MIN_W + 150.0] * 4  # (2,400 W - 1,000 W assumed base load) / 4
     assert first.shortfall_w > 0.0, "GPUs that were not heard may hold their most"
 
@@ -150,8 +162,8 @@ def test_curtailment_and_recovery_keep_their_rates_in_every_second():
     moves_w = np.array(power_w[second:]) - np.array(power_w[:-second])
     unsure_ratio = SETTINGS.skew_s / 1.0  # while it ramps, the base load is known no better than this
     whole_watts_w = 2.0 * len(block.limit_w)
-    assert moves_w.min() >= -(1.0 + unsure_ratio) * SETTINGS.ramp_down_w_per_s - whole_watts_w
-    assert moves_w.max() <= (1.0 + unsure_ratio) * SETTINGS.ramp_up_w_per_s + whole_watts_w
+    assert moves_w.min() >= -(1.0 + unsure_ratio) * SETTINGS.ramp.down_w_per_s - whole_watts_w
+    assert moves_w.max() <= (1.0 + unsure_ratio) * SETTINGS.ramp.up_w_per_s + whole_watts_w
     assert min(power_w) <= 1600.0
     assert power_w[-1] > 2900.0
 
@@ -193,7 +205,7 @@ def test_loss_of_the_site_leads_to_failsafe_with_the_open_window_still_in_force(
     heard = block.site(2000.0)
     last = block.run(6.0, site=heard)
     assert (last.mode, last.binding.power_w) == (Mode.FAILSAFE, 2000.0)
-    assert "failsafe: site heartbeat lost" in {limit.source for limit in last.limits}
+    assert "failsafe: openadr heartbeat lost" in {limit.source for limit in last.limits}
 
 
 def test_a_node_that_fell_back_comes_back_no_faster_than_the_ramp():
@@ -210,7 +222,7 @@ def test_a_node_that_fell_back_comes_back_no_faster_than_the_ramp():
         power_w.append(block.block_w())
     second = round(1.0 / TICK_S)
     moves_w = np.array(power_w[second:]) - np.array(power_w[:-second])
-    assert moves_w.max() <= 1.1 * SETTINGS.ramp_up_w_per_s
+    assert moves_w.max() <= 1.1 * SETTINGS.ramp.up_w_per_s
     assert power_w[-1] > 2900.0
 
 
@@ -248,11 +260,11 @@ def test_the_law_is_a_function_of_its_arguments():
 def test_a_cooling_plant_that_falls_silent_while_failing_lifts_nothing():
     block = Block(settings(cooling_blind_w=3500.0))
     for _ in range(60):
-        block.tick(site=Site(block.now_s, block.now_s), cooling=good(1800.0, block.now_s))
+        block.tick(site=Site((Contact(block.now_s, block.now_s),)), cooling=good(1800.0, block.now_s))
     assert block.decision.binding.power_w == 1800.0
     heard_s = block.now_s
     for _ in range(200):
-        block.tick(site=Site(block.now_s, block.now_s), cooling=good(1800.0, heard_s))
+        block.tick(site=Site((Contact(block.now_s, block.now_s),)), cooling=good(1800.0, heard_s))
     assert block.decision.binding.source == "cooling capacity when last heard"
     assert block.decision.budget_w <= 1800.0
 
@@ -263,12 +275,14 @@ def test_one_unreadable_gpu_does_not_delay_a_curtailment():
         block = Block(limit_w=300.0)
         power_w = np.array([300.0, 300.0, 300.0, np.nan if unreadable else 300.0])
         for _ in range(200):
-            block.tick(site=Site(block.now_s, block.now_s), power_w=np.minimum(power_w, block.limit_w))
+            block.tick(
+                site=Site((Contact(block.now_s, block.now_s),)), power_w=np.minimum(power_w, block.limit_w)
+            )
         headroom_w = block.decision.budget_w
         assert headroom_w > 4000.0
         event = Setpoint("openadr", "e/0", "limit", 1500.0, UTC_0, UTC_0 + 1e6)
         for _ in range(20):
-            site = Site(block.now_s, block.now_s, (event,))
+            site = Site((Contact(block.now_s, block.now_s),), (event,))
             block.tick(site=site, power_w=np.minimum(power_w, block.limit_w))
         assert block.decision.budget_w < 0.8 * headroom_w, f"unreadable: {unreadable}"
 
@@ -276,17 +290,17 @@ def test_one_unreadable_gpu_does_not_delay_a_curtailment():
 def test_a_base_load_measured_above_the_assumed_maximum_is_not_forgotten():
     block = Block(settings(base_max_w=300.0))
     for _ in range(100):
-        block.tick(site=Site(block.now_s, block.now_s))
+        block.tick(site=Site((Contact(block.now_s, block.now_s),)))
     assert block.decision.base_w >= BASE_W
     for _ in range(round((SETTINGS.base_age_max_s + 5.0) / TICK_S)):
-        block.tick(site=Site(block.now_s, block.now_s), meter=False)
+        block.tick(site=Site((Contact(block.now_s, block.now_s),)), meter=False)
     assert block.decision.base_w >= BASE_W
 
 
 def test_a_rack_that_its_inlets_hold_is_named():
     block = Block(settings_with_inlets(500.0))
     for _ in range(200):
-        block.tick(site=Site(block.now_s, block.now_s))
+        block.tick(site=Site((Contact(block.now_s, block.now_s),)))
     assert "held by their inlets: r0, r1" in watch.why(block.settings, block.decision)
     assert (block.limit_w < MAX_W).all()
 
@@ -307,3 +321,80 @@ def test_a_restart_trusts_the_base_load_measured_just_before_and_no_older_one():
         carried = Carried(2400.0, 2400.0, "feed rating", base_w=BASE_W, base_at_s=100.0 - age_s)
         block = Block(state=law.start(SETTINGS, 100.0, carried))
         assert block.tick(meter=False).base_w == assumed_w
+
+
+# --- several sources ---------------------------------------------------------------------------------------
+
+TWO = replace(
+    SETTINGS,
+    failsafes=(
+        FailsafeSettings(2400.0, heartbeat_timeout_s=5.0, source="utility"),
+        FailsafeSettings(2100.0, heartbeat_timeout_s=20.0, source="dsx"),
+    ),
+)
+
+
+def heard(*at_s, wishes=()):
+    return Site(tuple(Contact(one, one) for one in at_s), wishes)
+
+
+def run_two(contacts_s, wishes=(), until_s=30.0):
+    """The decisions of a block whose two sources are heard until these moments, then no more."""
+    state, said = law.start(TWO, 0.0), []
+    for beat in range(round(until_s / TWO.tick_s)):
+        now_s = beat * TWO.tick_s
+        site = heard(*(min(now_s, last_s) for last_s in contacts_s), wishes=wishes)
+        decision = law.tick(TWO, state, snapshot(now_s, meter=good(1500.0, now_s), site=site))
+        state = decision.state
+        said.append((now_s, decision))
+    return said
+
+
+def test_one_silent_source_is_failsafe_whatever_the_other_says():
+    said = run_two((100.0, 2.0))
+    last = said[-1][1]
+    assert [link.mode for link in last.state.links] == [Mode.CONTROLLED, Mode.FAILSAFE]
+    assert (last.mode, last.binding.source) == (Mode.FAILSAFE, "failsafe: dsx heartbeat lost")
+    lost_s = next(now_s for now_s, one in said if one.mode is Mode.FAILSAFE)
+    assert lost_s == pytest.approx(22.0, abs=0.11), "each by its own time-out"
+    assert {alarm.key for alarm in last.alarms if "site" in alarm.key} == {"site lost dsx"}
+
+
+def test_the_lower_failsafe_limit_binds_while_both_are_silent():
+    first = run_two((NEVER_S, NEVER_S), until_s=0.1)[-1][1]
+    assert (first.mode, first.binding.power_w) == (Mode.INIT, 2100.0)
+
+
+def test_across_sources_the_lowest_wish_binds_and_priority_does_not_count():
+    wishes = (
+        setpoint(2200.0, source="utility", priority=0),
+        setpoint(1900.0, source="dsx", kind="feed a", priority=9),
+    )
+    last = run_two((100.0, 100.0), wishes, until_s=5.0)[-1][1]
+    assert (last.binding.source, last.binding.power_w) == ("dsx e/0", 1900.0)
+    assert {link.mode for link in last.state.links} == {Mode.LIMITED}
+
+
+def test_a_setpoint_without_limit_is_not_being_limited():
+    wishes = (setpoint(NO_LIMIT_W, source="utility"),)
+    last = run_two((100.0, 100.0), wishes, until_s=2.0)[-1][1]
+    assert last.mode is Mode.CONTROLLED
+    assert last.binding.source == "feed rating"
+
+
+def test_a_cap_on_single_gpus_leaves_the_rest_to_the_others():
+    block = Block()
+    block.under_control(2.0, 2900.0)
+    cap_w = np.array([300.0, 300.0, NO_LIMIT_W, NO_LIMIT_W])
+    for _ in range(100):
+        last = block.tick(site=block.site(2900.0), cap_w=cap_w)
+    assert last.gpu_limits_w[:2].tolist() == [300.0, 300.0]
+    assert last.gpu_limits_w[2:].min() > 400.0
+
+
+def test_a_cap_below_what_a_gpu_can_hold_is_its_least():
+    block = Block()
+    block.under_control(2.0, 2900.0)
+    for _ in range(100):
+        last = block.tick(site=block.site(2900.0), cap_w=np.full(4, 1.0))
+    assert last.gpu_limits_w.tolist() == [MIN_W] * 4

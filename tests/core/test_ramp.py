@@ -5,26 +5,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controller.core import ramp
+from controller.core.model import Limit, Ramp
 
 TICK_S = 0.05
+AGREED = Ramp(down_w_per_s=500.0, up_w_per_s=250.0)
+
+
+def start(budget_w):
+    return ramp.start(budget_w, 0.0, AGREED.up_w_per_s)
 
 
 def walk(
-    pace, target_w, seconds_s, *, now_s=0.0, draw_w=None, protection_w=1e9, down=500.0, up=250.0, lead_s=0.4
+    pace, target_w, seconds_s, *, now_s=0.0, draw_w=None, protection_w=1e9, lead_s=0.4, others=(), own=None
 ):
     """Paces at every tick."""
     out = []
     for number in range(1, round(seconds_s / TICK_S) + 1):
         pace = ramp.step(
             pace,
+            (Limit(target_w, "site", ramp=own), Limit(protection_w, "feed", protection=True), *others),
             now_s=now_s + number * TICK_S,
             elapsed_s=TICK_S,
             tick_s=TICK_S,
-            target_w=target_w,
-            protection_w=protection_w,
             draw_w=draw_w,
-            down_w_per_s=down,
-            up_w_per_s=up,
+            ramp=AGREED,
             lead_s=lead_s,
         )
         out.append(pace)
@@ -32,38 +36,59 @@ def walk(
 
 
 def test_a_fall_takes_what_the_rate_allows():
-    paces = walk(ramp.start(2000.0, 0.0), 1000.0, 3.0)
+    paces = walk(start(2000.0), 1000.0, 3.0)
     assert [p.aim_w for p in paces[19::20]] == pytest.approx([1500.0, 1000.0, 1000.0])
 
 
 def test_a_fall_starts_at_the_draw_and_not_in_empty_headroom():
-    first = walk(ramp.start(2000.0, 0.0), 1000.0, TICK_S, draw_w=1400.0)[0]
+    first = walk(start(2000.0), 1000.0, TICK_S, draw_w=1400.0)[0]
     assert first.aim_w == pytest.approx(1400.0 - 25.0)
 
 
 def test_the_draw_counts_once_at_the_start_of_a_fall():
     """A draw that falls on its own in mid-ramp does not steepen the ramp."""
-    pace = walk(ramp.start(2000.0, 0.0), 1000.0, 0.5, draw_w=None)[-1]
+    pace = walk(start(2000.0), 1000.0, 0.5, draw_w=None)[-1]
     after = walk(pace, 1000.0, TICK_S, now_s=0.5, draw_w=1001.0)[0]
     assert after.aim_w == pytest.approx(pace.aim_w - 25.0)
 
 
 def test_a_draw_above_the_aim_raises_nothing():
-    assert walk(ramp.start(2000.0, 0.0), 1000.0, TICK_S, draw_w=9000.0)[0].aim_w == pytest.approx(1975.0)
+    assert walk(start(2000.0), 1000.0, TICK_S, draw_w=9000.0)[0].aim_w == pytest.approx(1975.0)
 
 
 def test_the_promised_line_follows_the_aim_by_the_lead():
-    paces = walk(ramp.start(2000.0, 0.0), 1000.0, 1.0)
+    paces = walk(start(2000.0), 1000.0, 1.0)
     assert paces[-1 - 8].aim_w <= paces[-1].budget_w <= paces[-1 - 9].aim_w  # 8 beats are 0.4 s
 
 
 def test_a_rise_is_commanded_and_promised_together():
-    last = walk(ramp.start(1000.0, 0.0), 2000.0, 2.0)[-1]
+    last = walk(start(1000.0), 2000.0, 2.0)[-1]
     assert last.aim_w == last.budget_w == pytest.approx(1500.0)
 
 
+GENTLE, URGENT = Ramp(100.0, 50.0), Ramp(2000.0, 250.0)
+
+
+def test_an_urgent_limit_is_not_slowed_by_a_gentle_one_below_it():
+    paces = walk(start(2000.0), 1000.0, 1.0, own=GENTLE, others=(Limit(1500.0, "urgent", ramp=URGENT),))
+    assert paces[4].aim_w == pytest.approx(1500.0), "the urgent one is met in a quarter of a second"
+    assert paces[-1].aim_w == pytest.approx(1500.0 - 0.75 * 100.0), "from there on the gentle one"
+
+
+def test_the_way_up_is_at_the_rate_of_whoever_held_the_aim_down_last():
+    held = walk(start(1000.0), 1000.0, 0.5, own=GENTLE)[-1]
+    free = walk(held, 2000.0, 2.0, now_s=0.5)
+    assert free[-1].aim_w == pytest.approx(1000.0 + 2.0 * GENTLE.up_w_per_s)
+
+
+def test_a_limit_above_the_aim_leaves_the_way_up_as_it_was_agreed():
+    held = walk(start(1000.0), 1000.0, 0.5, own=GENTLE)[-1]
+    free = walk(held, 2000.0, 2.0, now_s=0.5, own=URGENT)
+    assert free[-1].aim_w == pytest.approx(1100.0)
+
+
 def test_protection_does_not_ramp():
-    first = walk(ramp.start(2000.0, 0.0), 1000.0, TICK_S, protection_w=1200.0)[0]
+    first = walk(start(2000.0), 1000.0, TICK_S, protection_w=1200.0)[0]
     assert first.aim_w == 1200.0
 
 
@@ -78,15 +103,13 @@ def test_protection_does_not_ramp():
 )
 def test_a_late_beat_catches_up_downwards_only(target_w, elapsed_s, aim_w):
     pace = ramp.step(
-        ramp.start(2000.0, 0.0),
+        start(2000.0),
+        (Limit(target_w, "site"),),
         now_s=elapsed_s,
         elapsed_s=elapsed_s,
         tick_s=TICK_S,
-        target_w=target_w,
-        protection_w=1e9,
         draw_w=None,
-        down_w_per_s=500.0,
-        up_w_per_s=250.0,
+        ramp=AGREED,
         lead_s=0.4,
     )
     assert pace.aim_w == pytest.approx(aim_w)
@@ -94,20 +117,18 @@ def test_a_late_beat_catches_up_downwards_only(target_w, elapsed_s, aim_w):
 
 @given(st.lists(st.tuples(st.floats(0.0, 5000.0), st.floats(0.0, 2.0)), max_size=30))
 def test_no_wish_outruns_either_rate(wishes):
-    pace, now_s = ramp.start(2000.0, 0.0), 0.0
+    pace, now_s = start(2000.0), 0.0
     for target_w, elapsed_s in wishes:
         now_s += elapsed_s
         before = pace
         pace = ramp.step(
             pace,
+            (Limit(target_w, "site"),),
             now_s=now_s,
             elapsed_s=elapsed_s,
             tick_s=TICK_S,
-            target_w=target_w,
-            protection_w=1e9,
             draw_w=None,
-            down_w_per_s=500.0,
-            up_w_per_s=250.0,
+            ramp=AGREED,
             lead_s=0.4,
         )
         assert -500.0 * elapsed_s - 1e-6 <= pace.aim_w - before.aim_w

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controller.core import schedule
-from controller.core.model import FOREVER_S, Running, Setpoint
+from controller.core.model import FOREVER_S, Ramp, Running, Setpoint
 from tests.core.blocks import UTC_0
 
 
@@ -86,7 +86,7 @@ def limits(setpoints, wall_s, *, lead_s=0.5, down=100.0):
     return {
         limit.source: limit.power_w
         for limit in schedule.limits(
-            running, ended, tuple(setpoints), now_utc_s=UTC_0 + wall_s, lead_s=lead_s, down_w_per_s=down
+            running, ended, tuple(setpoints), now_utc_s=UTC_0 + wall_s, lead_s=lead_s, ramp=Ramp(down, 0.0)
         )
     }
 
@@ -142,5 +142,7 @@ def test_a_new_version_of_an_open_window_keeps_its_end_whatever_the_wall_clock_s
 
 def test_a_window_of_the_past_casts_no_line_ahead():
     past = Setpoint("openadr", "e/0", "limit", 1600.0, UTC_0, UTC_0 + 10.0, arrive_at_start=True)
-    cast = schedule.limits((), frozenset(), (past,), now_utc_s=UTC_0 + 99.0, lead_s=0.4, down_w_per_s=100.0)
+    cast = schedule.limits(
+        (), frozenset(), (past,), now_utc_s=UTC_0 + 99.0, lead_s=0.4, ramp=Ramp(100.0, 0.0)
+    )
     assert list(cast) == []

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from controller.core import law, watch
-from controller.core.model import Inlets, Link, Mode, Site
+from controller.core.model import Contact, Inlets, Link, Mode, Site
 from tests.core.blocks import SETTINGS, good, settings, snapshot
 
 COOLED = settings(cooling_blind_w=4000.0)
@@ -34,7 +34,7 @@ def raised(
     readable = fresh & ~np.isnan(seen.gpus.limit_w)
     shares = state.shares._replace(controllable=readable, rack_budget_w=np.full(2, 1000.0))
     counted_w = np.broadcast_to(counted_w, 4).astype(float)
-    found = watch.Seen(state.base, shares, link, fresh, readable, counted_w, budget_w, shortfall_w)
+    found = watch.Seen(state.base, shares, (link,), fresh, readable, counted_w, budget_w, shortfall_w)
     return told(block, seen, found, lasting_s)
 
 
@@ -87,7 +87,7 @@ def raised_with_nodes(seen, node_at_s, lasting_s=0.0):
     )  # fmt: skip
     fresh = (seen.now_s - seen.gpus.node_at_s <= 0.5)[COOLED.topology.gpu_node]
     shares = STATE.shares._replace(controllable=fresh)
-    found = watch.Seen(STATE.base, shares, LINK, fresh, fresh, np.zeros(4), 5000.0, 0.0)
+    found = watch.Seen(STATE.base, shares, (LINK,), fresh, fresh, np.zeros(4), 5000.0, 0.0)
     return told(COOLED, seen, found, lasting_s)
 
 
@@ -107,7 +107,7 @@ def in_turn(*masks):
         seen = seen._replace(gpus=replace(seen.gpus, node_at_s=node_at_s))
         fresh = (node_at_s == now_s)[COOLED.topology.gpu_node]
         shares = STATE.shares._replace(controllable=fresh)
-        found = watch.Seen(STATE.base, shares, LINK, fresh, fresh, np.zeros(4), 5000.0, 0.0)
+        found = watch.Seen(STATE.base, shares, (LINK,), fresh, fresh, np.zeros(4), 5000.0, 0.0)
         look = watch.look(COOLED, look, seen, found)
     return {alarm.key for alarm in look.alarms}
 
@@ -139,7 +139,7 @@ def test_a_block_without_cooling_metered_misses_none():
 
 @pytest.mark.parametrize(("mode", "key"), [(Mode.FAILSAFE, "site lost"), (Mode.INIT, "site not heard")])
 def test_a_lost_site_is_said_at_once(mode, key):
-    assert raised(link=Link(mode, 0.0))[1] == {key}
+    assert raised(link=Link(mode, 0.0))[1] == {f"{key} openadr"}
 
 
 def test_a_dead_rack_does_not_flood_the_panel():
@@ -174,4 +174,4 @@ def test_an_unreadable_gpu_keeps_its_excess():
 
 def test_the_site_is_free_to_say_nothing_about_limits():
     """Controlled, without a limit: no alarm."""
-    assert raised(link=Link(Mode.CONTROLLED, 0.0), site=Site(heartbeat_at_s=0.0))[1] == set()
+    assert raised(link=Link(Mode.CONTROLLED, 0.0), site=Site(contacts=(Contact(0.0),)))[1] == set()

@@ -3,6 +3,8 @@
 import asyncio
 import io
 import json
+import os
+import shutil
 import stat
 import sys
 import time
@@ -28,7 +30,14 @@ from firmware_sim.rig import Rig, RigError, View, end_tasks
 from firmware_sim.scenario import Fault, load_scenario, parse_scenario
 
 ROOT = Path(__file__).parents[2]
+PATH = f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin"
 EVENTS, HEARTBEATS = "openadr/events", "site/heartbeat"
+
+
+BLOCK = {
+    "racks": [{"name": "r1"}, {"name": "r2"}],
+    "nodes": [{"name": "n1", "rack": "r1", "gpus": 8}, {"name": "n2", "rack": "r2", "gpus": 8}],
+}
 
 
 def a_scenario(**changes):
@@ -37,10 +46,7 @@ def a_scenario(**changes):
             "name": "short",
             "warm_up_s": 0.6,
             "duration_s": 1.4,
-            "block": {
-                "racks": [{"name": "r1"}, {"name": "r2"}],
-                "nodes": [{"name": "n1", "rack": "r1", "gpus": 8}, {"name": "n2", "rack": "r2", "gpus": 8}],
-            },
+            "block": BLOCK,
             "workloads": [{"node": "n1", "kind": "training"}, {"node": "n2", "kind": "training"}],
             **changes,
         },
@@ -334,19 +340,68 @@ async def test_a_run_plays_the_time_line_and_leaves_a_report(tmp_path, powerbloc
     assert {view.status.get("mode") for view in views} >= {"controlled", "limited"}
 
 
+async def test_a_run_over_dsx_flex_hears_the_story_of_the_ramps_in_order(tmp_path, powerblock):
+    """Over mutual TLS where there is a mosquitto, else over the embedded broker."""
+    mosquitto = shutil.which("mosquitto", path=PATH)
+    over = {"broker": "mosquitto", "tls": "mutual"} if mosquitto else {}
+    scenario = a_scenario(
+        block={**BLOCK, "ramp_down_kw_per_s": 6, "ramp_up_kw_per_s": 6},
+        warm_up_s=1.2,
+        duration_s=2.8,
+        site={"signals": "dsx", **over},
+        timeline=[{"at_s": 0.3, "event": {"id": "dr-1", "limit_kw": 10, "duration_s": 1.5}}],
+        status_events=["target_set", "start_ramp_down", "end_ramp_down", "start_ramp_up", "end_ramp_up"],
+    )
+    await Rig(scenario, tmp_path / "report", powerblock).run(lambda _view: None)
+    document = json.loads((tmp_path / "report" / "verdict.json").read_text())
+    heard = document["heard"]["dsx"]
+    assert (document["status_events_missing"], document["status_refused"]) == (0, 0), heard
+    by_event = {status["event"]: status for status in heard["statuses"]}
+    assert by_event["start_ramp_down"]["active_w"] == 10_000
+    assert 0.3 < by_event["start_ramp_down"]["t_s"] < 0.6
+    assert by_event["end_ramp_down"]["compliant"]
+    assert by_event["end_ramp_up"]["active_w"] is None
+
+
+async def test_who_is_not_told_misses_it(tmp_path, powerblock):
+    """The scripted one listens to its first source alone, which is not the ISV."""
+    scenario = a_scenario(
+        warm_up_s=0.6,
+        duration_s=0.8,
+        site={"signals": ["bare", "dsx"]},
+        timeline=[{"at_s": 0.2, "event": {"id": "dr-1", "limit_kw": 9, "via": "dsx", "duration_s": 5}}],
+        status_events=["start_ramp_down", "end_ramp_down"],
+    )
+    outcome = await Rig(scenario, tmp_path / "report", powerblock).run(lambda _view: None)
+    unmet = [expectation.key for expectation in outcome.verdict.expectations if not expectation.met]
+    assert unmet == ["status_events_missing"]
+    document = json.loads((tmp_path / "report" / "verdict.json").read_text())
+    assert document["heard"] == {"dsx": {"statuses": [], "breaches": [], "refused": []}}
+    assert document["requests"]["dr-1"]["limit_w"] == 9000
+
+
 async def test_a_device_under_test_that_dies_ends_the_run_with_its_last_words(tmp_path, powerblock):
     powerblock.write_text("#!/bin/sh\necho cannot read block.yaml\nexit 3\n")
     with pytest.raises(RigError, match=r"ended by itself with status 3.*\n.*cannot read block"):
         await Rig(a_scenario(), tmp_path / "report", powerblock).run(lambda _view: None)
 
 
-async def test_the_generated_configuration_is_what_controller_and_agent_accept(tmp_path):
-    scenario = load_scenario(ROOT / "examples" / "curtailment.yaml")
+@pytest.mark.parametrize("name", ["curtailment", "openadr_mtls", "openadr_ven", "dsx_flex_nats", "mixed"])
+async def test_the_generated_configuration_is_what_controller_and_agent_accept(tmp_path, name):
+    site = {"signals": "mixed", "broker": "mosquitto", "tls": "mutual"}
+    scenario = a_scenario(site=site) if name == "mixed" else load_scenario(ROOT / "examples" / f"{name}.yaml")
+    binary = {"embedded": "python3", "nats": "nats-server"}.get(scenario.site.broker, scenario.site.broker)
+    if shutil.which(binary, path=PATH) is None:
+        pytest.skip(f"no {binary} here")
     rig = Rig(scenario, tmp_path / "report", None)
     async with rig.facility() as facility:
         block = load_block(rig.block_path)
         assert block.meter.url == facility.devices["meter"].url
+        assert [source.name for source in block.site.sources] == [
+            {"bare": "utility"}.get(signal, signal) for signal in scenario.site.signals
+        ]
         for path in rig.node_paths.values():
             node = load_node(path)
             memory = GpuMemory(facility.memories[node.node].path)
             assert (np.array(node.fallback_limits_w(8)) * 1000 >= memory.gpus["min_mw"]).all()
+            assert (node.mqtt.tls() is not None) == bool(scenario.site.tls)

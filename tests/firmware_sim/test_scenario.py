@@ -10,6 +10,7 @@ from firmware_sim.verdict import FIGURES
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
 SCENARIOS = [path for path in EXAMPLES if "timeline" in path.read_text()]
 OTHER_FIGURES = {"over_rating_s", "over_capacity_s", "over_capacity_ratio", "peak_w", "rig_lost_s"}
+OTHER_FIGURES |= {"status_events_missing", "status_refused", "reports_received"}
 
 
 def a_document(**changes):
@@ -37,10 +38,16 @@ def test_every_example_loads_takes_under_two_minutes_and_expects_figures_that_ex
     assert scenario.plant_type().gpu_count == 16
 
 
-def test_all_five_scenarios_are_shipped():
-    assert {"curtailment", "broker_lost", "pdu_frozen", "agent_killed", "chiller_derate"} <= {
-        p.stem for p in SCENARIOS
-    }
+def test_all_scenarios_are_shipped():
+    calm = {"curtailment", "openadr_mtls", "openadr_ven", "dsx_flex", "dsx_flex_nats"}
+    rough = {"broker_lost", "pdu_frozen", "agent_killed", "chiller_derate", "controller_killed"}
+    rough |= {"dsx_broker_lost", "vtn_lost", "certificate_replaced"}
+    assert calm | rough <= {p.stem for p in SCENARIOS}
+
+
+def test_the_demonstration_needs_no_system_package():
+    site = load_scenario(next(path for path in SCENARIOS if path.stem == "curtailment")).site
+    assert (site.signals, site.broker, site.tls) == (("bare",), "embedded", False)
 
 
 def test_errors_of_shape_come_all_at_once():
@@ -101,3 +108,66 @@ def test_numbers_of_gpus_run_through_all_nodes():
     document["block"]["nodes"].append({"name": "n2", "rack": "r1", "gpus": 3})
     scenario = parse_scenario(document, "test.yaml")
     assert [host.gpus for host in scenario.plant_type().hosts] == [(0, 1), (2, 3, 4)]
+
+
+# ---- site -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("said", "signals"),
+    [("dsx", ("dsx",)), ("mixed", ("bare", "vtn", "dsx")), (["dsx", "bare"], ("dsx", "bare"))],
+)
+def test_signals_are_one_word_or_a_list_or_all(said, signals):
+    site = {"signals": said, "broker": "mosquitto", "tls": "mutual"}
+    assert parse_scenario(a_document(site=site), "test.yaml").site.signals == signals
+
+
+@pytest.mark.parametrize(
+    ("site", "word"),
+    [
+        ({"signals": "bell"}, "'bare', 'vtn' or 'dsx'"),
+        ({"signals": []}, "at least 1"),
+        ({"signals": ["dsx", "dsx"]}, "stands there twice"),
+        ({"tls": "mutual"}, "the embedded broker knows no TLS; use broker: mosquitto or nats"),
+        ({"signals": "vtn", "broker": "mosquitto"}, "a VTN speaks https and mqtts alone; use tls: mutual"),
+        ({"tls": True, "broker": "nats"}, "site.tls"),
+    ],
+)
+def test_a_site_that_cannot_be_is_refused(site, word):
+    assert any(word in error for error in errors_of(a_document(site=site)))
+
+
+def test_what_only_shows_between_the_parts_of_a_site_is_told_at_once():
+    timeline = [
+        {"at_s": 1, "event": {"id": "e", "limit_kw": 3, "via": "dsx"}},
+        {"at_s": 1, "event": {"id": "f", "limit_kw": 3}},
+        {"at_s": 1, "fault": {"target": "vtn", "mode": "silent"}},
+        {"at_s": 1, "fault": {"target": "certificate", "mode": "replaced"}},
+    ]
+    document = a_document(
+        timeline=timeline, broker_url="mqtt://there", site={"broker": "nats"}, status_events=["target_set"]
+    )
+    document["block"]["nodes"][0]["name"] = "n1.example"
+    document["workloads"] = []
+    assert errors_of(document) == [
+        "test.yaml: broker_url: the rig cannot set up somebody else's broker; leave site.broker and site.tls out",
+        "test.yaml: site.broker: to NATS a dot is a level of the topic; take the dots out of block and node names",
+        "test.yaml: status_events: an ISV hears them, and there is none; add dsx to site.signals",
+        "test.yaml: timeline.0.event.via: nobody speaks dsx here; use bare, or add it to site.signals",
+        "test.yaml: timeline.2.fault.target: there is no VTN; add vtn to site.signals",
+        "test.yaml: timeline.3.fault.target: the broker has no certificate; use site.tls: mutual",
+    ]
+
+
+def test_an_event_stays_with_whoever_told_it():
+    timeline = [
+        {"at_s": 1, "event": {"id": "e", "limit_kw": 3, "via": "dsx"}},
+        {"at_s": 2, "event": {"id": "e", "limit_kw": 2}},
+        {"at_s": 3, "fault": {"target": "operator", "mode": "silent"}},
+    ]
+    site = {"signals": ["bare", "dsx"]}
+    errors = errors_of(a_document(timeline=timeline, site=site))
+    assert errors == ["test.yaml: timeline.1.event.id: 'e' came by dsx before; give this one its own id"]
+    vtn_alone = {"signals": "vtn", "broker": "mosquitto", "tls": "mutual"}
+    errors = errors_of(a_document(timeline=timeline[2:], site=vtn_alone))
+    assert errors == ["test.yaml: timeline.0.fault.target: a VTN speaks for the operator; use target: vtn"]

@@ -2,12 +2,8 @@
 
 import asyncio
 import contextlib
-import gc
-import shutil
-import signal
 import socket
 import statistics
-import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -16,52 +12,18 @@ import pytest
 
 from protocols import mqtt
 from protocols.mqtt import MqttConfigError, MqttLink, Outgoing, Subscription, Tls
-
-MOSQUITTO = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
-needs_mosquitto = pytest.mark.skipif(MOSQUITTO is None, reason="mosquitto is not installed")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-class Mosquitto:
-    """A real broker that can be killed, frozen and brought back on the same port."""
-
-    def __init__(self, folder: Path, extra: str = "allow_anonymous true\n") -> None:
-        self.port = free_port()
-        self._config = folder / f"mosquitto-{self.port}.conf"
-        self._config.write_text(
-            f"listener {self.port} 127.0.0.1\npersistence false\nset_tcp_nodelay true\nlog_dest none\n{extra}"
-        )
-        self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def url(self) -> str:
-        return f"mqtt://127.0.0.1:{self.port}"
-
-    def start(self) -> None:
-        assert MOSQUITTO is not None
-        self._process = subprocess.Popen([MOSQUITTO, "-c", str(self._config)], stderr=subprocess.DEVNULL)
-        deadline_s = time.monotonic() + 5
-        while time.monotonic() < deadline_s:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 0.2):
-                return
-            time.sleep(0.005)
-        raise AssertionError("mosquitto did not start")
-
-    def send(self, number: signal.Signals) -> None:
-        assert self._process is not None
-        self._process.send_signal(number)
-
-    def kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-
+from tests.brokers import (
+    Heard,
+    Mosquitto,
+    flood,
+    free_port,
+    listener,
+    needs_mosquitto,
+    open_folder,
+    running,
+    speaker,
+    until,
+)
 
 # Brokers are killed and frozen here, handshakes refused: what the libraries then leave to the collector is
 # closed by it, with a warning that lands in whichever test runs by then.
@@ -69,55 +31,15 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 
 
 @pytest.fixture
-def broker(tmp_path: Path) -> Iterator[Mosquitto]:
-    it = Mosquitto(tmp_path)
-    it.start()
-    yield it
-    it.kill()
+def folder() -> Iterator[Path]:
+    with open_folder() as it:
+        yield it
 
 
-@contextlib.asynccontextmanager
-async def running(*links: MqttLink) -> AsyncIterator[None]:
-    tasks = [asyncio.create_task(link.run()) for link in links]
-    try:
-        yield
-    finally:
-        done, waiting = set(), set(tasks)
-        while waiting:  # as the services do: a cancellation may be lost in the farewell
-            for task in waiting:
-                task.cancel()
-            ended, waiting = await asyncio.wait(waiting, timeout=0.5)
-            done |= ended
-        for task in done:
-            if not task.cancelled() and (error := task.exception()) is not None:
-                raise error
-
-
-async def until(condition: Callable[[], bool], within_s: float = 5.0) -> None:
-    async with asyncio.timeout(within_s):
-        while not condition():  # noqa: ASYNC110  any condition, not one event
-            await asyncio.sleep(0.002)
-
-
-class Heard(list[tuple[str, bytes, bool]]):
-    def __call__(self, topic: str, payload: bytes, retained: bool) -> None:
-        self.append((topic, payload, retained))
-
-    @property
-    def payloads(self) -> list[bytes]:
-        return [payload for _, payload, _ in self]
-
-
-def listener(
-    url: str, *topics: str, qos: int = 0, client_id: str = "ear", **kwargs
-) -> tuple[MqttLink, Heard]:
-    heard = Heard()
-    subscriptions = tuple(Subscription(topic, qos) for topic in topics)
-    return MqttLink(url, client_id=client_id, on_message=heard, subscriptions=subscriptions, **kwargs), heard
-
-
-def speaker(url: str, **kwargs) -> MqttLink:
-    return MqttLink(url, client_id="mouth", on_message=Heard(), **kwargs)
+@pytest.fixture
+def broker(folder: Path) -> Iterator[Mosquitto]:
+    with Mosquitto(folder) as it:
+        yield it
 
 
 # -- what passes ------------------------------------------------------------------------------------------
@@ -141,7 +63,7 @@ async def test_a_retained_message_says_that_it_is_retained(broker):
     ear, heard = listener(broker.url, "plan")
     async with running(mouth):
         mouth.publish("plan", b"1", qos=1, retain=True)
-        await until(lambda: mouth.connected and not mouth._outbox)
+        await until(lambda: mouth.connected and not mouth.waiting)
         await asyncio.sleep(0.05)
         async with running(ear):
             await until(lambda: len(heard) == 1)
@@ -177,14 +99,78 @@ async def test_while_connected_a_burst_over_many_topics_arrives_complete_and_in_
     assert heard.payloads == [b"%d" % node for node in range(144)]
 
 
+@needs_mosquitto
+@pytest.mark.parametrize("qos", [0, 1, 2])
+async def test_kept_messages_of_an_outage_arrive_each_and_in_order(broker, qos):
+    ear, heard = listener(broker.url, "alert/#", qos=1)
+    mouth = speaker(broker.url)
+    async with running(mouth):
+        await until(lambda: mouth.connected)
+        broker.kill()
+        await until(lambda: not mouth.connected)
+    for number in range(50):
+        mouth.publish(f"alert/{'ab'[number % 2]}", b"%d" % number, qos, keep=True)
+    assert mouth.waiting == 50
+    broker.start()
+    async with running(ear):
+        await until(lambda: ear.connected)  # first the listener, or it would miss what is not retained
+        async with running(mouth):
+            await until(lambda: mouth.waiting == 0 and len(heard) == 50)
+    assert heard.payloads == [b"%d" % number for number in range(50)]
+
+
+@needs_mosquitto
+@pytest.mark.parametrize(("said", "arrives"), [("1A23B4", "AB4"), ("1A23B", "AB"), ("1A", "A")])
+async def test_kept_and_newest_messages_of_one_topic_keep_their_order(broker, said, arrives):
+    """A newest one (a figure here) is replaced by whatever follows; a kept one (a letter) by nothing."""
+    ear, heard = listener(broker.url, "state", qos=1)
+    mouth = speaker(broker.url)
+    for letter in said:
+        mouth.publish("state", letter.encode(), qos=1, keep=letter.isalpha())
+    async with running(ear):
+        await until(lambda: ear.connected)
+        async with running(mouth):
+            await until(lambda: mouth.connected and mouth.waiting == 0)
+            await until(lambda: len(heard) >= len(arrives))
+    assert b"".join(heard.payloads).decode() == arrives
+
+
+@needs_mosquitto
+async def test_a_kept_message_equal_to_one_on_the_wire_is_a_message_of_its_own(broker):
+    ear, heard = listener(broker.url, "state", qos=1)
+    mouth = speaker(broker.url)
+    async with running(ear, mouth):
+        await until(lambda: ear.connected and mouth.connected)
+        mouth.publish("state", b"on", qos=1)
+        while not mouth._on_wire:  # noqa: ASYNC110  for two turns of the loop
+            await asyncio.sleep(0)
+        mouth.publish("state", b"on", qos=1, keep=True)
+        await until(lambda: len(heard) == 2)
+
+
+async def test_kept_messages_that_wait_are_bounded_and_the_oldest_make_room():
+    link = speaker("mqtt://127.0.0.1:1")
+    for number in range(mqtt.KEPT_MESSAGES_MAX + 3):
+        link.publish("alert", b"%d" % number, keep=True)
+    assert link.waiting == mqtt.KEPT_MESSAGES_MAX
+    assert link.overflowed == 3
+    assert link._kept[0].payload == b"3"
+
+
+@pytest.mark.parametrize("topic", ["", "a/+", "a/#"])
+async def test_a_topic_that_is_none_is_the_fault_of_the_caller(topic):
+    with pytest.raises(ValueError, match="messages go to one topic each"):
+        speaker("mqtt://127.0.0.1:1").publish(topic, b"")
+
+
 async def test_topics_that_wait_are_bounded_and_the_loss_is_counted():
     link = speaker("mqtt://127.0.0.1:1")
     for number in range(mqtt.OUTBOX_TOPICS_MAX + 3):
         link.publish(f"t/{number}", b"")
-    assert len(link._outbox) == mqtt.OUTBOX_TOPICS_MAX
+    assert len(link._newest) == mqtt.OUTBOX_TOPICS_MAX
     assert link.overflowed == 3
-    assert "t/2" not in link._outbox
-    assert f"t/{mqtt.OUTBOX_TOPICS_MAX + 2}" in link._outbox
+    assert "t/2" not in link._newest
+    assert f"t/{mqtt.OUTBOX_TOPICS_MAX + 2}" in link._newest
 
 
 async def test_an_oversized_payload_is_the_fault_of_the_caller():
@@ -193,8 +179,9 @@ async def test_an_oversized_payload_is_the_fault_of_the_caller():
 
 
 @needs_mosquitto
-async def test_an_oversized_payload_from_outside_is_dropped_and_counted(broker, monkeypatch):
-    ear, heard = listener(broker.url, "t")
+async def test_an_oversized_payload_from_outside_is_dropped_counted_and_told(broker, monkeypatch):
+    told = []
+    ear, heard = listener(broker.url, "t", on_oversized=lambda *it: told.append(it))
     mouth = speaker(broker.url)
     async with running(ear, mouth):
         await until(lambda: ear.connected and mouth.connected)
@@ -202,12 +189,13 @@ async def test_an_oversized_payload_from_outside_is_dropped_and_counted(broker, 
         mouth.publish("t", bytes(20))
         await until(lambda: len(heard) == 1)
         monkeypatch.setattr(mqtt, "PAYLOAD_MAX_BYTES", 10)
-        mouth._outbox["t"] = Outgoing("t", bytes(11))
+        mouth._newest["t"] = Outgoing("t", bytes(11))
         mouth._wake.set()
         await until(lambda: ear.oversized == 1)
         mouth.publish("t", bytes(10))
         await until(lambda: len(heard) == 2)
     assert heard.payloads == [bytes(20), bytes(10)]
+    assert told == [("t", 11)]
 
 
 @needs_mosquitto
@@ -231,6 +219,32 @@ async def test_orders_at_20_hz_do_not_stall_for_40_ms(broker):
             await asyncio.sleep(0.003)
     latency_s = [b - a for a, b in zip(sent_s, arrived_s, strict=True)]
     assert statistics.median(latency_s) < 0.030, "a stall, not the speed of this machine"
+
+
+@needs_mosquitto
+async def test_a_flood_arrives_whole_and_the_link_stays_up(broker):
+    """10,000 messages a second over 2 s, from a publisher that knows no bounds."""
+    ear, heard = listener(broker.url, "flood")
+    async with running(ear):
+        await until(lambda: ear.connected)
+        await asyncio.to_thread(flood, broker.port, "flood", messages_per_s=10_000, for_s=2.0)
+        await until(lambda: len(heard) == 20_000, within_s=20)
+    assert heard.payloads == [b"%d" % number for number in range(20_000)]
+    assert ear.sessions == 1
+
+
+@needs_mosquitto
+@pytest.mark.parametrize("qos", [0, 1, 2])
+async def test_what_mosquitto_is_told_with_each_qos_arrives_once(broker, qos):
+    ear, heard = listener(broker.url, "breach", qos=min(qos, 1))
+    mouth = speaker(broker.url)
+    async with running(ear, mouth):
+        await until(lambda: ear.connected and mouth.connected)
+        for number in range(20):
+            mouth.publish("breach", b"%d" % number, qos, keep=True)
+        await until(lambda: mouth.waiting == 0 and len(heard) == 20)
+        await asyncio.sleep(0.02)
+    assert heard.payloads == [b"%d" % number for number in range(20)]
 
 
 @needs_mosquitto
@@ -287,6 +301,24 @@ async def test_what_was_said_while_the_link_was_away_is_not_replayed_to_it(broke
 
 
 @needs_mosquitto
+async def test_of_an_outage_of_ours_only_what_is_retained_reaches_us_and_says_so(broker):
+    mouth = speaker(broker.url)
+    ear, heard = listener(broker.url, "order", "plan", qos=1)
+    async with running(mouth):
+        await until(lambda: mouth.connected)
+        async with running(ear):
+            await until(lambda: ear.connected)
+        for number in range(10):
+            mouth.publish("order", b"old %d" % number, qos=1, keep=True)
+        mouth.publish("plan", b"standing", qos=1, retain=True)
+        await until(lambda: mouth.waiting == 0)
+        async with running(ear):
+            await until(lambda: len(heard) > 0)
+            await asyncio.sleep(0.05)
+    assert heard == [("plan", b"standing", True)]
+
+
+@needs_mosquitto
 async def test_a_broker_that_dies_during_a_burst_costs_no_topic_its_newest_value(broker):
     mouth = speaker(broker.url)
     ear, heard = listener(broker.url, "order/#", qos=1)
@@ -303,8 +335,8 @@ async def test_a_broker_that_dies_during_a_burst_costs_no_topic_its_newest_value
 
 
 @needs_mosquitto
-async def test_a_link_started_before_its_broker_says_why_it_waits_and_connects_when_it_comes(tmp_path):
-    broker = Mosquitto(tmp_path)
+async def test_a_link_started_before_its_broker_says_why_it_waits_and_connects_when_it_comes(folder):
+    broker = Mosquitto(folder)
     link = speaker(broker.url)
     async with running(link):
         await until(lambda: "refused" in link.fault)
@@ -313,13 +345,10 @@ async def test_a_link_started_before_its_broker_says_why_it_waits_and_connects_w
         )
         assert not link.connected
         assert link.connected_since_s < 0
-        broker.start()
-        try:
+        with broker:
             await until(lambda: link.connected)
             assert link.fault == ""
             assert 0 <= time.monotonic() - link.connected_since_s < 5
-        finally:
-            broker.kill()
 
 
 @needs_mosquitto
@@ -327,27 +356,23 @@ async def test_a_frozen_broker_is_noticed_by_silence(broker):
     link = speaker(broker.url, keepalive_s=1)
     async with running(link):
         await until(lambda: link.connected)
-        broker.send(signal.SIGSTOP)
+        broker.freeze()
         try:
             link.publish("t", b"x", qos=1)
             await until(lambda: not link.connected, within_s=4)
             assert "does not answer" in link.fault or "Keep alive" in link.fault
         finally:
-            broker.send(signal.SIGCONT)
+            broker.thaw()
         await until(lambda: link.connected, within_s=8)
 
 
 @needs_mosquitto
-async def test_a_wrong_password_is_a_sentence_and_not_the_end(tmp_path):
-    broker = Mosquitto(tmp_path, "allow_anonymous false\n")
-    broker.start()
-    link = speaker(broker.url, username="someone", password="unknown")
-    try:
+async def test_a_wrong_password_is_a_sentence_and_not_the_end(folder):
+    with Mosquitto(folder, extra="allow_anonymous false") as broker:
+        link = speaker(broker.url, username="someone", password="unknown")
         async with running(link):
             await until(lambda: "login" in link.fault)
             assert "check user name, password and client id" in link.fault
-    finally:
-        broker.kill()
 
 
 @needs_mosquitto
@@ -386,6 +411,143 @@ async def test_a_fault_of_the_program_in_the_callback_ends_the_link(broker):
             await task
     assert caught.group_contains(ZeroDivisionError)
     assert not link.connected
+
+
+class PickyBroker:
+    """Speaks just enough MQTT to refuse: `judge(topic, qos)` says 'take', 'hang up' or 'silence'."""
+
+    def __init__(self, judge: Callable[[str, int], str]) -> None:
+        self._judge = judge
+        self.taken: list[tuple[str, int]] = []  # topic, QoS
+        self.sessions = 0
+
+    @contextlib.asynccontextmanager
+    async def serving(self) -> AsyncIterator[str]:
+        server = await asyncio.start_server(self._session, "127.0.0.1", 0)
+        async with server:
+            yield f"mqtt://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+    async def _session(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.sessions += 1
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                kind, length = await reader.readexactly(2)
+                assert length < 128
+                body = await reader.readexactly(length)
+                if kind == 0x10:
+                    writer.write(b"\x20\x02\x00\x00")
+                if kind & 0xF0 == 0x30 and not self._take(kind >> 1 & 3, body, writer):
+                    break
+        writer.close()
+
+    def _take(self, qos: int, body: bytes, writer: asyncio.StreamWriter) -> bool:
+        end = 2 + int.from_bytes(body[:2], "big")
+        topic = body[2:end].decode()
+        verdict = self._judge(topic, qos)
+        if verdict == "take":
+            self.taken.append((topic, qos))
+            if qos > 0:
+                writer.write(b"\x40\x02" + body[end : end + 2])
+        return verdict != "hang up"
+
+
+async def test_after_a_break_in_mid_burst_only_what_was_not_confirmed_is_sent_again_in_order():
+    broker = PickyBroker(
+        lambda _topic, _qos: "hang up" if broker.sessions == 1 and len(broker.taken) == 100 else "take"
+    )
+    async with broker.serving() as url:
+        link = speaker(url)
+        for number in range(300):
+            link.publish(f"alert/{number}", b"", qos=1, keep=True)
+        async with running(link):
+            await until(lambda: link.waiting == 0)
+    assert broker.sessions == 2
+    assert broker.taken == [(f"alert/{number}", 1) for number in range(300)]
+
+
+INNOCENT = {"alert/1", "alert/2", "status/c"}
+
+
+def publish_among_innocents(link: MqttLink, qos: int) -> None:
+    link.publish("alert/1", b"", qos=1, keep=True)
+    link.publish("status/a.b", b"", qos=qos)
+    link.publish("alert/2", b"", qos=1, keep=True)
+    link.publish("status/c", b"", qos=1)
+
+
+@pytest.mark.parametrize("verdict", ["hang up", "silence"])
+async def test_a_message_the_broker_will_not_have_costs_itself_alone(monkeypatch, verdict):
+    monkeypatch.setattr(mqtt, "REPLY_WAIT_MAX_S", 0.1)
+    broker = PickyBroker(lambda topic, _qos: verdict if topic == "status/a.b" else "take")
+    async with broker.serving() as url:
+        link = speaker(url)
+        faults = []
+        publish_among_innocents(link, qos=1)
+        async with running(link), asyncio.timeout(5):
+            while link.waiting:
+                faults.append(link.fault)
+                await asyncio.sleep(0.001)
+    assert {topic for topic, _ in broker.taken} == INNOCENT
+    assert link.refused == 1
+    assert link.refusal == "it takes no message to status/a.b, dropped: check topic and rights there"
+    assert broker.sessions <= mqtt.REFUSALS_MAX + 2
+    assert all("another client" not in fault for fault in faults)
+
+
+async def test_nobody_innocent_is_dropped_for_one_who_offends_again_and_again_with_qos_0():
+    """The socket takes such a message, and the broker hangs up while the next one waits for its answer."""
+    broker = PickyBroker(lambda topic, _qos: "hang up" if topic == "status/a.b" else "take")
+    async with broker.serving() as url:
+        link = speaker(url)
+        async with running(link), asyncio.timeout(10):
+            while link.refused < 3:
+                publish_among_innocents(link, qos=0)
+                assert "status/a.b" in link.refusal or not link.refusal
+                await asyncio.sleep(0.01)
+    assert {topic for topic, _ in broker.taken} == INNOCENT
+
+
+async def test_a_broker_without_qos_2_gets_qos_1_in_its_place():
+    broker = PickyBroker(lambda _, qos: "hang up" if qos == 2 else "take")
+    async with broker.serving() as url:
+        link = speaker(url)
+        async with running(link):
+            link.publish("alert", b"breach", qos=2, keep=True)
+            await until(lambda: broker.taken == [("alert", 1)] and link.waiting == 0)
+            assert (link.qos_max, link.refused) == (1, 0)
+            assert link.refusal == "it takes no QoS 2 (to alert), we go on with 1: set qos_max"
+            link.publish("alert", b"breach", qos=2, keep=True)
+            await until(lambda: len(broker.taken) == 2)
+        assert broker.sessions == mqtt.REFUSALS_MAX + 2
+
+
+async def test_a_link_told_of_its_broker_lowers_qos_from_the_start():
+    broker = PickyBroker(lambda _, qos: "hang up" if qos == 2 else "take")
+    async with broker.serving() as url:
+        link = speaker(url, qos_max=1)
+        async with running(link):
+            link.publish("alert", b"breach", qos=2, keep=True)
+            await until(lambda: broker.taken == [("alert", 1)] and link.waiting == 0)
+        assert broker.sessions == 1
+
+
+async def test_of_qos_2_one_message_alone_is_on_the_wire_and_holds_up_its_own_topic_only():
+    link = speaker("mqtt://127.0.0.1:1")
+    for topic, qos, keep in (
+        ("a", 2, True),
+        ("b", 1, True),
+        ("a", 1, True),
+        ("c", 2, True),
+        ("c", 0, False),
+        ("d", 0, False),
+    ):
+        link.publish(topic, b"%d" % qos, qos, keep=keep)
+    assert [(message.topic, message.qos) for message in link._batch()] == [
+        ("a", 2),
+        ("b", 1),
+        ("a", 1),
+        ("d", 0),
+    ]
 
 
 async def test_a_silent_listener_does_not_hold_a_stop_for_more_than_its_bound():
@@ -469,6 +631,7 @@ async def test_a_port_has_its_default(url, address):
         ({"client_id": ""}, "client_id is empty"),
         ({"subscriptions": (Subscription("a/#/b"),)}, "subscription 'a/#/b'"),
         ({"subscriptions": (Subscription("a", 2),)}, "qos 2; use 0 or 1"),
+        ({"qos_max": 3}, "qos_max 3; use 0, 1 or 2"),
         ({"tls": Tls()}, "not mqtts://"),
         ({"url": "mqtts://h", "tls": Tls(ca_file="/nowhere/ca.pem")}, "/nowhere/ca.pem"),
     ],
@@ -476,45 +639,6 @@ async def test_a_port_has_its_default(url, address):
 async def test_what_no_reconnect_could_cure_is_refused_at_once(kwargs, says):
     with pytest.raises(MqttConfigError, match=says):
         MqttLink(**{"url": "mqtt://h", "client_id": "x", "on_message": Heard()} | kwargs)
-
-
-# -- TLS --------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def tls_broker(tmp_path: Path) -> Iterator[tuple[Mosquitto, Path]]:
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl is not installed, no certificate to test with")
-    ca = tmp_path / "ca.pem"
-    key = tmp_path / "key.pem"
-    request = (
-        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=127.0.0.1"
-    )
-    request += f" -addext subjectAltName=IP:127.0.0.1 -keyout {key} -out {ca}"
-    subprocess.run(request.split(), check=True, capture_output=True)
-    key.chmod(0o644)  # mosquitto drops root
-    tmp_path.chmod(0o755)
-    for parent in tmp_path.parents[:2]:
-        parent.chmod(0o755)
-    broker = Mosquitto(tmp_path, f"allow_anonymous true\ncertfile {ca}\nkeyfile {key}\n")
-    broker.start()
-    yield broker, ca
-    broker.kill()
-
-
-@needs_mosquitto
-async def test_tls_works_with_the_ca_and_is_refused_without(tls_broker):
-    broker, ca = tls_broker
-    url = f"mqtts://127.0.0.1:{broker.port}"
-    ear, heard = listener(url, "t", tls=Tls(ca_file=str(ca)))
-    stranger = speaker(url)
-    async with running(ear, stranger):
-        await until(lambda: ear.connected)
-        ear.publish("t", bytes(50_000))
-        await until(lambda: len(heard) == 1)
-        await until(lambda: "certificate" in stranger.fault)
-        assert not stranger.connected
-    gc.collect()
 
 
 # -- another broker, another loop -------------------------------------------------------------------------

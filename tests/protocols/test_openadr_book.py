@@ -19,6 +19,8 @@ def limits_kw(book: EventBook, now_utc_s=T0_UTC_S) -> list[float]:
 
 BAD = {"payloadDescriptors": []}
 PAST = {"intervalPeriod": {"start": "2026-11-21T12:00:00Z", "duration": "PT1H"}}
+FOR_EVER = {"intervalPeriod": {"start": START, "duration": "P9999Y"}}
+AT_ONCE = {"intervalPeriod": {"start": "0001-01-01", "duration": "PT1H"}}
 CALLED_OFF = {"intervalPeriod": {"start": "0001-01-01", "duration": "PT0S"}}
 
 
@@ -41,6 +43,7 @@ CALLED_OFF = {"intervalPeriod": {"start": "0001-01-01", "duration": "PT0S"}}
         ("lapsed", [step(**PAST)], ["lapsed"], []),
         ("an update into the past by our clock, which may be wrong, releases nothing", [step(), step("UPDATE", 1, **PAST)], ["accepted", "event ev-1: lapsed by our clock; the known version stays in force, DELETE it to end it"], [1]),
         ("called off by PT0S", [step(), step("UPDATE", 1, **CALLED_OFF)], ["accepted", "cancelled"], []),
+        ("called off, with a question left in it", [step(), step("UPDATE", 1, **CALLED_OFF, reportDescriptors=[{"payloadType": "DEMAND", "frequency": 0}])], ["accepted", "cancelled"], []),
         ("without its date", [step(modificationDateTime=...)], ["modificationDateTime: missing"], []),
         ("two events", [step(), step(event_id="ev-2", kw=2)], ["accepted", "accepted"], [1, 2]),
         ("only a price", [step(intervals=[interval(0.1, payload_type="PRICE")])], ["asks for no power: PRICE"], []),
@@ -87,9 +90,71 @@ def test_a_delete_may_be_as_short_as_its_id():
     short = parse('{"objectType":"EVENT","operation":"DELETE","object":{"id":"ev-1"}}')
     assert book.apply(short, T0_UTC_S) == Verdict(True, "deleted")
     assert book.apply(short, T0_UTC_S) == Verdict(True, "deleted")
-    assert book.apply(step(), T0_UTC_S).reason == "duplicate"
     assert book.windows(T0_UTC_S) == ()
+    assert book.event_ids(T0_UTC_S) == frozenset()
     assert EventBook().apply(short, T0_UTC_S) == Verdict(True, "deleted")
+
+
+UNDATED = step("DELETE", modificationDateTime=...)
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_an_event_that_vanished_from_the_list_counts_again_when_the_same_version_is_listed_again(restarted):
+    """Pages of a list shift while they are read: such a delete may be a mistake."""
+    book = EventBook()
+    book.apply(step(**AT_ONCE), T0_UTC_S)
+    before = book.windows(T0_UTC_S)
+    book.apply(UNDATED, T0_UTC_S + 60)
+    assert (book.windows(T0_UTC_S), book.in_force(T0_UTC_S), book.event_ids(T0_UTC_S)) == ((), {}, set())
+    if restarted:
+        book = EventBook.from_dict(json.loads(json.dumps(book.to_dict())))
+        assert book.windows(T0_UTC_S) == ()
+    verdict = book.apply(step("UPDATE", **AT_ONCE), T0_UTC_S + 120)
+    assert (verdict.accepted, verdict.reason) == (True, "accepted; it is listed again")
+    assert book.windows(T0_UTC_S) == before, "and what 'now' meant has not moved"
+    assert book.event_ids(T0_UTC_S) == {"ev-1"}
+    assert book.apply(step(**AT_ONCE), T0_UTC_S + 180).reason == "duplicate"
+
+
+@pytest.mark.parametrize(
+    ("case", "messages", "reason", "kw"),
+    [
+        ("a dated delete, then the old create again", [step(), step("DELETE", 1)], "older than known", []),
+        ("a dated delete of the same stamp", [step(), step("DELETE")], "duplicate", []),
+        ("both kinds of delete", [step(), step("DELETE"), UNDATED], "duplicate", []),
+        ("both, the other way round", [step(), UNDATED, step("DELETE")], "duplicate", []),
+        ("vanished, then an older version", [step(minute=1), UNDATED], "older than known", []),
+        ("vanished, and the same one again", [step(), UNDATED], "it is listed again", [1]),
+    ],
+)
+def test_a_delete_with_a_date_is_the_sites_word_and_stays(case, messages, reason, kw):
+    book = EventBook()
+    for message in messages:
+        book.apply(message, T0_UTC_S)
+    assert reason in book.apply(step(), T0_UTC_S).reason, case
+    assert limits_kw(book) == kw, case
+
+
+def test_a_broker_that_remembers_a_vanished_event_does_not_bring_it_back():
+    book = EventBook()
+    book.apply(step(), T0_UTC_S)
+    book.apply(UNDATED, T0_UTC_S)
+    assert book.apply(step(), T0_UTC_S, retained=True).reason == "duplicate"
+    assert limits_kw(book) == []
+
+
+def test_a_newer_version_of_a_vanished_event_is_an_event_like_any_other():
+    book = EventBook()
+    for message in (step(), UNDATED, step("UPDATE", 1, 2)):
+        book.apply(message, T0_UTC_S)
+    assert limits_kw(book) == [2]
+
+
+def test_a_lapsed_update_of_a_vanished_event_does_not_claim_that_it_is_in_force():
+    book = EventBook()
+    book.apply(step(), T0_UTC_S)
+    book.apply(UNDATED, T0_UTC_S)
+    assert book.apply(step("UPDATE", 1, **PAST), T0_UTC_S).reason == "event ev-1: lapsed"
 
 
 def test_a_retained_delete_without_its_date_deletes_nothing():
@@ -110,8 +175,6 @@ def test_a_delete_with_rubbish_in_its_body_still_deletes():
 
 
 AGE_S = book_module.RETAINED_AGE_MAX_S
-FOR_EVER = {"intervalPeriod": {"start": START, "duration": "P9999Y"}}
-AT_ONCE = {"intervalPeriod": {"start": "0001-01-01", "duration": "PT1H"}}
 
 
 @pytest.mark.parametrize(
@@ -170,7 +233,7 @@ def test_the_book_survives_a_restart_through_json():
 
 @pytest.mark.parametrize(
     "said",
-    [None, [], {}, {"v": 3, "events": {}}, {"v": 1}, {"v": 1, "events": {"a": {"modified_utc_s": "x", "windows": []}}},
+    [None, [], {}, {"v": 4, "events": {}}, {"v": 1}, {"v": 1, "events": {"a": {"modified_utc_s": "x", "windows": []}}},
      {"v": 1, "events": {"a": {"modified_utc_s": 1.0, "windows": [{"event_id": "a"}]}}}],
 )  # fmt: skip
 def test_a_book_that_was_not_kept_by_us_is_refused_with_the_remedy(said):
@@ -397,15 +460,35 @@ VERSION_1 = {
 }  # fmt: skip
 
 
-def test_a_book_of_version_1_is_read_and_kept_as_version_2():
+def test_a_book_of_version_1_is_read_and_kept_as_version_3():
     book = EventBook.from_dict(VERSION_1)
     limit, target = book.windows(T0_UTC_S)
     assert (limit.type, target.type) == ("IMPORT_CAPACITY_LIMIT", "DISPATCH_SETPOINT")
     assert (limit.value, limit.priority, limit.interval_id) == (4000.0, 3, 7)
     assert limit.modified_utc_s == T0_UTC_S - HOUR_S
     assert book.apply(step(event_id="gone", minute=59), T0_UTC_S).reason == "event gone: older than known"
-    assert book.to_dict()["v"] == 2
+    assert book.to_dict()["v"] == 3
     assert EventBook.from_dict(json.loads(json.dumps(book.to_dict()))).windows(T0_UTC_S) == (limit, target)
+
+
+VERSION_2 = {
+    "v": 2,
+    "events": {
+        "kept": {"modified_utc_s": T0_UTC_S - HOUR_S, "draws": [], "priority": 3,
+                 "windows": [["IMPORT_CAPACITY_LIMIT", 4000.0, T0_UTC_S, T0_UTC_S + HOUR_S, 7, ""]]},
+        "gone": {"modified_utc_s": T0_UTC_S, "draws": [], "windows": []},
+    },
+}  # fmt: skip
+
+
+def test_a_book_of_version_2_is_read_and_kept_as_version_3():
+    book = EventBook.from_dict(VERSION_2)
+    assert book.windows(T0_UTC_S) == EventBook.from_dict(VERSION_1).windows(T0_UTC_S)[:1]
+    assert book.event_ids(T0_UTC_S) == {"kept"}
+    assert json.loads(json.dumps(book.to_dict())) == VERSION_2 | {"v": 3}
+    assert EventBook.from_dict(json.loads(json.dumps(book.to_dict()))).windows(T0_UTC_S) == book.windows(
+        T0_UTC_S
+    )
 
 
 @pytest.mark.parametrize("change", [{"kind": "?"}, {"limit_w": "x"}, {"ends_utc_s": None}])
@@ -433,3 +516,53 @@ def test_a_refused_event_makes_no_room_for_itself(monkeypatch):
     before = book.to_dict()
     assert not book.apply(step(**PAST), T0_UTC_S).accepted
     assert book.to_dict() == before
+
+
+# -- events that ask for no power -------------------------------------------------------------------------------------
+
+ASKS = {"reportDescriptors": [{"payloadType": "DEMAND", "repeat": -1}]}
+
+
+@pytest.mark.parametrize(
+    ("case", "fields", "ends_h"),
+    [
+        ("an hour of a word of somebody's own", {"intervals": [interval(1.0, payload_type="X-OWN")]}, 1),
+        ("looped for five hours", {"intervals": [interval(1.0, payload_type="X-OWN")], "duration": "PT5H"}, 5),
+        ("one report on one hour", {"intervals": None, "reportDescriptors": [{"payloadType": "DEMAND"}]}, 1),
+        ("three of them", {"intervals": None, "reportDescriptors": [{"payloadType": "DEMAND", "repeat": 3}]}, 3),
+        ("reports for five hours", {"intervals": None, "duration": "PT5H"} | ASKS, 5),
+        ("reports for ever", {"intervals": None} | ASKS, None),
+        ("no period at all: until deleted", {"intervals": None, "intervalPeriod": None} | ASKS, None),
+        ("nothing at all: until deleted", {"intervals": None}, None),
+    ],
+)  # fmt: skip
+def test_an_event_without_power_is_known_to_the_heartbeat_for_as_long_as_it_lasts(case, fields, ends_h):
+    book = EventBook()
+    assert book.apply(step(**fields), T0_UTC_S).accepted, case
+    for again in (book, EventBook.from_dict(json.loads(json.dumps(book.to_dict())))):
+        last_h = 1e6 if ends_h is None else ends_h
+        assert again.event_ids(T0_UTC_S + last_h * HOUR_S - 1) == {"ev-1"}, case
+        assert (again.event_ids(T0_UTC_S + last_h * HOUR_S) == {"ev-1"}) is (ends_h is None), case
+    book.apply(step("DELETE", 1), T0_UTC_S)
+    assert book.event_ids(T0_UTC_S) == frozenset()
+
+
+def test_events_of_reports_alone_make_room_for_a_limit(monkeypatch):
+    """Nobody may be refused a limit because of three questions."""
+    monkeypatch.setattr(book_module, "EVENTS_MAX", 3)
+    book = EventBook()
+    for name in "abc":
+        book.apply(step(event_id=name, intervals=None, **ASKS), T0_UTC_S)
+    book.apply(step("DELETE", event_id="unknown"), T0_UTC_S)
+    assert book.event_ids(T0_UTC_S) == {"a", "b", "c"}, "not for the end of an event that we do not know"
+    assert book.apply(step(event_id="limit"), T0_UTC_S).accepted
+    assert book.event_ids(T0_UTC_S) == {"b", "c", "limit"}
+
+
+def test_a_book_with_rubbish_among_its_requests_is_refused():
+    book = EventBook()
+    book.apply(step(**ASKS), T0_UTC_S)
+    said = json.loads(json.dumps(book.to_dict()))
+    said["events"]["ev-1"]["request"]["axis"]["turn"] = []
+    with pytest.raises(OpenAdrError, match=r"kept events: .* let the site send anew"):
+        EventBook.from_dict(said)

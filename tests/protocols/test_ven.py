@@ -6,27 +6,19 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
-import socket
 import ssl
-import subprocess
-import tempfile
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from firmware_sim.vtn import Broker, Vtn
-from protocols import ven as ven_module
-from protocols.ven import Ven, VenConfigError, VenSettings
+from protocols.ven import Ven, VenConfigError, VenSettings, client, faults, notifier, outbox, reading
+from protocols.ven import ven as rounds
+from tests.brokers import Authority, Mosquitto, Pair, free_port, needs_mosquitto, open_folder, write
 
-trustme = pytest.importorskip("trustme", reason="trustme is not installed, no certificate to test with")
-
-MOSQUITTO = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
-needs_mosquitto = pytest.mark.skipif(MOSQUITTO is None, reason="mosquitto is not installed")
 # Brokers are killed and handshakes refused here: what the libraries then leave to the collector is closed by
 # it, with a warning that lands in whichever test runs by then.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -43,124 +35,64 @@ LIMIT = {
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch):
     """The same behaviour at thirty times the pace."""
-    for name, value in {
-        "REQUEST_WAIT_MAX_S": 0.4,
-        "ROUND_GAP_S": 0.02,
-        "RETRY_MIN_S": 0.05,
-        "RETRY_MAX_S": 0.2,
-        "BROKER_LOOK_S": 0.05,
-        "TOKEN_LIFE_MIN_S": 0.1,
-    }.items():
-        monkeypatch.setattr(ven_module, name, value)
+    for module, name, value in (
+        (client, "REQUEST_WAIT_MAX_S", 0.4),
+        (rounds, "ROUND_GAP_S", 0.02),
+        (client, "RETRY_MIN_S", 0.05),
+        (client, "RETRY_MAX_S", 0.2),
+        (notifier, "BROKER_LOOK_S", 0.05),
+        (reading, "TOKEN_LIFE_MIN_S", 0.1),
+    ):
+        monkeypatch.setattr(module, name, value)
 
 
 # -- the world --------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Pki:
-    """A certificate authority with all certificates of a site, as files that anybody may read."""
+class Site:
+    """The certificates of a site and its folder, and what a server or a client makes of them."""
 
-    folder: Path
-    ca: Any = field(default_factory=trustme.CA)
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.ca = Authority(folder)
+        self.server = self.ca.server()
+        self.stranger = self.ca.server("somewhere.else.example")
+        self.client = self.ca.client("block-1")
+        self.operator = self.ca.client("vtn")
 
-    def __post_init__(self) -> None:
-        self.folder.chmod(0o755)
-        self.ca_pem = self.ca.cert_pem.bytes().decode()
-        self.ca_file = self._write("ca.pem", self.ca_pem.encode())
-        self.server = self._issue("server", "127.0.0.1")
-        self.stranger = self._issue("stranger", "somewhere.else.example")
-        self.client = self._issue("client", common_name="block-1")
-        self.operator = self._issue("operator", common_name="vtn")
-
-    def _write(self, name: str, text: bytes) -> str:
-        path = self.folder / name
-        path.write_bytes(text)
-        path.chmod(0o644)
-        return str(path)
-
-    def _issue(self, name: str, *hosts: str, common_name: str | None = None) -> tuple[str, str]:
-        made = self.ca.issue_cert(*(hosts or (f"{name}.example",)), common_name=common_name)
-        chain = b"".join(pem.bytes() for pem in made.cert_chain_pems)
-        return self._write(f"{name}.crt", chain), self._write(f"{name}.key", made.private_key_pem.bytes())
-
-    def serving(self, files: tuple[str, str] | None = None, *, wants_client: bool = False) -> ssl.SSLContext:
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=self.ca_file)
+    def serving(self, files: Pair | None = None, *, wants_client: bool = False) -> ssl.SSLContext:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=self.ca.ca_file)
         context.load_cert_chain(*(files or self.server))
         context.verify_mode = ssl.CERT_REQUIRED if wants_client else ssl.CERT_NONE
         return context
 
-    def calling(self, files: tuple[str, str] | None = None) -> ssl.SSLContext:
-        context = ssl.create_default_context(cafile=self.ca_file)
+    def calling(self, files: Pair | None = None) -> ssl.SSLContext:
+        context = ssl.create_default_context(cafile=self.ca.ca_file)
         if files is not None:
             context.load_cert_chain(*files)
         return context
 
+    def mosquitto(self, **kwargs) -> Mosquitto:
+        return Mosquitto(self.folder, authority=self.ca, **kwargs)
+
 
 @pytest.fixture(scope="session")
-def pki() -> Iterator[Pki]:
-    with tempfile.TemporaryDirectory() as folder:
-        yield Pki(Path(folder))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-class Mosquitto:
-    """A broker with TLS, run by nobody, that can be killed and brought back on the same port."""
-
-    def __init__(self, pki: Pki, extra: str = "allow_anonymous true\n") -> None:
-        self.port = free_port()
-        self._config = pki.folder / f"mosquitto-{self.port}.conf"
-        cert, key = pki.server
-        self._config.write_text(
-            f"listener {self.port} 127.0.0.1\npersistence false\nset_tcp_nodelay true\nlog_dest none\n"
-            f"cafile {pki.ca_file}\ncertfile {cert}\nkeyfile {key}\n{extra}"
-        )
-        self.process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def url(self) -> str:
-        return f"mqtts://127.0.0.1:{self.port}"
-
-    def start(self) -> None:
-        assert MOSQUITTO is not None
-        as_nobody: dict[str, Any] = (
-            {"user": 65534, "group": 65534, "extra_groups": []} if os.geteuid() == 0 else {}
-        )
-        self.process = subprocess.Popen(
-            [MOSQUITTO, "-c", str(self._config)], stderr=subprocess.DEVNULL, **as_nobody
-        )
-        deadline_s = time.monotonic() + 5
-        while time.monotonic() < deadline_s:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 0.2):
-                return
-            time.sleep(0.005)
-        raise AssertionError("mosquitto did not start")
-
-    def kill(self) -> None:
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-            self.process = None
+def pki() -> Iterator[Site]:
+    with open_folder() as folder:
+        yield Site(folder)
 
 
 @pytest.fixture
-def broker(pki: Pki) -> Iterator[Mosquitto]:
-    it = Mosquitto(pki)
-    it.start()
-    yield it
-    it.kill()
+def broker(pki: Site) -> Iterator[Mosquitto]:
+    with pki.mosquitto() as it:
+        yield it
 
 
-def told(broker: Mosquitto, pki: Pki, **kwargs) -> Broker:
+def told(broker: Mosquitto, pki: Site, **kwargs) -> Broker:
     return Broker(broker.url, tls=pki.calling(), **kwargs)
 
 
-def vtn_of(pki: Pki, broker: Broker | None = None, **kwargs) -> Vtn:
+def vtn_of(pki: Site, broker: Broker | None = None, **kwargs) -> Vtn:
     kwargs = {"tls": pki.serving(), "topic_prefix": PREFIX, "clients": {CLIENT: SECRET}, **kwargs}
     return Vtn(broker=broker, **kwargs)
 
@@ -201,10 +133,10 @@ class Receiver:
         return [one["object"]["id"] for one in said]
 
 
-def ven_at(vtn: Vtn, pki: Pki, **changes) -> tuple[Ven, Receiver]:
+def ven_at(vtn: Vtn, pki: Site, **changes) -> tuple[Ven, Receiver]:
     receiver = Receiver()
     settings = {"url": vtn.url, "client_id": CLIENT, "client_secret": SECRET, "ven_name": "block-1"}
-    settings |= {"ca_file": pki.ca_file, "poll_s": 30.0, **changes}
+    settings |= {"ca_file": pki.ca.ca_file, "poll_s": 30.0, **changes}
     ven = Ven(VenSettings(**settings), on_message=receiver.on_message, on_program=receiver.on_program)
     return ven, receiver
 
@@ -230,39 +162,35 @@ async def until(condition: Callable[[], object], within_s: float = 5.0) -> None:
 # -- enrolment, seed, notifications -----------------------------------------------------------------------
 
 
-def password_file(pki: Pki, **passwords: str) -> str:
+def password_file(pki: Site, **passwords: str) -> str:
     """Mosquitto's own format: PBKDF2 with SHA-512."""
-    path = pki.folder / "passwords"
     lines = []
     for user, password in passwords.items():
         salt = os.urandom(12)
         digest = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, 101)
         lines.append(f"{user}:$7$101${base64.b64encode(salt).decode()}${base64.b64encode(digest).decode()}\n")
-    path.write_text("".join(lines))
-    path.chmod(0o644)
-    return str(path)
+    return str(write(pki.folder / "passwords", "".join(lines)))
 
 
-def bearer_setup(pki: Pki) -> tuple[Mosquitto, Broker]:
+def bearer_setup(pki: Site) -> tuple[Mosquitto, Broker]:
     passwords = password_file(pki, vtn="own", **{CLIENT: "token-1"})
-    it = Mosquitto(pki, f"allow_anonymous false\npassword_file {passwords}\n")
+    it = pki.mosquitto(extra=f"allow_anonymous false\npassword_file {passwords}")
     authentication = {"method": "OAUTH2_BEARER_TOKEN", "username": "{clientID}"}
     return it, told(it, pki, username="vtn", password="own", authentication=authentication)
 
 
-def certificate_setup(pki: Pki) -> tuple[Mosquitto, Broker]:
-    acl = pki.folder / "acl"
-    acl.write_text(f"user vtn\ntopic write #\nuser block-1\ntopic read {PREFIX}#\n")
-    acl.chmod(0o644)
-    it = Mosquitto(pki, f"require_certificate true\nuse_identity_as_username true\nacl_file {acl}\n")
+def certificate_setup(pki: Site) -> tuple[Mosquitto, Broker]:
+    it = pki.mosquitto(
+        wants_client=True, acl=f"user vtn\ntopic write #\nuser block-1\ntopic read {PREFIX}#\n"
+    )
     cert, key = (Path(name).read_text() for name in pki.client)
     authentication = {"method": "CERTIFICATE", "clientCert": cert, "clientKey": key}
-    authentication["caCert"] = pki.ca_pem
+    authentication["caCert"] = pki.ca.ca_pem
     return it, Broker(it.url, tls=pki.calling(pki.operator), authentication=authentication)
 
 
-def anonymous_setup(pki: Pki) -> tuple[Mosquitto, Broker]:
-    it = Mosquitto(pki)
+def anonymous_setup(pki: Site) -> tuple[Mosquitto, Broker]:
+    it = pki.mosquitto()
     return it, told(it, pki)
 
 
@@ -270,8 +198,7 @@ def anonymous_setup(pki: Pki) -> tuple[Mosquitto, Broker]:
 @pytest.mark.parametrize("setup", [anonymous_setup, bearer_setup, certificate_setup])
 async def test_events_are_seeded_then_followed_with_each_authentication_of_the_standard(pki, setup):
     mosquitto, told_broker = setup(pki)
-    mosquitto.start()
-    try:
+    with mosquitto:
         async with vtn_of(pki, told_broker) as vtn:
             vtn.issue_token = lambda: "token-1"
             vtn.create_program({"id": "p1", "programName": "capacity", "payloadDescriptors": []})
@@ -290,8 +217,6 @@ async def test_events_are_seeded_then_followed_with_each_authentication_of_the_s
                 assert ven.status.notifications == 3
                 assert ven.status.fault == ""
                 assert ven.status.broker == f"127.0.0.1:{mosquitto.port}"
-    finally:
-        mosquitto.kill()
 
 
 async def test_ven_and_resources_are_registered_once_and_found_again(pki):
@@ -336,7 +261,7 @@ async def test_events_for_targets_we_were_granted_are_found_and_others_are_not(p
 
 async def test_all_pages_are_read(pki):
     async with vtn_of(pki) as vtn:
-        made = {vtn.create_event(LIMIT)["id"] for _ in range(3 * ven_module.PAGE_ITEMS)}
+        made = {vtn.create_event(LIMIT)["id"] for _ in range(3 * client.PAGE_ITEMS)}
         ven, receiver = ven_at(vtn, pki)
         async with running(ven):
             await until(lambda: ven.status.state == "polling")
@@ -505,7 +430,7 @@ async def test_a_vtn_that_is_not_there_yet_is_waited_for(pki):
 
 @needs_mosquitto
 async def test_a_dead_address_of_the_broker_gives_way_to_the_next(pki, broker, monkeypatch):
-    monkeypatch.setattr(ven_module, "BROKER_DOWN_MAX_S", 0.2)
+    monkeypatch.setattr(notifier, "BROKER_DOWN_MAX_S", 0.2)
     uris = (f"mqtts://127.0.0.1:{free_port()}", broker.url)
     async with vtn_of(pki, told(broker, pki, told_uris=uris)) as vtn:
         ven, _ = ven_at(vtn, pki)
@@ -516,9 +441,7 @@ async def test_a_dead_address_of_the_broker_gives_way_to_the_next(pki, broker, m
 
 @needs_mosquitto
 async def test_a_broker_that_moves_is_followed(pki, broker):
-    new = Mosquitto(pki)
-    new.start()
-    try:
+    with pki.mosquitto() as new:
         async with vtn_of(pki, told(broker, pki)) as vtn:
             ven, _ = ven_at(vtn, pki, poll_s=0.1)
             async with running(ven):
@@ -526,8 +449,6 @@ async def test_a_broker_that_moves_is_followed(pki, broker):
                 vtn.broker = told(new, pki)
                 await until(lambda: ven.status.broker == f"127.0.0.1:{new.port}")
                 await until(lambda: ven.status.state == "following")
-    finally:
-        new.kill()
 
 
 @pytest.mark.parametrize("fault", [None, "absent"])
@@ -571,8 +492,7 @@ async def test_a_token_is_renewed_before_it_expires(pki):
 @needs_mosquitto
 async def test_a_broker_that_wants_the_token_gets_the_newest_one(pki):
     mosquitto, told_broker = bearer_setup(pki)
-    mosquitto.start()
-    try:
+    with mosquitto:
         async with vtn_of(pki, told_broker) as vtn:
             vtn.issue_token = lambda: f"token-{vtn.tokens_issued + 1}"
             ven, receiver = ven_at(vtn, pki, poll_s=0.1)
@@ -580,22 +500,18 @@ async def test_a_broker_that_wants_the_token_gets_the_newest_one(pki):
                 await until(lambda: ven.status.state == "following")
                 password_file(pki, vtn="own", **{CLIENT: "token-2"})
                 vtn.expire_tokens()
-                mosquitto.kill()
-                mosquitto.start()
+                mosquitto.restart()
                 await until(lambda: ven.status.state == "following" and vtn.tokens_issued == 2)
                 event = vtn.create_event(LIMIT)["id"]
                 await until(lambda: event in receiver.standing)
-    finally:
-        mosquitto.kill()
 
 
 @needs_mosquitto
 async def test_a_token_that_only_the_broker_dislikes_is_renewed_as_well(pki, monkeypatch):
-    monkeypatch.setattr(ven_module, "BROKER_DOWN_MAX_S", 0.3)
+    monkeypatch.setattr(notifier, "BROKER_DOWN_MAX_S", 0.3)
     mosquitto, told_broker = bearer_setup(pki)
     password_file(pki, vtn="own", **{CLIENT: "token-2"})
-    mosquitto.start()
-    try:
+    with mosquitto:
         async with vtn_of(pki, told_broker) as vtn:
             vtn.issue_token = lambda: f"token-{vtn.tokens_issued + 1}"
             ven, _ = ven_at(vtn, pki)
@@ -603,8 +519,6 @@ async def test_a_token_that_only_the_broker_dislikes_is_renewed_as_well(pki, mon
                 await until(lambda: "refused the login" in ven.status.fault)
                 await until(lambda: ven.status.state == "following")
                 assert vtn.tokens_issued == 2
-    finally:
-        mosquitto.kill()
 
 
 async def test_a_wrong_secret_is_a_sentence_that_does_not_repeat_it(pki):
@@ -617,8 +531,8 @@ async def test_a_wrong_secret_is_a_sentence_that_does_not_repeat_it(pki):
 
 
 def test_a_token_in_the_wrong_format_is_not_shown():
-    with pytest.raises(ven_module.VtnFault) as caught:
-        ven_module._token(200, b"access_token=abc&token_type=Bearer")
+    with pytest.raises(faults.VtnFault) as caught:
+        reading.token(200, b"access_token=abc&token_type=Bearer")
     assert str(caught.value) == "the answer is not a JSON object"
 
 
@@ -627,7 +541,7 @@ def test_a_token_in_the_wrong_format_is_not_shown():
     [(3600, 3600.0), ("90", 90.0), (None, 86_400.0), ("soon", 86_400.0), (-5, 0.1), (1e300, 86_400.0)],
 )
 def test_the_life_of_a_token_is_taken_with_salt(expires_in, life_s):
-    assert ven_module._life_s(expires_in) == life_s
+    assert reading.life_s(expires_in) == life_s
 
 
 # -- certificates -----------------------------------------------------------------------------------------
@@ -635,8 +549,8 @@ def test_the_life_of_a_token_is_taken_with_salt(expires_in, life_s):
 
 @pytest.mark.parametrize("wrong", ["ca", "host"])
 async def test_a_vtn_with_a_wrong_certificate_gets_neither_secret_nor_token(pki, wrong):
-    with tempfile.TemporaryDirectory() as folder:
-        other = Pki(Path(folder))
+    with open_folder() as folder:
+        other = Site(folder)
         serving = other.serving() if wrong == "ca" else pki.serving(pki.stranger)
         async with vtn_of(pki, tls=serving) as vtn:
             ven, _ = ven_at(vtn, pki)
@@ -660,9 +574,9 @@ async def test_a_vtn_that_wants_our_certificate_gets_it(pki):
 
 @needs_mosquitto
 async def test_a_broker_with_a_wrong_certificate_is_not_listened_to_but_polling_goes_on(pki, broker):
-    with tempfile.TemporaryDirectory() as folder:
-        other = Pki(Path(folder))
-        authentication = {"method": "CERTIFICATE", "caCert": other.ca_pem}
+    with open_folder() as folder:
+        other = Site(folder)
+        authentication = {"method": "CERTIFICATE", "caCert": other.ca.ca_pem}
         async with vtn_of(pki, told(broker, pki, authentication=authentication)) as vtn:
             event = vtn.create_event(LIMIT)["id"]
             ven, receiver = ven_at(vtn, pki, poll_s=0.1)
@@ -704,7 +618,7 @@ SAYS = {
     "garbage": "not a JSON list",
     "hang": "does not answer within",
     "html": "not a JSON list: <html>",
-    "huge": f"an answer of more than {ven_module.BODY_MAX_BYTES} bytes",
+    "huge": f"an answer of more than {client.BODY_MAX_BYTES} bytes",
     "mixed": "4 items without a readable id",
     "redirect": "302, a redirection: our token goes only where the settings say",
 }
@@ -752,12 +666,12 @@ async def test_a_vtn_that_cannot_skip_is_read_once_and_not_for_ever(pki):
         ven, receiver = ven_at(vtn, pki)
         async with running(ven):
             await until(lambda: ven.status.state == "polling")
-            assert len(receiver.standing) == ven_module.PAGE_ITEMS
+            assert len(receiver.standing) == client.PAGE_ITEMS
             assert vtn.requests.count("GET /events") == 2
 
 
 async def test_a_round_that_takes_too_long_ends_and_says_so(pki, monkeypatch):
-    monkeypatch.setattr(ven_module, "ROUND_WAIT_MAX_S", 0.2)
+    monkeypatch.setattr(rounds, "ROUND_WAIT_MAX_S", 0.2)
     async with vtn_of(pki) as vtn:
         vtn.faults["programs"] = "hang"
         ven, _ = ven_at(vtn, pki)
@@ -766,7 +680,7 @@ async def test_a_round_that_takes_too_long_ends_and_says_so(pki, monkeypatch):
 
 
 async def test_what_a_vtn_says_is_shown_short_and_on_one_line(pki):
-    assert ven_module._shown("a\nb\x1b[31m" + "x" * 500) == "a?b?[31m" + "x" * 112 + "..."
+    assert faults.shown("a\nb\x1b[31m" + "x" * 500) == "a?b?[31m" + "x" * 112 + "..."
 
 
 # -- reports ----------------------------------------------------------------------------------------------
@@ -778,7 +692,7 @@ async def test_a_report_reaches_the_vtn_in_our_name(pki):
     async with vtn_of(pki) as vtn:
         ven, _ = ven_at(vtn, pki)
         async with running(ven):
-            await ven.report(REPORT)
+            ven.report(REPORT)
             await until(lambda: vtn.reports)
             assert vtn.reports == [{**REPORT, "clientName": "block-1"}]
             await until(lambda: ven.status.reports_sent == 1)
@@ -789,14 +703,14 @@ async def test_reports_wait_for_a_vtn_and_the_oldest_make_room(pki):
         vtn.faults["auth/token"] = "error"
         ven, _ = ven_at(vtn, pki)
         async with running(ven):
-            for number in range(ven_module.REPORTS_MAX + 3):
-                await ven.report({**REPORT, "reportName": str(number)})
+            for number in range(outbox.REPORTS_MAX + 3):
+                ven.report({**REPORT, "reportName": str(number)})
             await until(lambda: "report: " in ven.status.fault)
-            assert (ven.status.reports_waiting, ven.status.reports_lost) == (ven_module.REPORTS_MAX, 3)
+            assert (ven.status.reports_waiting, ven.status.reports_lost) == (outbox.REPORTS_MAX, 3)
             vtn.faults.clear()
             await until(lambda: ven.status.reports_waiting == 0)
             assert [one["reportName"] for one in vtn.reports] == [
-                str(number) for number in range(3, ven_module.REPORTS_MAX + 3)
+                str(number) for number in range(3, outbox.REPORTS_MAX + 3)
             ]
             assert "report" not in ven.status.fault
 
@@ -807,12 +721,12 @@ async def test_a_report_the_vtn_will_not_have_does_not_block_the_next(pki, fault
         vtn.faults["reports"] = fault
         ven, _ = ven_at(vtn, pki)
         async with running(ven):
-            await ven.report(REPORT)
+            ven.report(REPORT)
             await until(lambda: ven.status.reports_lost == 1)
-            tries = {"forbid": 1, "error": ven_module.REPORT_TRIES_MAX}[fault]
+            tries = {"forbid": 1, "error": outbox.REPORT_TRIES_MAX}[fault]
             assert vtn.requests.count("POST /reports") == tries
             vtn.faults.clear()
-            await ven.report({**REPORT, "eventID": "e2"})
+            ven.report({**REPORT, "eventID": "e2"})
             await until(lambda: vtn.reports)
             assert [one["eventID"] for one in vtn.reports] == ["e2"]
 
@@ -822,7 +736,7 @@ async def test_a_report_that_is_none_is_the_fault_of_the_caller(pki, report):
     async with vtn_of(pki) as vtn:
         ven, _ = ven_at(vtn, pki)
     with pytest.raises(ValueError, match="report: "):
-        await ven.report(report)
+        ven.report(report)
 
 
 # -- settings, faults of the program ----------------------------------------------------------------------

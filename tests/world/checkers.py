@@ -83,6 +83,7 @@ class Checkers:
     down_since_s: dict = field(default_factory=dict)
     rack_over_since_s: dict = field(default_factory=dict)
     rack_full_at_s: dict = field(default_factory=dict)  # last time it drew what its inlets carry
+    ramps: set = field(default_factory=set)  # every one that was agreed in this history
 
     def see(self, moment: Moment) -> None:
         self._remember(moment)
@@ -106,6 +107,7 @@ class Checkers:
 
     def _remember(self, moment: Moment) -> None:
         now = moment.now_s
+        self.ramps |= {self.settings.ramp, *(setpoint.ramp for setpoint in moment.plan if setpoint.ramp)}
         self.bases.append((now, moment.base_w))
         while self.bases[0][0] < moment.measurable_at_s - BASE_TRACK_S:
             self.bases.popleft()
@@ -152,7 +154,8 @@ class Checkers:
         if not moment.clock_true:
             return
         for setpoint, opened_s, ends_s in moment.wanted:
-            ramp_s = (self.settings.feed_rating_w - setpoint.limit_w) / self.settings.ramp_down_w_per_s
+            down_w_per_s = (setpoint.ramp or self.settings.ramp).down_w_per_s
+            ramp_s = (self.settings.feed_rating_w - setpoint.limit_w) / down_w_per_s
             known = moment.started_at_s < opened_s - ramp_s - 6.0 and moment.heard_at_s > opened_s - 6.0
             alone = len(moment.wanted) == 1  # others may have priority until then
             if not (
@@ -190,7 +193,7 @@ class Checkers:
 
     def ramps_are_contracts(self, moment: Moment, decision: Decision) -> None:
         """5: the line, and the limits that GPUs hold, move no faster than agreed, whatever comes back."""
-        now, up, down = moment.now_s, self.settings.ramp_up_w_per_s, self.settings.ramp_down_w_per_s
+        now, up, down = moment.now_s, self._fastest_up_w_per_s(), max(one.down_w_per_s for one in self.ramps)
         before = [(at, said.budget_w) for at, said in self.said if now - 2.0 <= at <= now - 1.0]
         if before and moment.decided_now:
             at, was_w = before[-1]
@@ -328,7 +331,8 @@ class Checkers:
         for setpoint in moment.plan:
             left_s = setpoint.starts_utc_s - moment.utc_s
             if setpoint.arrive_at_start and left_s > 0.0:
-                line_w = setpoint.limit_w + settings.ramp_down_w_per_s * max(0.0, left_s - settings.lead_s)
+                down_w_per_s = (setpoint.ramp or settings.ramp).down_w_per_s
+                line_w = setpoint.limit_w + down_w_per_s * max(0.0, left_s - settings.lead_s)
                 least_w[f"{setpoint.source} {setpoint.id}, to be met at its start"] = line_w
         for limit in decision.limits:
             if limit.power_w < REAL_LIMIT_RATIO * least_w.get(limit.source, np.inf):
@@ -346,7 +350,7 @@ class Checkers:
         lately = [said for at, said in self.said if at >= moment.now_s - RECENTLY_S]
         line_w = min(said.binding.power_w for said in lately)
         risen_w = decision.budget_w - min(said.budget_w for said in lately)
-        agreed_w = RECENTLY_S * self.settings.ramp_up_w_per_s
+        agreed_w = RECENTLY_S * min(one.up_w_per_s for one in self.ramps)
         if decision.budget_w < AT_THE_LINE_RATIO * line_w and risen_w < RISING_RATIO * agreed_w:
             text = f"budget {decision.budget_w:.0f} W, line {line_w:.0f} W, risen by {risen_w:.0f} W"
             raise Broken(10, moment.now_s, text)
@@ -376,7 +380,8 @@ class Checkers:
 
     def back_at_work(self, moment: Moment, decision: Decision) -> None:
         """GPUs may use what budget and inlets leave free. Budget and base load have been judged already."""
-        up_w_per_s = self.settings.ramp_up_w_per_s / self.settings.block_w_per_gpu_w
+        # slow enough not to ask for more than was agreed, fast enough not to excuse what is left unused
+        up_w_per_s = min(one.up_w_per_s for one in self.ramps) / self.settings.block_w_per_gpu_w
         since_s = moment.now_s - RECENTLY_S
         self.rooms.append((moment.now_s, self._room_w(moment, decision)))
         room_w = min(room_w for at, room_w in self.rooms if at >= since_s)
@@ -384,7 +389,8 @@ class Checkers:
         earlier_w = max(value for at, value in self.sums if since_s - 1.0 <= at <= since_s)
         if self.sums[-1][1] - earlier_w > RISING_RATIO * RECENTLY_S * up_w_per_s:
             return  # on its way, at the agreed rate
-        if used_w < IN_USE_RATIO * room_w - FOLLOWED_S * up_w_per_s - ROUNDING_W * len(moment.limits_w):
+        followed_w = FOLLOWED_S * self._fastest_up_w_per_s() / self.settings.block_w_per_gpu_w
+        if used_w < IN_USE_RATIO * room_w - followed_w - ROUNDING_W * len(moment.limits_w):
             text = f"limits sum up to {used_w:.0f} W, {room_w:.0f} W are free: not back at work"
             raise Broken(10, moment.now_s, text)
 
@@ -396,6 +402,9 @@ class Checkers:
         racks_w = (carried_w - RACK_BASE_RATIO * moment.base_w) / settings.block_w_per_gpu_w
         racks_w = np.minimum(racks_w, topology.rack_sums(topology.gpu_max_w))
         return min((budget_w - decision.base_w) / settings.block_w_per_gpu_w, float(racks_w.sum()))
+
+    def _fastest_up_w_per_s(self) -> float:
+        return max(one.up_w_per_s for one in self.ramps)
 
     def _seconds(self, trail: deque, now_s: float, count: int) -> list:
         """One entry of the trail for each of the last seconds, oldest first."""

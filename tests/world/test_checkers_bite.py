@@ -1,6 +1,5 @@
 """A checker that cannot fail is worth nothing: for each promise, a law that breaks it, and is caught."""
 
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -70,7 +69,7 @@ def test_1_a_gpu_that_disobeys_is_not_counted(monkeypatch):
 
 
 def test_2_the_highest_limit_binds_instead_of_the_lowest(monkeypatch):
-    monkeypatch.setattr(law, "_power_w", lambda limit: -limit.power_w)
+    monkeypatch.setattr(ramp, "power_w", lambda limit: -limit.power_w)
     assert caught() == 2
 
 
@@ -95,12 +94,16 @@ def test_4_a_difference_of_two_moments(monkeypatch):
 @pytest.mark.parametrize("rate", ["up_w_per_s", "down_w_per_s"])
 def test_5_a_budget_that_does_not_ramp(monkeypatch, rate):
     honest = ramp.step
-    monkeypatch.setattr(ramp, "step", lambda pace, **given: honest(pace, **{**given, rate: 1e9}))
+
+    def hasty(pace, limits, **given):
+        return honest(pace, limits, **{**given, "ramp": given["ramp"]._replace(**{rate: 1e9})})
+
+    monkeypatch.setattr(ramp, "step", hasty)
     assert caught() == 5
 
 
 def test_5_power_that_a_fault_took_comes_back_at_once(monkeypatch):
-    monkeypatch.setattr(sharing, "_lift", lambda _settings, shares, *_: (1e9, shares.sums))
+    monkeypatch.setattr(sharing, "_lift", lambda shares, *_: (1e9, shares.sums))
     assert caught(seeds=range(10, 60)) == 5
 
 
@@ -139,8 +142,9 @@ def test_8_no_failsafe_limit_before_the_site_has_spoken(monkeypatch):
 def test_8_a_heartbeat_that_counts_as_a_statement(monkeypatch):
     honest = failsafe.step
 
-    def hasty(settings, link, site, now_s, *, limited):
-        return honest(settings, link, replace(site, plan_at_s=site.heartbeat_at_s), now_s, limited=limited)
+    def hasty(settings, link, contact, now_s, *, limited):
+        stated = contact._replace(plan_at_s=contact.heartbeat_at_s)
+        return honest(settings, link, stated, now_s, limited=limited)
 
     monkeypatch.setattr(failsafe, "step", hasty)
     assert caught(seeds=range(200)) == 8
@@ -168,7 +172,11 @@ def test_10_a_budget_that_does_not_come_back_at_the_agreed_rate(monkeypatch, spe
     monkeypatch.setattr(
         ramp,
         "step",
-        lambda pace, **given: honest(pace, **{**given, "up_w_per_s": speed * given["up_w_per_s"]}),
+        lambda pace, limits, **given: honest(
+            pace,
+            limits,
+            **{**given, "ramp": given["ramp"]._replace(up_w_per_s=speed * given["ramp"].up_w_per_s)},
+        ),
     )
     assert caught(seeds=range(5)) == 10
 

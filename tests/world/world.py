@@ -18,9 +18,11 @@ from controller.core import law as real_law
 from controller.core.model import (
     FOREVER_S,
     Carried,
+    Contact,
     Decision,
     FailsafeSettings,
     Measurement,
+    Ramp,
     Running,
     Setpoint,
     Settings,
@@ -89,11 +91,14 @@ def settings_for(rng: Random, tick_s: float, inlet_ratio: float) -> Settings:
     rating_w = rng.uniform(0.9, 1.2) * peak_w
     return Settings(
         topology=topology,
-        failsafe=FailsafeSettings(limit_w=rng.uniform(0.6, 0.8) * peak_w, heartbeat_timeout_s=4.0),
+        failsafes=(
+            FailsafeSettings(
+                limit_w=rng.uniform(0.6, 0.8) * peak_w, heartbeat_timeout_s=4.0, source="openadr"
+            ),
+        ),
         tick_s=tick_s,
         feed_rating_w=rating_w,
-        ramp_down_w_per_s=rng.uniform(0.03, 0.2) * peak_w,
-        ramp_up_w_per_s=rng.uniform(0.02, 0.1) * peak_w,
+        ramp=Ramp(rng.uniform(0.03, 0.2) * peak_w, rng.uniform(0.02, 0.1) * peak_w),
         block_w_per_gpu_w=1.06,
         base_min_w=600.0,
         base_max_w=2600.0,
@@ -167,6 +172,8 @@ class World:
         self.site_states, self.plan_since_s = True, 0.0
         self.site_up, self.site_next_s = True, rng.uniform(0.0, 3.0)
         self.plan = self._plan()
+        if later:
+            self.plan = self._with_ramps(self.plan)
         self.site_known = Site()
         self.wanted: dict[str, tuple[Setpoint, float, float]] = {}
         self.disturbed_at_s = 0.0
@@ -201,6 +208,26 @@ class World:
                 )
             )
         return tuple(plan)
+
+    def _with_ramps(self, plan: tuple[Setpoint, ...]) -> tuple[Setpoint, ...]:
+        """In some worlds, some setpoints bring a ramp of their own."""
+        rng, ramp = Random(f"ramps {self.seed}"), self.settings.ramp
+        if rng.random() < 0.6:
+            return plan
+        return tuple(
+            replace(
+                setpoint,
+                ramp=rng.choice(
+                    (
+                        None,
+                        Ramp(
+                            rng.uniform(0.5, 4.0) * ramp.down_w_per_s, rng.uniform(0.5, 2.0) * ramp.up_w_per_s
+                        ),
+                    )
+                ),
+            )
+            for setpoint in plan
+        )
 
     def _draw_faults(self) -> list[tuple[float, str, float]]:
         rng, names = self.rng, list(FAULTS)
@@ -263,11 +290,12 @@ class World:
         elif to == "site":
             if controller is not None:
                 if message is None:  # a heartbeat without a statement
-                    self.site_known = replace(self.site_known, heartbeat_at_s=self.now_s)
+                    contact = self.site_known.contact(0)._replace(heartbeat_at_s=self.now_s)
+                    self.site_known = replace(self.site_known, contacts=(contact,))
                 else:
                     if message != self.site_known.setpoints:
                         self.plan_since_s = self.now_s
-                    self.site_known = Site(self.now_s, self.now_s, message)
+                    self.site_known = Site((Contact(self.now_s, self.now_s),), message)
                     self.disk.setpoints = message
                 controller.board.site = self.site_known
                 controller.site_spoke = controller.site_spoke or message is not None
@@ -363,7 +391,7 @@ class World:
         elif now_s - self.unmeasurable_at_s > MEASURED_AFTER_S:
             self.measurable_at_s = now_s
         carried = self.inherited
-        inherited_w = budget_max_w = self.settings.failsafe.limit_w
+        inherited_w = budget_max_w = self.settings.failsafe_w
         if carried is not None:
             budget_max_w = min(budget_max_w, max(carried.budget_w, carried.limit_w))
             if now_s < carried.ends_at_s:
@@ -382,7 +410,7 @@ class World:
             healed=now_s - self.start_s >= FAULTS_UNTIL_S + HEAL_S,
             started_at_s=now_s if controller is None else controller.started_at_s,
             site_spoke=controller is not None and controller.site_spoke,
-            heard_at_s=self.site_known.heartbeat_at_s,
+            heard_at_s=self.site_known.contact(0).heartbeat_at_s,
             plan_since_s=self.plan_since_s,
             inherited_w=inherited_w,
             budget_max_w=budget_max_w,

@@ -102,7 +102,7 @@ def test_time_is_utc_seconds_whatever_its_offset():
         (b"[" * 100_000, "nested too deeply"),
         (b'{"id": NaN}', "NaN is not JSON"),
         (b'{"id": ' + b"9" * 5000 + b"}", "not JSON"),
-        (b'{"id": "a", "id": "b"}', "a key twice"),
+        (b'{"id": "a", "id": "b"}', "given twice"),
         (b"x" * (PAYLOAD_MAX_BYTES + 1), "send 262144 at most"),
     ],
 )

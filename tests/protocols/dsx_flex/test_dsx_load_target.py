@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import time
+from dataclasses import replace
 
 import pytest
 from dsx_parts import FUZZ, HOUR_S, ISV, T0_UTC_S, an_id, envelope
@@ -105,6 +106,25 @@ def test_a_message_without_targets_is_refused(data):
         read(data)
 
 
+@pytest.mark.parametrize(
+    "target",
+    [
+        Target(None),
+        Target(0.0, None, T0_UTC_S + 60),
+        Target(1e3, T0_UTC_S + 60, feed_tags=("main-b",)),
+        Target(4.5e6, T0_UTC_S, T0_UTC_S + HOUR_S, ("main-a", "main-b"), best_effort=True),
+    ],
+)
+def test_a_target_reads_back_as_it_was_written(target):
+    assert read(json.loads(json.dumps(load_target.data([target, target])))) == (target, target)
+
+
+def test_a_target_that_cannot_be_meant_is_not_written():
+    for wrong in (Target(1e12), Target(math.nan), Target(1e3, -1.0)):
+        with pytest.raises(DsxFlexError, match="to send"):
+            load_target.data([wrong])
+
+
 # -- the book -----------------------------------------------------------------------------------------------
 
 
@@ -112,9 +132,8 @@ def book_of(*messages, feeds=FEEDS):
     """Messages are (arrival in hours after T0, targets); ids count up."""
     book = LoadTargetBook(feeds)
     for number, (hour, *targets) in enumerate(messages, 1):
-        assert book.apply(envelope(number), tuple(targets), T0_UTC_S + hour * HOUR_S) == Verdict(
-            True, "accepted"
-        )
+        verdict = book.apply(envelope(number), tuple(targets), T0_UTC_S + hour * HOUR_S)
+        assert verdict in (Verdict(True, "accepted"), Verdict(True, "repeated"))
     return book
 
 
@@ -230,6 +249,38 @@ def test_a_site_that_repeats_itself_leaves_no_trail():
     assert len(book.to_dict()["windows"]) == len(FEEDS)
     book = book_of(*((beat / 120, at(5, beat / 120)) for beat in range(WINDOWS_MAX + 100)), feeds=("a",))
     assert len(book.to_dict()["windows"]) <= WINDOWS_MAX
+
+
+THREAD = an_id(77)
+
+
+@pytest.mark.parametrize(
+    ("again", "repeats"),
+    [
+        (at(5), True),
+        (at(6), False),
+        (at(5, None, 3), False),
+        (replace(at(5), best_effort=True), False),
+        (at(None), False),
+    ],
+)
+def test_a_new_message_that_says_what_stands_already_changes_nothing(again, repeats):
+    book = LoadTargetBook(("a",))
+    book.apply(replace(envelope(1), correlation_id=THREAD), (at(5),), T0_UTC_S)
+    before, revision = book.windows(T0_UTC_S), book.revision
+    verdict = book.apply(replace(envelope(2), correlation_id=THREAD), (again,), T0_UTC_S + 60.0)
+    assert verdict.accepted
+    assert (verdict.reason == "repeated") is repeats
+    assert ((book.windows(T0_UTC_S + 60.0), book.revision) == (before, revision)) is repeats
+
+
+def test_the_same_wish_in_another_thread_is_a_new_one():
+    """Its sender waits for a status that names it."""
+    book = LoadTargetBook(("a",))
+    book.apply(replace(envelope(1), correlation_id=THREAD), (at(5),), T0_UTC_S)
+    verdict = book.apply(replace(envelope(2), correlation_id=an_id(78)), (at(5),), T0_UTC_S + 60.0)
+    assert verdict.reason == "accepted"
+    assert book.windows(T0_UTC_S + 60.0)[0].correlation_id == an_id(78)
 
 
 def test_a_full_book_refuses_and_says_so():

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from dsx_parts import ALERT, HINTS, PARENT, T0_UTC_S, an_id, envelope, private_pem, public_pem, said
 
-from protocols.dsx_flex import breach, load_target, power_state, topics
+from protocols.dsx_flex import breach, enforcement, load_target, power_state, topics
 from protocols.dsx_flex.envelope import Envelope, Trace, read, write
 from protocols.dsx_flex.load_target import LoadTargetBook, Target
 from protocols.dsx_flex.power_state import FeedRating, FeedState, Happening
@@ -129,10 +129,23 @@ def test_every_alert_is_valid(status, severity):
 @pytest.mark.parametrize("phase", ["applied", "reverted"])
 @pytest.mark.parametrize("code", ["applied", "failed", "skipped"])
 def test_every_enforcement_is_valid(phase, code):
-    results = [breach.Result.of(hint, code, "because", 4000.0) for hint in HINTS]
-    for told in (results, [breach.Result.of(HINTS[0], code)], []):
-        data = breach.enforcement_data(ALERT, phase, told, done_utc_s=T0_UTC_S, message="done")
-        sent(topics.POWER_BREACH_ENFORCEMENT, data, role="infra")
+    results = [enforcement.Result.of(hint, code, "because", 4000.0) for hint in HINTS]
+    for told in (results, [enforcement.Result.of(HINTS[0], code)], []):
+        answer = enforcement.Enforcement.of(ALERT, phase, told, done_utc_s=T0_UTC_S, message="done")
+        data = sent(topics.POWER_BREACH_ENFORCEMENT, enforcement.enforcement_data(answer), role="infra")
+        assert enforcement.read_enforcement(data) == answer
+
+
+TARGETS = (
+    Target(None),
+    Target(4.5e6, T0_UTC_S, T0_UTC_S + 3600, ("main-a", "main-b"), best_effort=True),
+    Target(0.0, None, T0_UTC_S + 60),
+    Target(1e3, T0_UTC_S + 60, feed_tags=("main-b",)),
+)
+
+
+def test_every_load_target_is_valid():
+    assert load_target.read(sent(topics.LOAD_TARGET_SET, load_target.data(TARGETS), role="isv")) == TARGETS
 
 
 def test_what_the_contract_allows_is_read():

@@ -4,8 +4,10 @@ import json
 
 import pytest
 
-from controller.core.model import NEVER_S, Running
-from controller.site import HORIZON_S, SiteDesk
+from controller.config import load_block
+from controller.core.model import NEVER_S, Contact, Running
+from controller.site.desk import SiteDesk
+from controller.site.outlook import HORIZON_S
 from controller.store import Store
 
 UTC_S = 1_790_000_000.0
@@ -17,24 +19,42 @@ TIMEOUT_S = 5.0
 class Desk:
     """A desk, what it published, and short ways to send."""
 
-    def __init__(self, folder) -> None:
-        self.published = []
-        self.store = Store(folder)
+    def __init__(self, path) -> None:
+        config = load_block(path)
+        self.published, self.caps = [], []
+        self.at_s = 0.0
+        self.store = Store(config.state_dir)
         self.desk = SiteDesk(
+            config,
             self.store,
-            heartbeat_topic=HEARTBEAT,
-            heartbeat_timeout_s=TIMEOUT_S,
-            arrive_at_start=False,
+            clock=(lambda: NOW_S + self.at_s, lambda: UTC_S + self.at_s),
             on_change=self.published.append,
+            on_caps=self.caps.append,
         )
 
     @property
     def site(self):
         return self.desk.site
 
+    @property
+    def contact(self):
+        return self.desk.sources["openadr"].contact
+
+    @property
+    def alarms(self):
+        return dict(self.desk.alarms(NOW_S + self.at_s))
+
+    def beat(self, at_s=None):
+        self.at_s = self.at_s if at_s is None else at_s
+        self.desk.before_beat(NOW_S + self.at_s)
+
+    def refresh(self, running, ended, utc_s):
+        self.desk.refresh(running, ended, utc_s)
+
     def send(self, topic, said, at_s=0.0, *, retained=False):
+        self.at_s = at_s
         payload = said if isinstance(said, bytes) else json.dumps(said).encode()
-        self.desk.on_message(topic, payload, retained, NOW_S + at_s, UTC_S + at_s)
+        self.desk.on_message(topic, payload, retained)
         return self.desk.signals[-1] if self.desk.signals else None
 
     def heartbeat(self, at_s, *, sent_s=None, retained=False, **fields):
@@ -47,7 +67,11 @@ class Desk:
 
     @property
     def heard_s(self):
-        return self.site.heartbeat_at_s - NOW_S
+        return self.contact.heartbeat_at_s - NOW_S
+
+    def close(self):
+        self.desk.close()
+        self.store.close()
 
 
 def rfc_3339(at_s) -> str:
@@ -68,14 +92,16 @@ def event(event_id="dr-1", limit_kw=9.5, starts_s=10.0, duration="PT10M", modifi
 
 
 @pytest.fixture
-def desk(tmp_path) -> Desk:
-    return Desk(tmp_path)
+def desk(block_with):
+    it = Desk(block_with())
+    yield it
+    it.close()
 
 
 def test_a_fresh_heartbeat_is_a_sign_of_life(desk):
     desk.heartbeat(0.0)
     assert desk.heard_s == 0.0
-    assert desk.site.plan_at_s == NEVER_S, "a bare heartbeat states no plan"
+    assert desk.contact.plan_at_s == NEVER_S, "a bare heartbeat states no plan"
 
 
 @pytest.mark.parametrize(
@@ -166,7 +192,7 @@ def test_a_message_that_breaks_the_program_is_refused_like_any_other(desk, monke
     def broken(_payload):
         raise ZeroDivisionError
 
-    monkeypatch.setattr("controller.site.openadr.parse", broken)
+    monkeypatch.setattr("protocols.openadr.parse", broken)
     assert "a fault of this program" in desk.send(EVENTS, b"{}").reason
     assert desk.desk.counts["refused"] == 1
 
@@ -174,14 +200,14 @@ def test_a_message_that_breaks_the_program_is_refused_like_any_other(desk, monke
 def test_a_heartbeat_with_a_known_plan_states_it(desk):
     desk.event()
     desk.heartbeat(3.0, event_ids=["dr-1"])
-    assert desk.site.plan_at_s == NOW_S + 3.0
+    assert desk.contact.plan_at_s == NOW_S + 3.0
 
 
 def test_a_heartbeat_that_names_an_event_we_never_got_states_nothing_and_says_so(desk):
     desk.event()
     desk.heartbeat(3.0, event_ids=["dr-1", "dr-2"])
-    assert desk.site.plan_at_s == NOW_S
-    assert desk.desk.unknown_events == {"dr-2"}
+    assert desk.contact.plan_at_s == NOW_S
+    assert "dr-2" in desk.alarms["plan openadr"]
 
 
 def test_an_accepted_event_is_a_setpoint_and_a_statement(desk):
@@ -189,8 +215,8 @@ def test_an_accepted_event_is_a_setpoint_and_a_statement(desk):
     (wish,) = desk.site.setpoints
     assert (wish.source, wish.id, wish.kind, wish.limit_w) == ("openadr", "dr-1/0", "limit", 9_500.0)
     assert (wish.starts_utc_s, wish.ends_utc_s) == (UTC_S + 10.0, UTC_S + 610.0)
-    assert desk.site.plan_at_s == NOW_S
-    assert (signal.accepted, signal.topic) == (True, EVENTS)
+    assert desk.contact.plan_at_s == NOW_S
+    assert (signal.accepted, signal.sender) == (True, EVENTS)
 
 
 def test_what_asks_for_no_power_is_kept_and_named_and_known_to_the_heartbeat_but_no_setpoint(desk):
@@ -198,27 +224,13 @@ def test_what_asks_for_no_power_is_kept_and_named_and_known_to_the_heartbeat_but
     assert desk.event(intervals=[alert]).reason == "accepted; it asks for no power: ALERT_GRID_EMERGENCY"
     assert desk.site.setpoints == ()
     desk.heartbeat(3.0, event_ids=["dr-1"])
-    assert desk.desk.unknown_events == frozenset()
-
-
-def test_a_book_that_an_earlier_version_kept_still_binds(tmp_path):
-    store = Store(tmp_path)
-    window = {
-        "event_id": "dr-1", "kind": "target", "limit_w": 9_500.0, "starts_utc_s": UTC_S,
-        "ends_utc_s": UTC_S + 600.0, "priority": 1, "interval_id": 0,
-    }  # fmt: skip
-    store.keep_book({"v": 1, "events": {"dr-1": {"modified_utc_s": UTC_S, "windows": [window]}}})
-    store.close()
-    again = Desk(tmp_path)
-    again.desk.refresh((), frozenset(), UTC_S + 2.0)
-    (wish,) = again.site.setpoints
-    assert (wish.id, wish.kind, wish.limit_w) == ("dr-1/0", "target", 9_500.0)
+    assert "plan openadr" not in desk.alarms
 
 
 def test_a_retained_event_is_a_wish_and_no_sign_of_life(desk):
     desk.event(retained=True)
     assert len(desk.site.setpoints) == 1
-    assert desk.site.plan_at_s == NEVER_S
+    assert desk.contact.plan_at_s == NEVER_S
 
 
 def test_a_refused_event_leaves_everything_as_it_was(desk):
@@ -241,34 +253,45 @@ def test_a_deleted_event_is_gone_and_that_is_a_statement(desk):
     desk.event()
     desk.event(5.0, operation="DELETE", modified_s=5.0)
     assert desk.site.setpoints == ()
-    assert desk.site.plan_at_s == NOW_S + 5.0
+    assert desk.contact.plan_at_s == NOW_S + 5.0
 
 
-def test_what_is_accepted_is_on_disk_before_it_is_published(desk):
-    seen = []
-    desk.desk._on_change = lambda site: seen.append(bool(site.setpoints) and desk.store.book is not None)
+def test_what_is_accepted_is_on_disk_before_the_beat_that_acts_on_it(desk):
     desk.event()
-    assert seen[0]
+    desk.beat(0.01)
+    assert "dr-1" in desk.store.book_path.read_text()
 
 
-def test_after_a_kill_the_plan_is_still_there_and_the_site_is_not(desk, tmp_path):
+def test_many_signals_between_two_beats_are_written_once(desk, monkeypatch):
+    written = []
+    monkeypatch.setattr(desk.store, "keep_book", written.append)
+    for number in range(5):
+        desk.event(event_id=f"dr-{number}")
+    desk.beat(0.05)
+    desk.beat(0.1)
+    assert len(written) == 1
+
+
+def test_after_a_kill_the_plan_is_still_there_and_the_site_is_not(desk, block_with):
     desk.event()
     desk.heartbeat(1.0)
+    desk.beat()
     desk.store.close()
-    again = Desk(tmp_path)
-    again.desk.refresh((), frozenset(), UTC_S + 2.0)
+    again = Desk(block_with())
+    again.refresh((), frozenset(), UTC_S + 2.0)
     assert again.site.setpoints == desk.site.setpoints
-    assert (again.site.heartbeat_at_s, again.site.plan_at_s) == (NEVER_S, NEVER_S)
+    assert again.contact == Contact()
 
 
-def test_a_kept_book_that_cannot_be_read_does_not_stop_the_start(tmp_path):
-    store = Store(tmp_path)
-    store.keep_book({"v": 9})
+def test_a_kept_book_that_cannot_be_read_does_not_stop_the_start(block_with):
+    state_dir = load_block(block_with()).state_dir
+    store = Store(state_dir)
+    store.keep_book({"openadr": {"v": 9}})
     store.close()
-    again = Desk(tmp_path)
-    again.desk.refresh((), frozenset(), UTC_S)
+    again = Desk(block_with())
+    again.refresh((), frozenset(), UTC_S)
     assert again.site.setpoints == ()
-    assert (tmp_path / "book.json.unreadable").exists()
+    assert (state_dir / "book.json.unreadable").exists()
 
 
 def test_a_window_is_over_when_the_law_says_so_and_not_before(desk):
@@ -277,18 +300,18 @@ def test_a_window_is_over_when_the_law_says_so_and_not_before(desk):
     (wish,) = desk.site.setpoints
     running = (Running(wish, NOW_S + 600.0),)
     for step_s in (1e6, -7200.0):
-        desk.desk.refresh(running, frozenset(), UTC_S + step_s)
+        desk.refresh(running, frozenset(), UTC_S + step_s)
         assert desk.site.setpoints == (wish,)
-    desk.desk.refresh((), frozenset({wish}), UTC_S + 20.0)
+    desk.refresh((), frozenset({wish}), UTC_S + 20.0)
     assert desk.site.setpoints == ()
-    desk.desk.refresh((), frozenset(), UTC_S + 20.0)
+    desk.refresh((), frozenset(), UTC_S + 20.0)
     assert desk.site.setpoints == (), "over is over"
 
 
 def test_another_signal_drops_no_open_window_though_the_clock_was_set_back(desk):
     desk.event()
     (wish,) = desk.site.setpoints
-    desk.desk.refresh((Running(wish, NOW_S + 600.0),), frozenset(), UTC_S + 20.0)
+    desk.refresh((Running(wish, NOW_S + 600.0),), frozenset(), UTC_S + 20.0)
     desk.event(-7200.0, event_id="dr-2", starts_s=-7000.0)
     assert wish in desk.site.setpoints
     desk.event(-7200.0, limit_kw=8.0, modified_s=1.0)
@@ -298,22 +321,22 @@ def test_another_signal_drops_no_open_window_though_the_clock_was_set_back(desk)
 def test_a_window_that_the_clock_calls_over_comes_back_when_the_clock_does(desk):
     """After a reboot the clock may be a day ahead until it is set."""
     desk.event()
-    desk.desk.refresh((), frozenset(), UTC_S + 86_400.0)
+    desk.refresh((), frozenset(), UTC_S + 86_400.0)
     assert desk.site.setpoints == ()
-    desk.desk.refresh((), frozenset(), UTC_S + 30.0)
+    desk.refresh((), frozenset(), UTC_S + 30.0)
     assert len(desk.site.setpoints) == 1
 
 
 def test_far_windows_wait_in_the_book_until_they_come_within_reach(desk):
     desk.event(starts_s=HORIZON_S + 100.0)
     assert desk.site.setpoints == ()
-    desk.desk.refresh((), frozenset(), UTC_S + 200.0)
+    desk.refresh((), frozenset(), UTC_S + 200.0)
     assert len(desk.site.setpoints) == 1
 
 
 def test_nothing_new_wakes_nobody(desk):
     desk.event()
     told = len(desk.published)
-    desk.desk.refresh((), frozenset(), UTC_S + 1.0)
+    desk.refresh((), frozenset(), UTC_S + 1.0)
     desk.send(EVENTS, b"{")
     assert len(desk.published) == told

@@ -1,0 +1,229 @@
+"""NVIDIA DSX Flex as a source of setpoints: load targets, signed by the operators that the site named.
+
+A command is refused unless it came over the topic of its own publisher, is signed by one of that publisher's
+keys, and is fresh by our wall clock. The contract has no heartbeat. What stands in for it is the bus's own
+habit of repeating a standing wish: every genuine load target is a sign of life and a statement of the plan;
+a repeat that says nothing new changes nothing. A site whose operator does not repeat itself names a
+heartbeat topic.
+
+The answers (status, breach, enforcement) are `told`'s.
+"""
+
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from controller.core.model import NEVER_S, Contact, Decision, Floats, Settings, Snapshot
+from controller.site.config import DsxFlexConfig
+from controller.site.outlook import Outlook
+from controller.site.policy import Policy
+from controller.site.shedding import Shedding
+from controller.site.source import Arrival, Refusals, Signal
+from controller.site.told import Told
+from controller.site.wire import MqttWire
+from controller.yaml_config import ConfigError
+from protocols.dsx_flex import breach, enforcement, envelope, load_target, signing, topics
+from protocols.dsx_flex.envelope import Envelope
+from protocols.dsx_flex.wire import DsxFlexError
+from protocols.mqtt import Subscription
+
+AHEAD_MAX_S: Final = 5.0  # so far may a publisher's clock be ahead of ours
+KEY_FILE_MAX_BYTES: Final = 1024 * 1024
+
+
+class DsxFlex:
+    """The agent's ear; `told` is its mouth."""
+
+    def __init__(
+        self,
+        config: DsxFlexConfig,
+        policy: Policy,
+        settings: Settings,
+        kept: Any,
+        on_message: Callable[[str, bytes, bool], None],
+        on_oversized: Callable[[str, int], None],
+    ) -> None:
+        self.name = policy.source
+        self.contact = Contact()
+        self.cap_w: Floats | None = None
+        self.revision = 0
+        self._config = config
+        self._keys = key_sets(config, "publishers", config.publishers)
+        self._adviser_keys = key_sets(config, "advisers", config.advisers)
+        self._refusals = Refusals()
+        feeds = policy.feeds
+        self.book = (
+            load_target.LoadTargetBook(feeds)
+            if kept is None
+            else load_target.LoadTargetBook.from_dict(feeds, kept)
+        )
+        self.outlook = Outlook(policy.of_dsx, policy.ways.spread_max_s)
+        self._learn()
+        wanted = [
+            Subscription(one, 1)
+            for message_type, names in (
+                (topics.LOAD_TARGET_SET, config.publishers),
+                (topics.POWER_BREACH_ALERT, config.advisers),
+            )
+            for name in names
+            for one in topics.filters(message_type, name)
+        ]
+        self.wire = MqttWire(config, policy.block, tuple(wanted), on_message, on_oversized)
+        self.told = Told(config, settings, policy, self.book, _signer(config), self._publish)
+        self._shedding = Shedding(settings)
+
+    def take(self, arrival: Arrival) -> Signal | None:
+        if self.wire.is_canary(arrival.topic):
+            self.wire.hear_canary(arrival)
+            return None
+        if self.wire.is_heartbeat(arrival.topic):
+            known = frozenset(one.correlation_id for one in self.book.windows(NEVER_S))
+            self.contact, refusal = self.wire.heartbeat(arrival, known, self.contact)
+            if not refusal:
+                return None
+            return Signal(arrival.now_utc_s, self.name, arrival.topic, "", accepted=False, reason=refusal)
+        said: Envelope | None = None
+        try:
+            address = topics.read_topic(arrival.topic)
+            said = envelope.read(arrival.payload)
+            topics.check_source(address, message_type=said.type, source=said.source)
+            steers = said.type == topics.LOAD_TARGET_SET
+            data = self._genuine(
+                said, self._keys if steers else self._adviser_keys, address.identifier, arrival
+            )
+            if not steers:
+                return self._shed(arrival, said, data)
+            verdict = self._apply(said, data, arrival)
+        except DsxFlexError as error:
+            verdict = load_target.Verdict(False, str(error))
+        return self._judged(arrival, said, verdict)
+
+    def _genuine(
+        self, said: Envelope, keys: Mapping[str, signing.KeySet], sender: str, arrival: Arrival
+    ) -> Mapping[str, Any]:
+        """What it says, if it is from one who may, signed by them, and of now."""
+        if sender not in keys:
+            raise DsxFlexError(
+                f"source: {sender} may not tell this block; those who may: {', '.join(keys) or 'nobody'}"
+            )
+        envelope.check_age(said, arrival.now_utc_s, age_max_s=self._config.age_max_s, ahead_max_s=AHEAD_MAX_S)
+        return signing.open_data(
+            said.data, keys[sender], arrival.now_utc_s, accept_unsigned=self._config.accept_unsigned
+        )
+
+    def _apply(self, said: Envelope, data: Mapping[str, Any], arrival: Arrival) -> load_target.Verdict:
+        before = self.book.revision
+        verdict = self.book.apply(said, load_target.read(data), arrival.now_utc_s)
+        if self.book.revision != before:
+            self._learn()
+            self.told.caused_by(said)
+        return verdict
+
+    def _shed(self, arrival: Arrival, said: Envelope, data: Mapping[str, Any]) -> Signal | None:
+        """An alert whose hints may be for us."""
+        alert = breach.read_alert(data)
+        results = self._shedding.take(alert, arrival.now_s)
+        self.cap_w = self._shedding.cap_w
+        if not results:
+            return None
+        phase: enforcement.Phase = "reverted" if alert.status == "resolved" else "applied"
+        self.told.enforced(alert, phase, results, said.trace, arrival.now_utc_s)
+        reason = f"{phase}: {enforcement.overall_code(results)} of {len(results)} hints"
+        return Signal(
+            arrival.now_utc_s,
+            self.name,
+            said.source,
+            f"breach {alert.breach_id}",
+            accepted=True,
+            reason=reason,
+        )
+
+    def _judged(self, arrival: Arrival, said: Envelope | None, verdict: load_target.Verdict) -> Signal | None:
+        """A repeat is a sign of life and not worth a line; the same message twice is not even that."""
+        if verdict.accepted and verdict.reason != "duplicate":
+            self.contact = Contact(arrival.now_s, arrival.now_s)
+        if verdict.accepted and verdict.reason in ("duplicate", "repeated"):
+            return None
+        sender = arrival.topic if said is None else said.source
+        about = "" if said is None else f"load target {said.thread_id}"
+        ignored = f"; not our feeds: {', '.join(verdict.ignored)}" if verdict.ignored else ""
+        reason = verdict.reason + ignored
+        signal = Signal(arrival.now_utc_s, self.name, sender, about, verdict.accepted, reason)
+        self._refusals.note(signal, arrival.now_s)
+        return signal
+
+    def _learn(self) -> None:
+        self.outlook.learn(sorted(self.book.windows(NEVER_S), key=lambda one: one.starts_utc_s))
+        self.revision += 1
+
+    def _publish(self, topic: str, payload: bytes, qos: int) -> None:
+        if self.wire.link is not None:
+            self.wire.link.publish(topic, payload, qos, keep=True)
+
+    # --- as every source --------------------------------------------------------------------------------
+
+    def overrun(self) -> None:
+        """The newest message of a flood was kept, and the newest target counts."""
+
+    def beat(self, now_s: float) -> None:
+        self.wire.beat(now_s)
+        if self._shedding.forgotten(now_s):
+            self.cap_w = self._shedding.cap_w
+
+    def tell(self, snapshot: Snapshot, decision: Decision) -> None:
+        self.told.beat(snapshot, decision)
+
+    def kept(self) -> Any:
+        return self.book.to_dict()
+
+    def alarms(self, now_s: float) -> Iterator[tuple[str, str]]:
+        yield from self._refusals.alarm(self.name, now_s)
+        yield from self.wire.alarms(now_s)
+
+    def links(self, _now_s: float) -> Iterator[Mapping[str, Any]]:
+        yield from self.wire.links()
+
+    def runs(self) -> Mapping[str, Callable[[], Awaitable[None]]]:
+        return self.wire.runs()
+
+
+def key_sets(
+    config: DsxFlexConfig, field: str, files: Mapping[str, Path | None]
+) -> dict[str, signing.KeySet]:
+    """Public keys by publisher, from the files named under `field`. Raises ConfigError."""
+    return {name: _key_set(config, f"{field}.{name}", path) for name, path in files.items()}
+
+
+def _key_set(config: DsxFlexConfig, field: str, path: Path | None) -> signing.KeySet:
+    """The keys of one publisher: a JWKS, or one PEM whose kid is the file's name."""
+    if path is None:
+        return signing.KeySet(())
+    content = _content(config, field, path)
+    try:
+        if content.lstrip().startswith(b"{"):
+            return signing.KeySet(signing.read_jwks(content))
+        return signing.KeySet((signing.read_public_pem(path.stem, content),))
+    except DsxFlexError as error:
+        raise ConfigError(f"site.sources: {config.name}: {field}: {path}: {error}") from None
+
+
+def _signer(config: DsxFlexConfig) -> signing.Signer | None:
+    if config.signing_key is None or config.signing_kid is None:
+        return None
+    content = _content(config, "signing_key", config.signing_key)
+    try:
+        return signing.Signer(config.signing_kid, content)
+    except DsxFlexError as error:
+        raise ConfigError(
+            f"site.sources: {config.name}: signing_key: {config.signing_key}: {error}"
+        ) from None
+
+
+def _content(config: DsxFlexConfig, field: str, path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(KEY_FILE_MAX_BYTES)
+    except OSError as error:
+        raise ConfigError(
+            f"site.sources: {config.name}: {field}: {path}: {error.strerror}; check path and permissions"
+        ) from None

@@ -1,0 +1,108 @@
+"""What all sources of setpoints have in common.
+
+A source takes in what arrives on its wires, keeps what it accepted, and says three things: which windows it
+knows (`outlook`), when it was last heard (`contact`), and what of it must survive a restart (`kept`). It
+acts on nothing: the desk does, once what was accepted is on disk.
+"""
+
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+
+from controller.core.model import Contact, Decision, Floats, Snapshot
+from controller.site.outlook import Outlook
+
+if TYPE_CHECKING:
+    from controller.site.wire import MqttWire
+
+REFUSAL_SHOWN_S: Final = 600.0  # how long a refused signal is an alarm, unless a good one follows
+
+
+class Arrival(NamedTuple):
+    """A message as it came, and when by both clocks."""
+
+    topic: str
+    payload: bytes
+    retained: bool
+    now_s: float
+    now_utc_s: float
+
+
+@dataclass(frozen=True)
+class Signal:
+    """One message from the site and what became of it."""
+
+    at_utc_s: float
+    source: str
+    sender: str  # who sent it, as far as anybody knows
+    about: str  # what it is about: operation and id
+    accepted: bool
+    reason: str
+
+
+class Source(Protocol):
+    """One of the site's voices.
+
+    Attributes:
+        name: as configured; its setpoints carry it.
+        outlook: its windows.
+        contact: its signs of life.
+        wire: its MQTT side; None: it has none.
+        cap_w: what it asks of single GPUs, (n); a new array when that changes; None: nothing ever.
+        revision: grows when its windows change.
+    """
+
+    name: str
+    outlook: Outlook
+    contact: Contact
+    wire: "MqttWire | None"
+    cap_w: Floats | None
+    revision: int
+
+    def take(self, arrival: Arrival) -> Signal | None:
+        """Take a message in. None: a sign of life, not worth a line."""
+        ...
+
+    def beat(self, now_s: float) -> None:
+        """Time to send what is due."""
+        ...
+
+    def tell(self, snapshot: Snapshot, decision: Decision) -> None:
+        """What was decided, for those who want to be told."""
+        ...
+
+    def overrun(self) -> None:
+        """Messages were dropped unread."""
+        ...
+
+    def kept(self) -> Any:
+        """What must survive a restart, for JSON."""
+        ...
+
+    def alarms(self, now_s: float) -> Iterator[tuple[str, str]]:
+        """Key and text of each."""
+        ...
+
+    def links(self, now_s: float) -> Iterator[Mapping[str, Any]]:
+        """Connections of its own, for the status."""
+        ...
+
+    def runs(self) -> Mapping[str, Callable[[], Awaitable[None]]]:
+        """Tasks of its own, by name."""
+        ...
+
+
+class Refusals:
+    """The newest refusal that an operator should know of."""
+
+    def __init__(self) -> None:
+        self._text = ""  # empty: the newest signal was a good one
+        self._at_s = 0.0
+
+    def note(self, signal: Signal, now_s: float) -> None:
+        self._text = "" if signal.accepted else signal.reason
+        self._at_s = now_s
+
+    def alarm(self, source: str, now_s: float) -> Iterator[tuple[str, str]]:
+        if self._text and now_s - self._at_s < REFUSAL_SHOWN_S:
+            yield f"signal {source}", f"refused: {self._text}"

@@ -1,0 +1,219 @@
+"""What the block answers in the words of DSX Flex: where every feed is, and when it is over its target.
+
+Told in the beat, from what the law decided and the meter measured: a status on every transition and on a
+slower beat of its own, an alert when a feed stays above its line. While a ramp is agreed that line is the
+ramp, not its end. A feed's power is its share of the block's, by the block's meter; unmetered is unknown,
+and unknown is never called compliant.
+
+A status that a command caused carries the trace of that command; any other begins a trace of its own.
+"""
+
+import secrets
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+import numpy as np
+import structlog
+
+from controller.core.model import NO_LIMIT_W, Decision, Settings, Snapshot
+from controller.site.config import DsxFlexConfig
+from controller.site.policy import Policy, block_w
+from protocols.dsx_flex import breach, enforcement, envelope, power_state, signing, topics
+from protocols.dsx_flex.breach_watch import BreachWatch
+from protocols.dsx_flex.envelope import Envelope, Trace
+from protocols.dsx_flex.load_target import LoadTargetBook, Window
+from protocols.dsx_flex.wire import DsxFlexError
+
+TRACES_MAX: Final = 64  # commands whose trace is remembered
+HINTS_MAX: Final = 64  # nodes named in an alert, those that can give most first
+METER_AGE_MAX_S: Final = 2.0
+
+log = structlog.get_logger(__name__)
+
+
+class Told:
+    """The agent's mouth.
+
+    Args:
+        config: of the source.
+        settings: of the block.
+        policy: feeds and their shares.
+        book: what is asked of them.
+        signer: None: nobody here signs.
+        publish: takes topic, payload, QoS.
+    """
+
+    def __init__(
+        self,
+        config: DsxFlexConfig,
+        settings: Settings,
+        policy: Policy,
+        book: LoadTargetBook,
+        signer: signing.Signer | None,
+        publish: Callable[[str, bytes, int], None],
+    ) -> None:
+        self._config, self._feeds, self._book = config, policy.feeds, book
+        self._signer, self._publish = signer, publish
+        self._settings = settings
+        most_w = min(settings.feed_rating_w, block_w(settings, settings.topology.gpu_max_w))
+        least_w = block_w(settings, settings.topology.gpu_min_w)
+        self._rating = power_state.FeedRating(least_w, most_w, most_w)
+        self._events = {feed: power_state.PowerEvents(period_s=config.period_s) for feed in self._feeds}
+        self._breaches = {feed: BreachWatch(feed) for feed in self._feeds}
+        self._said: dict[str, power_state.Happening] = {}
+        self._traces: dict[str, Trace] = {}
+        self._newest = ""  # correlation id of the newest command
+        self._aim_w = NO_LIMIT_W
+
+    def caused_by(self, said: Envelope) -> None:
+        """A command that changed what is asked: what follows from it carries its trace."""
+        self._newest = said.thread_id
+        self._traces[said.thread_id] = said.trace
+        while len(self._traces) > TRACES_MAX:
+            del self._traces[next(iter(self._traces))]
+
+    def beat(self, snapshot: Snapshot, decision: Decision) -> None:
+        meter = snapshot.meter
+        metered_w = meter.value if meter.is_usable(snapshot.now_s, METER_AGE_MAX_S) else None
+        direction = self._direction(decision)
+        for feed, share in self._feeds.items():
+            feed_w = None if metered_w is None else metered_w * share
+            target = self._book.effective(feed, snapshot.now_utc_s)
+            self._events[feed], happenings = self._events[feed].step(
+                now_s=snapshot.now_s,
+                now_utc_s=snapshot.now_utc_s,
+                metered_w=feed_w,
+                target_w=None if target is None else target.limit_w,
+                direction=direction,
+                revision=self._book.revision,
+            )
+            for happening in happenings:
+                self._said[feed] = happening
+                self._tell_state(snapshot, decision, target)
+            self._watch(feed, snapshot, decision, feed_w, target)
+
+    def _direction(self, decision: Decision) -> power_state.Direction:
+        """Where our limits are moving, by the law's aim."""
+        before_w, self._aim_w = self._aim_w, decision.state.pace.aim_w
+        if self._aim_w < before_w < NO_LIMIT_W:
+            return "down"
+        return "up" if self._aim_w > before_w else "steady"
+
+    # --- where every feed is ------------------------------------------------------------------------------
+
+    def _tell_state(self, snapshot: Snapshot, decision: Decision, target: Window | None) -> None:
+        windows = self._book.windows(snapshot.now_utc_s)
+        feeds = {
+            feed: power_state.FeedState(
+                rating=replace(
+                    self._rating,
+                    power_min_w=self._rating.power_min_w * share,
+                    power_max_w=self._rating.power_max_w * share,
+                    default_w=self._rating.default_w * share,
+                ),
+                windows=tuple(one for one in windows if one.feed == feed),
+                calculated_load_w=decision.budget_w * share,
+                happening=self._said.get(feed, power_state.Happening("periodic", False, None, True)),
+            )
+            for feed, share in self._feeds.items()
+        }
+        data = power_state.data(feeds, snapshot.now_utc_s)
+        thread = target.correlation_id if target is not None else self._newest
+        self._send(topics.POWER_STATE_STATUS, data, snapshot.now_utc_s, thread)
+
+    # --- over the target ----------------------------------------------------------------------------------
+
+    def _watch(
+        self,
+        feed: str,
+        snapshot: Snapshot,
+        decision: Decision,
+        feed_w: float | None,
+        target: Window | None,
+    ) -> None:
+        line_w = None if target is None else max(target.limit_w, decision.budget_w * self._feeds[feed])
+        thread = self._newest if target is None else target.correlation_id
+        self._breaches[feed], alert = self._breaches[feed].step(
+            now_s=snapshot.now_s,
+            now_utc_s=snapshot.now_utc_s,
+            metered_w=feed_w,
+            target_w=line_w,
+            correlation_id=thread,
+            make_breach_id=lambda: str(uuid.uuid4()),
+        )
+        if alert is not None:
+            # What GPUs cannot give, only a host that goes off can; feeds and breakers are for people to cut.
+            stuck = alert.severity == "critical" and decision.shortfall_w > 0.0
+            advised = replace(
+                alert,
+                hints=self._hints(snapshot),
+                infrastructure_actions=("SHUTDOWN_NODES",) if stuck else (),
+            )
+            data = breach.alert_data(advised)
+            self._send(topics.POWER_BREACH_ALERT, data, snapshot.now_utc_s, thread)
+
+    def _hints(self, snapshot: Snapshot) -> tuple[breach.ShedHint, ...]:
+        """Nodes that could still give, the light tiers and the hungry first."""
+        topology, gain = self._settings.topology, self._settings.block_w_per_gpu_w
+        nodes = len(topology.node_names)
+        least_w = gain * np.bincount(topology.gpu_node, topology.gpu_min_w, nodes)
+        drawn_w = gain * np.bincount(topology.gpu_node, np.nan_to_num(snapshot.gpus.power_w), nodes)
+        weight = np.bincount(topology.gpu_node, topology.gpu_weight, nodes)
+        first = [node for node in np.lexsort((least_w - drawn_w, weight)) if drawn_w[node] > least_w[node]]
+        return tuple(
+            breach.ShedHint(
+                resource_id=topology.node_names[node],
+                resource_type="node",
+                action="power_cap",
+                priority=number,
+                target_w=float(least_w[node]),
+            )
+            for number, node in enumerate(first[:HINTS_MAX], start=1)
+        )
+
+    def enforced(
+        self,
+        alert: breach.Alert,
+        phase: enforcement.Phase,
+        results: tuple[enforcement.Result, ...],
+        trace: Trace,
+        now_utc_s: float,
+    ) -> None:
+        """What came of somebody's shed hints, in the name of the infrastructure."""
+        done = enforcement.Enforcement.of(alert, phase, results, done_utc_s=now_utc_s)
+        data = enforcement.enforcement_data(done)
+        self._send(topics.POWER_BREACH_ENFORCEMENT, data, now_utc_s, alert.correlation_id, trace)
+
+    # --- on the wire --------------------------------------------------------------------------------------
+
+    def _send(
+        self,
+        message_type: str,
+        data: Mapping[str, Any],
+        now_utc_s: float,
+        thread: str,
+        trace: Trace | None = None,
+    ) -> None:
+        """Sign and publish. What cannot be said must not stop the beat; it is logged, and it is our fault."""
+        config, channel = self._config, topics.CHANNELS[message_type]
+        name = config.infra_id if channel.role == "infra" else config.agent_id
+        assert name is not None  # nobody carries hints out without a name
+        cause = trace or self._traces.get(thread)
+        try:
+            message = Envelope(
+                id=str(uuid.uuid4()),
+                source=topics.source(channel.role, name, agent_spelling=config.role),
+                type=message_type,
+                time_utc_s=now_utc_s,
+                trace=cause or envelope.start_trace(secrets.token_bytes(envelope.ENTROPY_BYTES)),
+                data=data if self._signer is None else self._signer.sign(data),
+                correlation_id=thread or None,
+            )
+            payload = envelope.write(message)
+        except DsxFlexError as error:
+            log.error("not told", type=message_type, why=str(error))
+            return
+        topic = topics.topic(message_type, name, agent_spelling=config.role)
+        self._publish(topic, payload, min(channel.qos, self._config.alert_qos))

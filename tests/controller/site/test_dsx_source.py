@@ -1,0 +1,214 @@
+"""DSX Flex as a source: who may steer the block, and what a command becomes."""
+
+import json
+
+import pytest
+
+from controller.core.model import Contact
+from protocols.dsx_flex import topics
+from protocols.mqtt import PAYLOAD_MAX_BYTES
+from tests.controller.site.dsx_site import HALL, ISV, NOW_S, UTC_S, Site, target
+
+
+@pytest.fixture
+def site(block_with, tmp_path):
+    return Site(block_with, tmp_path)
+
+
+def test_a_genuine_target_is_a_setpoint_a_sign_of_life_and_a_statement(site):
+    signal = site.send(target(9.5, ends=600.0))
+    assert (signal.accepted, signal.sender) == (True, f"//grid/v1/isv/{ISV}")
+    (setpoint,) = site.setpoints()
+    assert (setpoint.source, setpoint.kind, setpoint.limit_w) == ("dsx", "feed main-a", 9_500.0)
+    assert (setpoint.starts_utc_s, setpoint.ends_utc_s) == (UTC_S, UTC_S + 600.0)
+    assert site.source.contact == Contact(NOW_S, NOW_S)
+
+
+STRANGER_TOPIC = "grid/v1/isv/stranger/loadtarget/set"
+
+
+@pytest.mark.parametrize(
+    ("what", "said", "reason"),
+    [
+        ("the wrong key", {"signer": "stranger"}, "kid 'stranger.pub' is unknown"),
+        ("no signature", {"signer": ""}, "not signed"),
+        ("another's topic", {"sender": "stranger", "signer": "stranger"}, "publish under your own name"),
+        ("a message from long ago", {"at_s": 0.0, "time_utc_s": UTC_S - 3600.0}, "3600 s ago, 30 s at most"),
+        ("a clock that is ahead", {"time_utc_s": UTC_S + 60.0}, "60 s ahead of us"),
+    ],
+)
+def test_what_is_not_genuine_is_refused_with_a_reason_and_is_no_sign_of_life(site, what, said, reason):
+    signal = site.send(target(1.0), **said)
+    assert not signal.accepted, what
+    assert reason in signal.reason
+    assert site.setpoints() == []
+    assert site.source.contact == Contact()
+    assert dict(site.source.alarms(NOW_S))["signal dsx"].startswith("refused: ")
+
+
+def test_a_stranger_on_a_topic_of_its_own_may_not_steer(site):
+    payload = site.message({"targets": [target(1.0)]}, sender="stranger")
+    signal = site.deliver(payload, topic=STRANGER_TOPIC)
+    assert "stranger may not tell this block; those who may: isv-1" in signal.reason
+
+
+def test_a_signature_of_another_algorithm_is_refused(site):
+    said = json.loads(site.message({"targets": [target(1.0)]}))
+    _, payload, signature = said["data"].split(".")
+    none = "eyJhbGciOiJub25lIiwia2lkIjoiaXN2LTEucHViIn0"
+    said["data"] = f"{none}.{payload}.{signature}"
+    signal = site.deliver(json.dumps(said).encode())
+    assert "algorithm 'none' refused" in signal.reason
+
+
+def test_an_expired_command_is_refused(site):
+    payload = site.message({"targets": [target(1.0)], "exp": UTC_S - 1.0})
+    assert "expired" in site.deliver(payload).reason
+
+
+def test_a_retained_command_from_yesterday_is_refused_by_its_age(site):
+    payload = site.message({"targets": [target(1.0)]}, at_s=-86_400.0)
+    assert "86400 s ago" in site.deliver(payload, retained=True).reason
+
+
+def test_the_same_message_twice_is_not_even_a_sign_of_life(site):
+    payload = site.message({"targets": [target(9.0)]})
+    site.deliver(payload)
+    assert site.deliver(payload, at_s=3.0) is None
+    assert site.source.contact == Contact(NOW_S, NOW_S)
+
+
+def test_a_repeat_of_a_standing_wish_is_a_sign_of_life_and_changes_nothing(site):
+    thread = "0b9f6f43-6a4e-4c0e-9f7a-1c1d6a1f5e11"
+    site.send(target(9.0), correlation_id=thread)
+    before, revision = site.setpoints(), site.source.revision
+    for at_s in (1.0, 2.0, 3.0):
+        assert site.send(target(9.0), at_s=at_s, correlation_id=thread) is None
+    assert (site.setpoints(3.0), site.source.revision) == (before, revision)
+    assert site.source.contact == Contact(NOW_S + 3.0, NOW_S + 3.0)
+
+
+def test_the_latest_target_wins_and_null_reverts_to_the_default(site):
+    site.send(target(9.0))
+    site.send(target(12.0), at_s=1.0)
+    assert [one.limit_w for one in site.setpoints(1.0)] == [12_000.0]
+    site.send(target(None), at_s=2.0)
+    assert site.setpoints(2.0) == []
+
+
+def test_a_target_for_feeds_that_are_not_ours_is_refused(site):
+    assert "none of our feeds" in site.send(target(9.0, feed_tags=["hall-9"])).reason
+    signal = site.send(target(9.0, feed_tags=["hall-9", "main-a"]))
+    assert signal.accepted
+    assert "not our feeds: hall-9" in signal.reason
+
+
+def test_a_unit_that_the_contract_does_not_know_is_refused_and_alarmed(site):
+    signal = site.send(target(9.0) | {"load_constraint": {"value": 9, "unit": "MW"}})
+    assert "unit" in signal.reason
+    assert "signal dsx" in dict(site.source.alarms(NOW_S))
+    site.send(target(9.0))
+    assert dict(site.source.alarms(NOW_S)) == {}
+
+
+def test_unsigned_commands_count_only_where_the_site_says_so(block_with, tmp_path):
+    site = Site(
+        block_with, tmp_path, accept_unsigned=True, publishers={ISV: None}, signing_key=None, signing_kid=None
+    )
+    assert site.send(target(9.0), signer="").accepted
+
+
+def test_the_book_survives_a_restart(site, block_with, tmp_path):
+    site.send(target(9.0, starts=100.0, ends=200.0))
+    again = Site(block_with, tmp_path, kept=json.loads(json.dumps(site.source.kept())))
+    assert [one.limit_w for one in again.setpoints(1.0)] == [9_000.0]
+    assert again.source.contact == Contact()
+
+
+def test_noise_is_refused(site):
+    for payload in (b"", b"{", b"[]", b"\xff" * 100, b'{"specversion":"1.0"}', b"x" * PAYLOAD_MAX_BYTES):
+        assert not site.deliver(payload).accepted
+
+
+# --- the infrastructure's part -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def infra(block_with, tmp_path):
+    return Site(
+        block_with, tmp_path, infra_id="block-1-infra", advisers={HALL: str(tmp_path / f"{HALL}.pub.pem")}
+    )
+
+
+BREACH = "5b9f6f43-6a4e-4c0e-9f7a-1c1d6a1f5e22"
+POWER = {"value": 20_000, "unit": "watt"}
+
+
+def alert(*hints, status="active"):
+    return {
+        "feed_tag": "main-a",
+        "status": status,
+        "severity": "critical",
+        "breach": {"breach_id": BREACH, "detected_at": "2026-11-21T18:00:00Z"}
+        | ({"resolved_at": "2026-11-21T18:05:00Z"} if status == "resolved" else {}),
+        "target": {"correlation_id": BREACH, "load_constraint": POWER},
+        "measured_load": POWER,
+        "infrastructure_actions": [],
+        "shed_hints": list(hints),
+    }
+
+
+def hint(resource, kind="node", action="power_cap", watts=2_400):
+    power = {"target_power": {"value": watts, "unit": "watt"}} if watts else {}
+    return {"resource_id": resource, "resource_type": kind, "action": action, "priority": 1} | power
+
+
+def advise(site, *hints, status="active", at_s=0.0, sender=HALL):
+    payload = site.message(
+        alert(*hints, status=status), sender=sender, kind=topics.POWER_BREACH_ALERT, role="agent", at_s=at_s
+    )
+    return site.deliver(payload, at_s=at_s, topic=f"grid/v1/dsx-flex-agent/{sender}/powerbreach")
+
+
+def test_hints_for_our_nodes_become_caps_and_an_answer(infra):
+    signal = advise(infra, hint("node-a"), hint("node-b/3", "gpu", watts=400), hint("elsewhere"))
+    assert "2 hints" in signal.reason
+    cap_w = infra.source.cap_w
+    assert cap_w[:8].tolist() == [300.0] * 8
+    assert cap_w[8:].tolist() == [1e12] * 3 + [400.0] + [1e12] * 4
+    (answer,) = infra.wire.data("powerbreach/enforcement")
+    assert (answer["breach_id"], answer["action"], answer["code"]) == (BREACH, "applied", "success")
+    assert [one["resource_id"] for one in answer["results"]] == ["node-a", "node-b/3"]
+    (topic, said, qos) = infra.wire.sent[-1]
+    assert (topic, qos) == ("grid/v1/infra/block-1-infra/powerbreach/enforcement", 2)
+    assert said["source"] == "//grid/v1/infra/block-1-infra"
+    assert said["traceparent"].split("-")[1] == bytes(range(1, 17)).hex(), "the trace of the alert goes on"
+
+
+def test_a_resolved_breach_takes_its_caps_back(infra):
+    advise(infra, hint("node-a"))
+    advise(infra, status="resolved", at_s=5.0)
+    assert (infra.source.cap_w == 1e12).all()
+    assert infra.wire.data("enforcement")[-1]["action"] == "reverted"
+
+
+def test_what_cannot_be_done_is_skipped_and_said(infra):
+    advise(infra, hint("node-a", action="suspend", watts=None), hint("node-b", action="throttle", watts=None))
+    (answer,) = infra.wire.data("enforcement")
+    assert [(one["resource_id"], one["code"]) for one in answer["results"]] == [
+        ("node-a", "skipped"),
+        ("node-b", "applied"),
+    ]
+    assert answer["code"] == "partial"
+    assert infra.source.cap_w[8:].tolist() == [200.0] * 8, "throttled: to the least"
+
+
+def test_hints_of_somebody_else_move_nothing(infra):
+    assert "may not tell this block" in advise(infra, hint("node-a"), sender="stranger").reason
+    assert infra.source.cap_w is None
+
+
+def test_an_adviser_that_died_does_not_hold_gpus_down_for_ever(infra):
+    advise(infra, hint("node-a"))
+    infra.source.beat(NOW_S + 3601.0)
+    assert (infra.source.cap_w == 1e12).all()

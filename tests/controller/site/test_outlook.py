@@ -1,0 +1,60 @@
+"""Which windows the law gets to see."""
+
+from controller.core.model import Setpoint
+from controller.site.outlook import HORIZON_S, Outlook, key
+from protocols.openadr import Window
+
+NOW = 10_000.0
+
+
+def setpoint_of(window):
+    return Setpoint("s", window.event_id, "limit", window.value, window.starts_utc_s, window.ends_utc_s)
+
+
+def window(name, starts, ends, value=1.0):
+    return Window(name, "IMPORT_CAPACITY_LIMIT", value, starts, ends, 0, 0, 0.0)
+
+
+def outlook(*windows, spread_max_s=0.0):
+    found = Outlook(setpoint_of, spread_max_s)
+    found.learn(sorted(windows, key=lambda one: one.starts_utc_s))
+    return found
+
+
+def near(found, running=(), over=()):
+    held = frozenset(key(one) for one in running)
+    return [one.id for one in found.near(NOW, held, frozenset(over))]
+
+
+def test_windows_within_reach_are_near_and_others_wait():
+    found = outlook(
+        window("over", 0.0, NOW - 1.0),
+        window("open", NOW - 1.0, NOW + 1.0),
+        window("soon", NOW + 5.0, NOW + 6.0),
+        window("far", NOW + HORIZON_S + 1.0, NOW + HORIZON_S + 2.0),
+    )
+    assert near(found) == ["open", "soon"]
+
+
+def test_what_the_law_runs_stays_near_whatever_the_wall_clock_says():
+    over = window("over", 0.0, NOW - 1.0)
+    assert near(outlook(over), running=[setpoint_of(over)]) == ["over"]
+
+
+def test_what_the_law_has_seen_end_does_not_come_back():
+    opened = window("open", NOW - 1.0, NOW + 1.0)
+    found = outlook(opened)
+    assert near(found, over=[setpoint_of(opened)]) == []
+    assert found.still_known([setpoint_of(opened)]) == {setpoint_of(opened)}
+    found.learn(())
+    assert found.still_known([setpoint_of(opened)]) == set()
+
+
+def test_a_window_that_ends_later_for_its_spread_stays_near_until_then():
+    late = Outlook(_late, 60.0)
+    late.learn([window("just over", 0.0, NOW - 10.0)])
+    assert near(late) == ["just over"]
+
+
+def _late(one):
+    return Setpoint("s", one.event_id, "limit", 1.0, one.starts_utc_s, one.ends_utc_s + 30.0)

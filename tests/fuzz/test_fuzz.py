@@ -1,0 +1,74 @@
+"""What `make fuzz` looks for at length, for some seconds and always the same."""
+
+import itertools
+import json
+
+import pytest
+
+from tests.fuzz.mutate import inputs
+from tests.fuzz.properties import PROPERTIES, cost_s
+from tests.fuzz.seeds import SEEDS
+from tests.protocols.openadr_said import event, interval
+
+INPUTS = 4000
+SEED = 7
+
+
+@pytest.mark.parametrize("name", PROPERTIES)
+def test_whatever_comes_is_refused_with_a_sentence_or_understood_soundly(name):
+    for payload in itertools.islice(inputs(name, SEED), INPUTS):
+        try:
+            cost_s(name, payload)
+        except BaseException:
+            print(f"{name}: {payload!r}")
+            raise
+
+
+def of_size(head, body, tail, size=262_144):
+    return head + body * ((size - len(head) - len(tail)) // len(body)) + tail
+
+
+LARGEST = {
+    "a list": of_size(b"[", b"[],", b"0]"),
+    "a list in a list": of_size(b"", b"[", b""),
+    "an object of many names": b"{" + b",".join(b'"%x":0' % number for number in range(26_000)) + b"}",
+    "one name many times": of_size(b"{", b'"a":0,', b'"a":0}'),
+    "one text": of_size(b'{"id":"', b"x", b'"}'),
+    "escapes": of_size(b'{"id":"', rb"\ud83d\ude00", b'"}'),
+    "a number": of_size(b'{"id":', b"9", b"}"),
+    "a base64": of_size(b'{"data":"', b"A", b'.A.A"}'),
+    "an event": json.dumps(event(*(interval(n, n) for n in range(2000)), priority=0)).encode(),
+    "events that repeat for ever": json.dumps(
+        event(
+            *(interval(n, n) for n in range(500)),
+            intervalPeriod={"start": "2026-11-21T18:00:00Z", "duration": "PT1S"},
+            duration="P9999Y",
+        )
+    ).encode(),
+}
+
+
+@pytest.mark.parametrize("name", PROPERTIES)
+@pytest.mark.parametrize("payload", LARGEST.values(), ids=LARGEST)
+def test_the_largest_of_messages_costs_no_more_than_a_moment(name, payload):
+    cost_s(name, payload)
+
+
+def test_the_properties_bite(monkeypatch):
+    """A reader that lets one thing through is found out."""
+    for name in PROPERTIES:
+        for payload in SEEDS[name]:
+            cost_s(name, payload)
+    monkeypatch.setattr("tests.fuzz.properties.INPUT_MAX_S", 0.0)
+    with pytest.raises(AssertionError, match="bytes took"):
+        cost_s("ven", SEEDS["ven"][0])
+    monkeypatch.undo()
+    monkeypatch.setattr("tests.fuzz.properties.POWER_MAX_W", 1e3)
+    with pytest.raises(AssertionError, match="no power"):
+        cost_s("dsx", SEEDS["dsx"][0])
+
+
+def test_the_same_seed_makes_the_same_inputs():
+    once, again = (list(itertools.islice(inputs("dsx", SEED), 200)) for _ in range(2))
+    assert once == again
+    assert len(set(once)) > 190
