@@ -41,6 +41,10 @@ ISV_ID: Final = "isv-1"
 FEED_TAG: Final = "main-a"
 ISV_KID, AGENT_KID = "isv-1-key", "agent-key"
 REPORTS_TOLD_MAX: Final = 1000  # in the record of a run
+REPORTS_ASKED: Final = (  # with every event: what was drawn in it
+    {"payloadType": "DEMAND", "readingType": "MEAN", "units": "KW"},
+    {"payloadType": "USAGE", "units": "KWH"},
+)
 VTN_FAULTS: Final[Mapping[str, vtn.Fault]] = {"silent": "hang", "error": "error"}
 
 
@@ -60,7 +64,7 @@ class BusinessLogic:
         server.create_program({"id": PROGRAM_ID, "programName": PROGRAM_ID})
 
     async def publish(self, event: GridEvent) -> bool:
-        said = event_object(event)
+        said = event_object(event) | {"reportDescriptors": list(REPORTS_ASKED)}
         if any(one["id"] == event.id for one in self._server.objects("EVENT")):
             self._server.update_event(event.id, said)
         else:

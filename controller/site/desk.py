@@ -11,7 +11,7 @@ wall clock says by now: whether one has ended is its own business, on a clock th
 
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import zip_longest
 from operator import attrgetter
 from typing import Any, Final
@@ -20,6 +20,7 @@ import numpy as np
 import structlog
 
 from controller.config import BlockConfig, settings_of
+from controller.core import schedule
 from controller.core.model import NEVER_S, Decision, Floats, Running, Setpoint, Site, Snapshot
 from controller.site import config as sites
 from controller.site.config import DsxFlexConfig, OpenAdrMqttConfig, OpenAdrVtnConfig
@@ -87,7 +88,7 @@ class SiteDesk:
         self._waiting: deque[tuple[Source, Arrival]] = deque()
         self._credit_s, self._credit_at_s = BURST_MAX_S, NEVER_S
         self._flooded_at_s = NEVER_S
-        self._written = self._revisions()
+        self._written: dict[str, int] = {}  # so the first beat writes what is known, in today's form
         self._running: frozenset[Key] = frozenset()
         self._over: frozenset[Setpoint] = frozenset()
         self._decided: tuple[Any, ...] = ()
@@ -279,7 +280,10 @@ class SiteDesk:
                 }
                 for name, source in self.sources.items()
             ],
-            "setpoints": self.site.setpoints,
+            "setpoints": [
+                {**asdict(setpoint), "stands": _stands(setpoint, decision)}
+                for setpoint in self.site.setpoints
+            ],
             "accepted": self.counts["accepted"],
             "refused": self.counts["refused"],
             "signals": list(self.signals),
@@ -321,6 +325,18 @@ class SiteDesk:
 
     def _revisions(self) -> dict[str, int]:
         return {name: source.revision for name, source in self.sources.items()}
+
+
+def _stands(setpoint: Setpoint, decision: Decision) -> str:
+    """Whether an open setpoint binds, and if not, what it yields to. Empty: it is not open."""
+    opened = [entry.setpoint for entry in decision.state.running]
+    if setpoint not in opened:
+        return ""
+    for winner in schedule.winners(opened):
+        if (winner.source, winner.kind) == (setpoint.source, setpoint.kind) and winner != setpoint:
+            return f"yields to {winner.id}, which has priority"
+    binding = decision.binding.source
+    return "binds" if schedule.name(setpoint) == binding else f"above {binding}"
 
 
 def _age_s(now_s: float, at_s: float) -> float | None:

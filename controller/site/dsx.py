@@ -149,7 +149,9 @@ class DsxFlex:
         ignored = f"; not our feeds: {', '.join(verdict.ignored)}" if verdict.ignored else ""
         reason = verdict.reason + ignored
         signal = Signal(arrival.now_utc_s, self.name, sender, about, verdict.accepted, reason)
-        self._refusals.note(signal, arrival.now_s)
+        if signal.accepted:
+            self._refusals.clear()  # the latest target is the one that counts
+        self._refusals.note(about, signal, arrival.now_s)
         return signal
 
     def _learn(self) -> None:

@@ -45,6 +45,7 @@ class OpenAdrSource:
         self._types = policy.acts_on
         self._programs: dict[str, openadr.Units] = {}
         self._refusals = Refusals()
+        self._is_news = True  # the newest signal, unless it was refused for the same reason before
         rules = openadr.Rules(
             acts_on=self._types,
             units_of=lambda program_id: self._programs.get(program_id, {}),
@@ -78,21 +79,24 @@ class OpenAdrSource:
         try:
             notification = openadr.parse(arrival.payload)
         except openadr.OpenAdrError as error:
-            return self._signal(arrival, sender, "", accepted=False, reason=str(error))
+            return self._signal(arrival, sender, "", "", accepted=False, reason=str(error))
         verdict = self.book.apply(notification, arrival.now_utc_s, retained=arrival.retained)
         if verdict.accepted:
             self._learn()
-        about = f"{notification.operation.lower()} {notification.event.id}"
+        event_id = notification.event.id
+        about = f"{notification.operation.lower()} {event_id}"
         reason = verdict.reason
         if verdict.ignored and "asks for no power" not in reason:
             reason += f"; not acted on: {', '.join(verdict.ignored)}"
         if verdict.unserved:
             reason += f"; {verdict.unserved}"
-        return self._signal(arrival, sender, about, accepted=verdict.accepted, reason=reason)
+        return self._signal(arrival, sender, event_id, about, accepted=verdict.accepted, reason=reason)
 
-    def _signal(self, arrival: Arrival, sender: str, about: str, *, accepted: bool, reason: str) -> Signal:
+    def _signal(
+        self, arrival: Arrival, sender: str, event_id: str, about: str, *, accepted: bool, reason: str
+    ) -> Signal:
         signal = Signal(arrival.now_utc_s, self.name, sender, about, accepted, reason)
-        self._refusals.note(signal, arrival.now_s)
+        self._is_news = self._refusals.note(event_id, signal, arrival.now_s)
         return signal
 
 
@@ -182,9 +186,9 @@ class OpenAdrVtn(OpenAdrSource):
         )
 
     def take(self, arrival: Arrival) -> Signal | None:
-        """Every round tells every event again: what is known already is no news."""
+        """Every round tells every event again: what is known, or was refused for it before, is no news."""
         signal = self._event(arrival, arrival.topic)
-        return None if signal.reason == "duplicate" else signal
+        return signal if self._is_news and signal.reason != "duplicate" else None
 
     def overrun(self) -> None:
         self.ven.refresh()

@@ -15,7 +15,8 @@ from controller.site.outlook import Outlook
 if TYPE_CHECKING:
     from controller.site.wire import MqttWire
 
-REFUSAL_SHOWN_S: Final = 600.0  # how long a refused signal is an alarm, unless a good one follows
+REFUSAL_SHOWN_S: Final = 600.0  # how long a refused signal is an alarm, unless it is put right before
+REFUSALS_MAX: Final = 64
 
 
 class Arrival(NamedTuple):
@@ -93,16 +94,27 @@ class Source(Protocol):
 
 
 class Refusals:
-    """The newest refusal that an operator should know of."""
+    """What was refused lately and has not been put right since, by what it was about."""
 
     def __init__(self) -> None:
-        self._text = ""  # empty: the newest signal was a good one
-        self._at_s = 0.0
+        self._refused: dict[str, tuple[str, float]] = {}
 
-    def note(self, signal: Signal, now_s: float) -> None:
-        self._text = "" if signal.accepted else signal.reason
-        self._at_s = now_s
+    def note(self, key: str, signal: Signal, now_s: float) -> bool:
+        """False: it was refused for the same reason before."""
+        known = self._refused.pop(key, None)
+        if signal.accepted:
+            return True
+        self._refused[key] = (signal.reason, now_s)
+        if len(self._refused) > REFUSALS_MAX:
+            del self._refused[next(iter(self._refused))]
+        return known is None or known[0] != signal.reason
+
+    def clear(self) -> None:
+        self._refused.clear()
 
     def alarm(self, source: str, now_s: float) -> Iterator[tuple[str, str]]:
-        if self._text and now_s - self._at_s < REFUSAL_SHOWN_S:
-            yield f"signal {source}", f"refused: {self._text}"
+        """The newest one, and how many there are."""
+        standing = [text for text, at_s in self._refused.values() if now_s - at_s < REFUSAL_SHOWN_S]
+        if standing:
+            more = f" (and {len(standing) - 1} more)" if len(standing) > 1 else ""
+            yield f"signal {source}", f"refused: {standing[-1]}{more}"

@@ -29,6 +29,8 @@ from protocols.dsx_flex.wire import DsxFlexError
 TRACES_MAX: Final = 64  # commands whose trace is remembered
 HINTS_MAX: Final = 64  # nodes named in an alert, those that can give most first
 METER_AGE_MAX_S: Final = 2.0
+FOLLOWS_RATIO: Final = 0.9  # of the budget: a block that draws less does not rise with it any more
+STILL_RATIO: Final = 2e-4  # of the feed rating: a cooling capacity that is measured moves the aim a little
 
 log = structlog.get_logger(__name__)
 
@@ -77,7 +79,7 @@ class Told:
     def beat(self, snapshot: Snapshot, decision: Decision) -> None:
         meter = snapshot.meter
         metered_w = meter.value if meter.is_usable(snapshot.now_s, METER_AGE_MAX_S) else None
-        direction = self._direction(decision)
+        direction = self._direction(decision, metered_w)
         for feed, share in self._feeds.items():
             feed_w = None if metered_w is None else metered_w * share
             target = self._book.effective(feed, snapshot.now_utc_s)
@@ -91,19 +93,25 @@ class Told:
             )
             for happening in happenings:
                 self._said[feed] = happening
-                self._tell_state(snapshot, decision, target)
+                self._tell_state(snapshot, decision.budget_w if metered_w is None else metered_w, target)
             self._watch(feed, snapshot, decision, feed_w, target)
 
-    def _direction(self, decision: Decision) -> power_state.Direction:
-        """Where our limits are moving, by the law's aim."""
-        before_w, self._aim_w = self._aim_w, decision.state.pace.aim_w
-        if self._aim_w < before_w < NO_LIMIT_W:
-            return "down"
-        return "up" if self._aim_w > before_w else "steady"
+    def _direction(self, decision: Decision, metered_w: float | None) -> power_state.Direction:
+        """Where our limits are moving the block. A budget that rises over an idle block moves nothing."""
+        moved_w = decision.state.pace.aim_w - self._aim_w
+        if abs(moved_w) < STILL_RATIO * self._settings.feed_rating_w:
+            return "steady"
+        known, self._aim_w = self._aim_w < NO_LIMIT_W, decision.state.pace.aim_w
+        if not known:
+            return "steady"
+        if moved_w > 0.0:
+            follows = metered_w is None or metered_w > FOLLOWS_RATIO * self._aim_w
+            return "up" if follows else "steady"
+        return "down"
 
     # --- where every feed is ------------------------------------------------------------------------------
 
-    def _tell_state(self, snapshot: Snapshot, decision: Decision, target: Window | None) -> None:
+    def _tell_state(self, snapshot: Snapshot, load_w: float, target: Window | None) -> None:
         windows = self._book.windows(snapshot.now_utc_s)
         feeds = {
             feed: power_state.FeedState(
@@ -114,7 +122,7 @@ class Told:
                     default_w=self._rating.default_w * share,
                 ),
                 windows=tuple(one for one in windows if one.feed == feed),
-                calculated_load_w=decision.budget_w * share,
+                calculated_load_w=load_w * share,
                 happening=self._said.get(feed, power_state.Happening("periodic", False, None, True)),
             )
             for feed, share in self._feeds.items()

@@ -239,6 +239,7 @@ def _window(setpoint: dict[str, Any], now_utc_s: float) -> str:
     return (
         f"{setpoint['kind']} {setpoint['source']} {setpoint['id']}"
         f"  {moment(starts_utc_s, now_utc_s)} to {moment(ends_utc_s, now_utc_s)}, {left}"
+        + (f"; {setpoint['stands']}" if setpoint["stands"] else "")
     )
 
 

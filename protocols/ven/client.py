@@ -32,7 +32,7 @@ from protocols.ven.reading import (
 )
 from protocols.ven.settings import VenSettings, url_fault
 
-REQUEST_WAIT_MAX_S: Final = 10.0  # a VTN answers in 0.1 s; ten times what a bad mobile line adds
+REQUEST_WAIT_MAX_S: Final = 5.0  # a VTN answers in 0.1 s; five times what a bad mobile line adds
 RETRY_MIN_S: Final = 1.0
 RETRY_MAX_S: Final = 60.0  # a VTN that comes back is asked within a minute
 BODY_MAX_BYTES: Final = 2 * 1024 * 1024  # a page of PAGE_ITEMS events of 1,000 intervals is 1.6 MB

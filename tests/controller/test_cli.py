@@ -1,6 +1,7 @@
 """The commands as people type them: what they print, and their exit status."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 from typer.testing import CliRunner
@@ -131,7 +132,7 @@ def run_dir(tmp_path):
         ],
         "site": {
             "sources": [{"name": "openadr", "mode": "limited", "heartbeat_age_s": 0.4, "plan_age_s": None}],
-            "setpoints": seen.site.setpoints,
+            "setpoints": [{**asdict(one), "stands": "binds"} for one in seen.site.setpoints],
             "accepted": 3,
             "refused": 1,
             "signals": [

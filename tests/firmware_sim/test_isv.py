@@ -101,6 +101,15 @@ async def test_repetitions_change_nothing_and_the_latest_target_counts(isv):
             assert reader.limit_w(T0_UTC_S + 15) == 8000
 
 
+async def test_a_target_that_is_changed_becomes_the_latest(isv):
+    reader = Reader()
+    await isv.publish(an_event("first", 9))
+    await isv.publish(an_event("second", 8))
+    await isv.publish(an_event("first", 10))
+    reader.take(isv, T0_UTC_S)
+    assert reader.limit_w(T0_UTC_S + 1) == 10_000
+
+
 async def test_a_withdrawn_target_is_a_null_over_its_span_for_as_long_as_it_would_run(isv):
     reader = Reader()
     await isv.publish(an_event("first", 9, duration_s=60))

@@ -372,7 +372,9 @@ async def test_who_is_not_told_misses_it(tmp_path, powerblock):
         timeline=[{"at_s": 0.2, "event": {"id": "dr-1", "limit_kw": 9, "via": "dsx", "duration_s": 5}}],
         status_events=["start_ramp_down", "end_ramp_down"],
     )
-    outcome = await Rig(scenario, tmp_path / "report", powerblock).run(lambda _view: None)
+    views = []
+    outcome = await Rig(scenario, tmp_path / "report", powerblock).run(views.append)
+    assert {view.status.get("mode") for view in views} <= {None, "controlled"}
     unmet = [expectation.key for expectation in outcome.verdict.expectations if not expectation.met]
     assert unmet == ["status_events_missing"]
     document = json.loads((tmp_path / "report" / "verdict.json").read_text())
