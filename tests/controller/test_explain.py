@@ -227,3 +227,111 @@ def test_bad_input_is_a_sentence(sent, arguments, sentence):
     found = powerblock("explain", *(a.format(file=file) for a in arguments))
     assert found.exit_code == 2
     assert sentence in found.stderr
+
+
+# --- DSX Flex, and both standards mixed --------------------------------------------------------------------
+
+
+def dsx(*targets, data=None, **fields):
+    return {
+        "specversion": "1.0.2",
+        "id": "0b9f6f43-6a4e-4c0e-9f7a-1c1d6a1f5e11",
+        "source": "//grid/v1/isv/isv-1",
+        "type": "grid.loadtarget.set.v1",
+        "time": "2026-11-21T17:50:00Z",
+        "datacontenttype": "application/json",
+        "subject": "loadtarget",
+        "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        "correlationid": "5b9f6f43-6a4e-4c0e-9f7a-1c1d6a1f5e22",
+        "data": {"targets": list(targets)} if data is None else data,
+    } | fields
+
+
+def load_target(start, end, kilowatts, **fields):
+    power = None if kilowatts is None else {"value": kilowatts, "unit": "kilowatt"}
+    return {"interval": {"start_time": start, "end_time": end}, "load_constraint": power} | fields
+
+
+AT_SIX = load_target("2026-11-21T18:05:00Z", "2026-11-21T18:20:00Z", 11.0)
+
+
+def test_a_load_target_is_explained_and_its_signature_said_to_be_unchecked(sent):
+    found = explained(*sent(dsx(AT_SIX)))
+    assert [(at, limit) for at, limit, *_ in timeline(found)] == [
+        ("17:55:00", None),
+        ("18:05:00", 11.0),
+        ("18:20:00", None),
+    ]
+    assert "signature not checked" in found["heard"][0]["reason"]
+
+
+def test_of_both_standards_the_lowest_binds_and_the_loser_is_named(sent):
+    found = timeline(explained(*sent(DEMAND_RESPONSE, dsx(AT_SIX))))
+    assert [(at, limit, source.split()[0]) for at, limit, source, _ in found[1:6]] == [
+        ("18:00:00", 12.0, "dr-2026-11-21/0"),
+        ("18:05:00", 11.0, "dsx"),
+        ("18:15:00", 9.5, "dr-2026-11-21/1"),
+        ("18:20:00", 9.5, "dr-2026-11-21/1"),
+        ("18:30:00", 12.0, "dr-2026-11-21/2"),
+    ]
+    assert found[2][3] == [("dr-2026-11-21/0", "limit", "not the lowest")]
+
+
+def test_a_later_target_paints_over_an_earlier_one(sent):
+    newer = dsx(
+        load_target("2026-11-21T18:10:00Z", "2026-11-21T18:15:00Z", None),
+        id="1b9f6f43-6a4e-4c0e-9f7a-1c1d6a1f5e33",
+    )
+    found = timeline(explained(*sent(dsx(AT_SIX), newer)))
+    assert [(at, limit) for at, limit, *_ in found] == [
+        ("17:55:00", None),
+        ("18:05:00", 11.0),
+        ("18:10:00", None),
+        ("18:15:00", 11.0),
+        ("18:20:00", None),
+    ]
+
+
+def dsx_block(block_with, tmp_path, **changes):
+    from tests.controller.site.dsx_site import source_config
+
+    return block_with({"site.sources": [source_config(tmp_path, **changes)]})
+
+
+def test_with_the_block_a_signature_is_checked_against_its_publishers(sent, block_with, tmp_path):
+    from protocols.dsx_flex import signing
+    from tests.controller.site.dsx_site import KEYS
+
+    block = dsx_block(block_with, tmp_path)
+    good = signing.Signer("isv-1.pub", KEYS["isv-1"][0]).sign({"targets": [AT_SIX]})
+    bad = signing.Signer("isv-1.pub", KEYS["stranger"][0]).sign({"targets": [AT_SIX]})
+    assert explained(*sent(dsx(data=good)), "--block", block)["heard"][0]["reason"] == "accepted"
+    refused = explained(*sent(dsx(data=bad)), "--block", block, exit_code=1)["heard"][0]
+    assert "altered, or signed with another key" in refused["reason"]
+    plain = explained(*sent(dsx(AT_SIX)), "--block", block, exit_code=1)["heard"][0]
+    assert "not signed" in plain["reason"]
+
+
+def test_with_the_block_levels_and_alerts_have_a_meaning(sent, block_with):
+    agreed = {"site.meanings": {"levels_kw": [12, 11, 10], "alerts_kw": {"ALERT_GRID_EMERGENCY": 8}}}
+    level = {
+        "id": "simple",
+        "modificationDateTime": "2026-11-21T12:00:00Z",
+        "intervalPeriod": {"start": "2026-11-21T18:00:00Z", "duration": "PT10M"},
+        "intervals": [{"id": 0, "payloads": [{"type": "SIMPLE", "values": [2]}]}],
+    }
+    found = explained(*sent(level, EMERGENCY), "--block", block_with(agreed))
+    assert [(at, limit, source.split()[0]) for at, limit, source, _ in timeline(found)] == [
+        ("17:55:00", 14.0, "feed"),
+        ("18:00:00", 11.0, "simple/0"),
+        ("18:10:00", 14.0, "feed"),
+        ("18:20:00", 8.0, "emergency-7/0"),
+        ("18:40:00", 14.0, "feed"),
+    ]
+    unset = explained(*sent(level))
+    assert "asks for no power" in unset["heard"][0]["reason"]
+
+
+def test_dsx_noise_is_refused_with_its_place(sent):
+    refused = explained(*sent(dsx(load_target("x", "y", 1.0))), exit_code=1)["heard"][0]
+    assert "targets[0].interval" in refused["reason"]
