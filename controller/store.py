@@ -54,6 +54,7 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     ends_utc_s: float = FOREVER_S
     base_w: float = 0.0
     base_at_s: float = NEVER_S
+    up_w_per_s: float | None = None
     length_s: float = FOREVER_S  # of the window that binds
 
 
@@ -111,11 +112,18 @@ class Store:
         if kept.boot_id == self._boot_id:
             running = tuple(Running(entry.setpoint, entry.ends_at_s) for entry in kept.running)
             carried = Carried(
-                kept.limit_w, kept.budget_w, kept.source, kept.ends_at_s, kept.base_w, kept.base_at_s
+                kept.limit_w,
+                kept.budget_w,
+                kept.source,
+                kept.ends_at_s,
+                kept.base_w,
+                kept.base_at_s,
+                kept.up_w_per_s,
             )
             return carried, running
         left_s = min(kept.ends_utc_s - now_utc_s, kept.length_s)
-        carried = Carried(kept.limit_w, kept.budget_w, kept.source, min(now_s + left_s, FOREVER_S))
+        ends_at_s = min(now_s + left_s, FOREVER_S)
+        carried = Carried(kept.limit_w, kept.budget_w, kept.source, ends_at_s, up_w_per_s=kept.up_w_per_s)
         opened = (
             Running(s, now_s + min(s.ends_utc_s - now_utc_s, _length_s(s)))
             for s in (entry.setpoint for entry in kept.running)
@@ -154,6 +162,7 @@ class Store:
             source=decision.binding.source,
             base_w=base.upper_w,
             base_at_s=base.measured_at_s,
+            up_w_per_s=decision.state.pace.up_w_per_s,
             ends_at_s=max((entry.ends_at_s for entry in mine), default=FOREVER_S),
             ends_utc_s=max((entry.setpoint.ends_utc_s for entry in mine), default=FOREVER_S),
             length_s=max((_length_s(entry.setpoint) for entry in mine), default=FOREVER_S),

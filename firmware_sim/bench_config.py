@@ -60,7 +60,7 @@ def block_config(
         "state_dir": str(work_dir / "state"),
         "run_dir": str(work_dir / "run"),
         "journal": {"path": str(journal_path(work_dir))},
-        "mqtt": grid.broker.mqtt_config("controller"),
+        "mqtt": grid.block_broker.mqtt_config("controller"),
         "site": {
             "failsafe_kw": block.failsafe_kw,
             "ramp": {
@@ -93,7 +93,7 @@ def node_config(scenario: Scenario, work_dir: Path, grid: GridSide, node: str) -
     return {
         "block": block.name,
         "node": node,
-        "mqtt": grid.broker.mqtt_config(agent_identity(node)),
+        "mqtt": grid.block_broker.mqtt_config(agent_identity(node)),
         "fallback_w": float(round(max(model.min_w, share_w))),
         "state_dir": str(work_dir / f"state-{node}"),
     }

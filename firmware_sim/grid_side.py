@@ -77,7 +77,12 @@ class BusinessLogic:
 
 
 class GridSide:
-    """Use as an async context manager: broker and VTN serve inside it. `speak()` lets the others talk."""
+    """Use as an async context manager: broker and VTN serve inside it. `speak()` lets the others talk.
+
+    Attributes:
+        broker: where the site speaks.
+        block_broker: where controller and agents speak: the same one, unless the scenario keeps them apart.
+    """
 
     def __init__(self, scenario: Scenario, work_dir: Path) -> None:
         """Write keys, certificates and the broker's configuration. Raises RigError without its binary."""
@@ -87,6 +92,9 @@ class GridSide:
         self.authority = Authority(work_dir / "pki", "rig") if site.tls else None
         self.broker = SiteBroker(
             site.broker, work_dir, rights_of(scenario), self.authority, scenario.broker_url
+        )
+        self.block_broker = (
+            SiteBroker("embedded", work_dir, {}, name="block-broker") if site.own_bus else self.broker
         )
         self.operator: GridOperator | None = self._operator() if "bare" in site.signals else None
         self.vtn: vtn.Vtn | None = self._vtn() if "vtn" in site.signals else None
@@ -101,6 +109,9 @@ class GridSide:
         try:
             self._stack.push_async_callback(self.broker.stop)
             await self.broker.start()
+            if self.block_broker is not self.broker:
+                self._stack.push_async_callback(self.block_broker.stop)
+                await self.block_broker.start()
             if self.vtn is not None:
                 await self._stack.enter_async_context(self.vtn)
         except BaseException:
@@ -187,7 +198,12 @@ class GridSide:
             "heartbeat_topic": HEARTBEAT_TOPIC,
             "heartbeat_timeout_s": self._scenario.block.heartbeat_timeout_s,
             **({"canary_topic": CANARY_TOPIC} if self.authority else {}),
+            **self._own_bus(),
         }
+
+    def _own_bus(self) -> dict[str, Any]:
+        """Where a source finds the site's broker, if that is not the block's."""
+        return {"mqtt": self.broker.mqtt_config("controller")} if self._scenario.site.own_bus else {}
 
     def _vtn_source(self) -> dict[str, Any]:
         assert self.vtn is not None
@@ -216,6 +232,7 @@ class GridSide:
             "signing_kid": AGENT_KID,
             "heartbeat_timeout_s": self._scenario.block.heartbeat_timeout_s,
             "alert_qos": self.broker.qos_max,
+            **self._own_bus(),
         }
 
     def endpoints(self) -> dict[str, str]:

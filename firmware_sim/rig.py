@@ -108,8 +108,7 @@ class Rig:
             GridSide(self.scenario, self.work_dir) as grid,  # ends last: the others say good-bye through it
         ):
             self._facility, self.grid = facility, grid
-            if grid.broker.child is not None:
-                self._children["broker"] = grid.broker.child
+            self._children |= {child.name: child for child in self._brokers()}
             try:
                 self.device_urls = {name: device.url for name, device in facility.devices.items()}
                 self.block_path, self.node_paths = bench_config.write_configs(
@@ -143,7 +142,12 @@ class Rig:
             child.start()
 
     def _dut(self) -> list[Child]:
-        return [child for child in self._children.values() if child is not self.grid.broker.child]
+        return [child for child in self._children.values() if child not in self._brokers()]
+
+    def _brokers(self) -> list[Child]:
+        """Those that the rig started, the site's first."""
+        children = (self.grid.broker.child, self.grid.block_broker.child)
+        return [child for child in dict.fromkeys(children) if child is not None]
 
     async def _guard(self) -> None:
         while True:

@@ -110,11 +110,14 @@ class Site(_Strict):
             REST and the notifications of its choice; dsx: an ISV of DSX Flex. The first is the usual one.
         broker: embedded needs no system package, and knows no TLS.
         tls: mutual: an authority of the run, a certificate for each client, rights by its name.
+        own_bus: the site has a broker of its own, apart from the block's embedded one: what breaks there
+            must not touch the agents.
     """
 
     signals: Annotated[tuple[Signal, ...], BeforeValidator(_signals), Field(min_length=1)] = ("bare",)
     broker: BrokerKind = "embedded"
     tls: Literal[False, "mutual"] = False
+    own_bus: bool = False
 
 
 class Workload(_Strict):
@@ -297,6 +300,8 @@ def _site_complaints(scenario: Scenario) -> Iterator[str]:
     site = scenario.site
     for twice in _repeated(site.signals):
         yield f"site.signals: {twice!r} stands there twice; name each once"
+    if site.own_bus and scenario.broker_url:
+        yield "site.own_bus: the rig starts both brokers then; leave broker_url out"
     if site.tls and site.broker == "embedded":
         yield "site.tls: the embedded broker knows no TLS; use broker: mosquitto or nats"
     if "vtn" in site.signals and not site.tls:

@@ -58,6 +58,7 @@ class SiteBroker:
         rights: client name -> what it may do; with an `authority` everybody else is shut out.
         authority: whose certificates count; None: no TLS, and everybody may do everything.
         url: of somebody else's broker; empty: the rig starts its own.
+        name: of the child and its files.
 
     Raises:
         RigError: the binary is missing.
@@ -70,10 +71,11 @@ class SiteBroker:
         rights: Mapping[str, Rights],
         authority: Authority | None = None,
         url: str = "",
+        name: str = "broker",
     ) -> None:
         self.url = url or f"{'mqtts' if authority else 'mqtt'}://{LOOPBACK}:{free_port()}"
         self.qos_max = 1 if kind == "nats" else 2
-        self._kind = kind
+        self._kind, self._name = kind, name
         self._work_dir = work_dir
         self._authority = authority
         self._clients: dict[str, Identity] = {}
@@ -151,7 +153,7 @@ class SiteBroker:
 
     def _child(self, rights: Mapping[str, Rights]) -> Child:
         commands = {"embedded": self._embedded, "mosquitto": self._mosquitto, "nats": self._nats}
-        return Child("broker", commands[self._kind](rights), self._work_dir / "broker.log")
+        return Child(self._name, commands[self._kind](rights), self._work_dir / f"{self._name}.log")
 
     def _embedded(self, _rights: Mapping[str, Rights]) -> list[str]:
         return [sys.executable, "-m", "firmware_sim.broker", "--port", str(self.port)]

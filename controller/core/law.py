@@ -52,7 +52,7 @@ def start(
         carried=carried,
         running=running,
         ended=frozenset(),
-        pace=ramp.start(budget_w, now_s, settings.ramp.up_w_per_s),
+        pace=ramp.start(budget_w, now_s, _way_up_w_per_s(settings, carried)),
         base=base_load.start(settings, carried),
         ledger=ledger.start(settings, now_s),
         shares=Shares(
@@ -186,7 +186,8 @@ def _limits(
         if blind is not None:
             yield blind
     if carried is not None:
-        yield Limit(carried.limit_w, f"{INHERITED}{carried.source.removeprefix(INHERITED)}")
+        way = settings.ramp._replace(up_w_per_s=_way_up_w_per_s(settings, carried))
+        yield Limit(carried.limit_w, f"{INHERITED}{carried.source.removeprefix(INHERITED)}", ramp=way)
     yield from schedule.limits(
         running,
         ended,
@@ -196,6 +197,13 @@ def _limits(
         ramp=settings.ramp,
         ceiling_w=settings.feed_rating_w,
     )
+
+
+def _way_up_w_per_s(settings: Settings, carried: Carried | None) -> float:
+    """What was agreed about recovery holds across a restart."""
+    if carried is None or carried.up_w_per_s is None:
+        return settings.ramp.up_w_per_s
+    return carried.up_w_per_s
 
 
 def _links(

@@ -242,6 +242,7 @@ class Carried:
     ends_at_s: float = FOREVER_S
     base_w: float = 0.0  # base load as last measured, and when: it ages like any other
     base_at_s: float = NEVER_S
+    up_w_per_s: float | None = None  # as agreed with whoever held the aim down last; None: as the block's
 
 
 class Running(NamedTuple):

@@ -19,7 +19,8 @@ from rich.tree import Tree
 
 from controller.config import BlockConfig, InletConfig, NodeEntry, RackConfig, settings_of
 from controller.core.model import Settings
-from controller.site.config import RampConfig
+from controller.site.config import DsxFlexConfig, RampConfig, Source
+from controller.site.policy import ACTS, policy_of
 from controller.views.figures import kw, percent, span
 
 KW: Final = 1000.0
@@ -213,8 +214,13 @@ def _tree(config: BlockConfig, found: BlockFacts) -> Tree:
         guide_style="dim",
     )
     limits = tree.add(Text("limits of the block"))
-    for name, power, words in _block_limits(config):
-        limits.add(Text.assemble((f"{name:14}", ""), (f"{power:>12}", "bold"), f"  {words}"))
+    rows = list(_block_limits(config))
+    wide, high = max(len(name) for name, *_ in rows), max(len(power) for _, power, _ in rows)
+    for name, power, words in rows:
+        limits.add(Text.assemble((f"{name:{wide}}  ", ""), (f"{power:>{high}}", "bold"), f"  {words}"))
+    signals = tree.add(Text("signals, the lowest of which binds"))
+    for source in config.site.sources:
+        signals.add(_source(config, source))
     for rack, rack_found in zip(config.racks, found.racks, strict=True):
         branch = tree.add(
             Text.assemble(
@@ -262,6 +268,23 @@ def _ramp_words(ramp: RampConfig) -> tuple[str, str]:
     begins = "there when a window opens" if ramp.arrive_at_start else "begins when a window opens"
     spread = f"; ends up to {span(ramp.recovery_spread_s)} later" if ramp.recovery_spread_s else ""
     return way, begins + spread
+
+
+def _source(config: BlockConfig, source: Source) -> Text:
+    """Who may ask, and for what: levels, prices and alerts mean nothing until they are agreed."""
+    said = Text.assemble((source.name, "bold"), f"  {source.kind}")
+    if source.heartbeat_timeout_s is None:
+        said.append("  not watched: its silence means nothing", style="yellow")
+    if isinstance(source, DsxFlexConfig):
+        shares = ", ".join(f"{percent(share)} of the block" for share in source.feeds.values())
+        said.append(f"; feeds {', '.join(source.feeds)}: {shares}; steered by {', '.join(source.publishers)}")
+        return said
+    acts_on = policy_of(config, source).acts_on
+    said.append(f"; acts on {', '.join(sorted(acts_on))}")
+    unset = sorted(ACTS.keys() - acts_on)
+    if unset:
+        said.append(f"; not agreed: {', '.join(unset)}", style="dim")
+    return said
 
 
 def _inlet(inlet: InletConfig, rack: RackConfig) -> Text:

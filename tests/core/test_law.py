@@ -310,6 +310,16 @@ def settings_with_inlets(continuous_w):
     return settings(topology=topology)
 
 
+def test_the_way_up_that_was_agreed_holds_across_a_restart():
+    """A gentle recovery does not become a steep one because the controller was killed in it."""
+    carried = Carried(1800.0, 1500.0, "openadr e/0", up_w_per_s=20.0)
+    block = Block(state=law.start(SETTINGS, 100.0, carried))
+    block.run(1.0)
+    first_w = block.decision.budget_w
+    block.run(5.0)
+    assert block.decision.budget_w - first_w == pytest.approx(5.0 * 20.0, abs=2.0)
+
+
 def test_restarts_in_a_row_name_what_bound_before_only_once():
     carried = Carried(1500.0, 1500.0, "before restart: openadr e/0")
     block = Block(state=law.start(SETTINGS, 100.0, carried))

@@ -97,11 +97,13 @@ def test_a_ven_hears_its_vtn_over_mutual_tls_and_outlives_its_loss(tmp_path, pow
 
 @needs_nats
 def test_a_dsx_target_holds_while_the_brokers_certificate_is_not_to_be_believed(tmp_path, powerblock):
-    site = {"signals": "dsx", "broker": "nats", "tls": "mutual"}
+    site = {"signals": "dsx", "broker": "nats", "tls": "mutual", "own_bus": True}
     told = {"status_events": ["target_set", "start_ramp_down", "start_ramp_up"]}
     timeline = breaking(target="certificate", mode="replaced")
     rig, _, beats = played(tmp_path, powerblock, site=site, timeline=timeline, duration_s=14, **told)
     assert {beat.mode for beat in beats} >= {"init", "controlled", "limited"}
+    started = [beat for beat in beats if beat.mode == "limited"]
+    assert not any(key.startswith("agent") for beat in started for key in beat.alarms), "loss of the north"
     signals = [line for line in history.read(rig.work_dir / "state") if "accepted" in line]
     assert all(line["accepted"] for line in signals)
     assert len(signals) < 10, "repeats are not worth a line"

@@ -344,6 +344,7 @@ class World:
             max(ends, default=FOREVER_S),
             base.upper_w,
             base.measured_at_s,
+            decision.state.pace.up_w_per_s,
         )
 
     def _utc_s(self) -> float:
