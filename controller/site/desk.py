@@ -10,9 +10,9 @@ wall clock says by now: whether one has ended is its own business, on a clock th
 """
 
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from operator import attrgetter
 from typing import Any, Final
 
@@ -39,6 +39,7 @@ from protocols.openadr import OpenAdrError
 BUSY_MAX_RATIO: Final = 0.2  # of the time may go into signals
 BURST_MAX_S: Final = 0.01  # at a stretch: the beat has 50 ms
 WAITING_MAX: Final = 64  # signals; the newest of a flood are worth most
+SETPOINTS_SHOWN_MAX: Final = 50  # open, and as many coming: the status is written four times a second
 SIGNALS_KEPT: Final = 20  # shown in the status
 POISON_SHOWN: Final = 200  # bytes of a message that broke the program
 FLOOD_SHOWN_S: Final = 10.0
@@ -280,10 +281,7 @@ class SiteDesk:
                 }
                 for name, source in self.sources.items()
             ],
-            "setpoints": [
-                {**asdict(setpoint), "stands": _stands(setpoint, decision)}
-                for setpoint in self.site.setpoints
-            ],
+            "setpoints": list(_standing(self.site.setpoints, decision)),
             "accepted": self.counts["accepted"],
             "refused": self.counts["refused"],
             "signals": list(self.signals),
@@ -327,16 +325,20 @@ class SiteDesk:
         return {name: source.revision for name, source in self.sources.items()}
 
 
-def _stands(setpoint: Setpoint, decision: Decision) -> str:
-    """Whether an open setpoint binds, and if not, what it yields to. Empty: it is not open."""
+def _standing(setpoints: Sequence[Setpoint], decision: Decision) -> Iterator[dict[str, Any]]:
+    """Setpoints with what open ones stand at: who binds, and what the others yield to. Open ones first."""
     opened = [entry.setpoint for entry in decision.state.running]
-    if setpoint not in opened:
-        return ""
-    for winner in schedule.winners(opened):
-        if (winner.source, winner.kind) == (setpoint.source, setpoint.kind) and winner != setpoint:
-            return f"yields to {winner.id}, which has priority"
+    winners = {(winner.source, winner.kind): winner for winner in schedule.winners(opened)}
     binding = decision.binding.source
-    return "binds" if schedule.name(setpoint) == binding else f"above {binding}"
+    for setpoint in opened[:SETPOINTS_SHOWN_MAX]:
+        winner = winners[setpoint.source, setpoint.kind]
+        if winner != setpoint:
+            stands = f"yields to {winner.id}, which has priority"
+        else:
+            stands = "binds" if schedule.name(setpoint) == binding else f"above {binding}"
+        yield {**asdict(setpoint), "stands": stands}
+    coming = islice((one for one in setpoints if one not in opened), SETPOINTS_SHOWN_MAX)
+    yield from ({**asdict(setpoint), "stands": ""} for setpoint in coming)
 
 
 def _age_s(now_s: float, at_s: float) -> float | None:

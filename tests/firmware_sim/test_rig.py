@@ -388,7 +388,9 @@ async def test_a_device_under_test_that_dies_ends_the_run_with_its_last_words(tm
         await Rig(a_scenario(), tmp_path / "report", powerblock).run(lambda _view: None)
 
 
-@pytest.mark.parametrize("name", ["curtailment", "openadr_mtls", "openadr_ven", "dsx_flex_nats", "certificate_replaced", "mixed"])
+@pytest.mark.parametrize(
+    "name", ["curtailment", "openadr_mtls", "openadr_ven", "dsx_flex_nats", "certificate_replaced", "mixed"]
+)
 async def test_the_generated_configuration_is_what_controller_and_agent_accept(tmp_path, name):
     site = {"signals": "mixed", "broker": "mosquitto", "tls": "mutual"}
     scenario = a_scenario(site=site) if name == "mixed" else load_scenario(ROOT / "examples" / f"{name}.yaml")

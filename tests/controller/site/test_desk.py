@@ -340,3 +340,29 @@ def test_nothing_new_wakes_nobody(desk):
     desk.refresh((), frozenset(), UTC_S + 1.0)
     desk.send(EVENTS, b"{")
     assert len(desk.published) == told
+
+
+def test_the_status_says_of_every_open_setpoint_whether_it_binds_and_what_it_yields_to(desk):
+    from controller.core import law
+    from controller.core.model import Setpoint, Site
+    from tests.core.blocks import SETTINGS, UTC_0, good, snapshot
+
+    def wish(name, limit_w, kind="limit", **fields):
+        return Setpoint("openadr", name, kind, limit_w, UTC_0, UTC_0 + 60.0, **fields)
+
+    wishes = (
+        wish("a/0", 2000.0, priority=1),
+        wish("b/0", 1500.0, priority=5),
+        wish("c/0", 2200.0, "target"),
+        Setpoint("openadr", "d/0", "limit", 1.0, UTC_0 + 50.0, UTC_0 + 60.0),
+    )
+    desk.desk.site = Site((Contact(1.0, 1.0),), wishes)
+    seen = snapshot(1.0, meter=good(1500.0, 1.0), site=desk.desk.site)
+    decision = law.tick(SETTINGS, law.start(SETTINGS, 0.9), seen)
+    stands = {one["id"]: one["stands"] for one in desk.desk.told(1.0, decision)["setpoints"]}
+    assert stands == {
+        "a/0": "binds",
+        "b/0": "yields to a/0, which has priority",
+        "c/0": "above openadr a/0",
+        "d/0": "",
+    }
