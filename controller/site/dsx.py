@@ -10,25 +10,23 @@ The answers (status, breach, enforcement) are `told`'s.
 """
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, Final
 
 from controller.core.model import NEVER_S, Contact, Decision, Floats, Settings, Snapshot
 from controller.site.config import DsxFlexConfig
+from controller.site.keys import KeyFile, key_files, signer_file
 from controller.site.outlook import Outlook
 from controller.site.policy import Policy
 from controller.site.shedding import Shedding
 from controller.site.source import Arrival, Refusals, Signal
 from controller.site.told import Told
 from controller.site.wire import MqttWire
-from controller.yaml_config import ConfigError
 from protocols.dsx_flex import breach, enforcement, envelope, load_target, signing, topics
 from protocols.dsx_flex.envelope import Envelope
 from protocols.dsx_flex.wire import DsxFlexError
 from protocols.mqtt import Subscription
 
 AHEAD_MAX_S: Final = 5.0  # so far may a publisher's clock be ahead of ours
-KEY_FILE_MAX_BYTES: Final = 1024 * 1024
 
 
 class DsxFlex:
@@ -48,8 +46,10 @@ class DsxFlex:
         self.cap_w: Floats | None = None
         self.revision = 0
         self._config = config
-        self._keys = key_sets(config, "publishers", config.publishers)
-        self._adviser_keys = key_sets(config, "advisers", config.advisers)
+        where = f"site.sources: {config.name}"
+        self._keys = key_files(f"{where}: publishers", config.publishers)
+        self._adviser_keys = key_files(f"{where}: advisers", config.advisers)
+        signer = signer_file(f"{where}: signing_key", config.signing_key, config.signing_kid)
         self._refusals = Refusals()
         feeds = policy.feeds
         self.book = (
@@ -69,7 +69,7 @@ class DsxFlex:
             for one in topics.filters(message_type, name)
         ]
         self.wire = MqttWire(config, policy.block, tuple(wanted), on_message, on_oversized)
-        self.told = Told(config, settings, policy, self.book, _signer(config), self._publish)
+        self.told = Told(config, settings, policy, self.book, signer, self._publish)
         self._shedding = Shedding(settings)
 
     def take(self, arrival: Arrival) -> Signal | None:
@@ -99,7 +99,11 @@ class DsxFlex:
         return self._judged(arrival, said, verdict)
 
     def _genuine(
-        self, said: Envelope, keys: Mapping[str, signing.KeySet], sender: str, arrival: Arrival
+        self,
+        said: Envelope,
+        keys: Mapping[str, KeyFile[signing.KeySet] | None],
+        sender: str,
+        arrival: Arrival,
     ) -> Mapping[str, Any]:
         """What it says, if it is from one who may, signed by them, and of now."""
         if sender not in keys:
@@ -107,8 +111,10 @@ class DsxFlex:
                 f"source: {sender} may not tell this block; those who may: {', '.join(keys) or 'nobody'}"
             )
         envelope.check_age(said, arrival.now_utc_s, age_max_s=self._config.age_max_s, ahead_max_s=AHEAD_MAX_S)
+        file = keys[sender]
+        known = signing.KeySet(()) if file is None else file.current()
         return signing.open_data(
-            said.data, keys[sender], arrival.now_utc_s, accept_unsigned=self._config.accept_unsigned
+            said.data, known, arrival.now_utc_s, accept_unsigned=self._config.accept_unsigned
         )
 
     def _apply(self, said: Envelope, data: Mapping[str, Any], arrival: Arrival) -> load_target.Verdict:
@@ -187,45 +193,3 @@ class DsxFlex:
 
     def runs(self) -> Mapping[str, Callable[[], Awaitable[None]]]:
         return self.wire.runs()
-
-
-def key_sets(
-    config: DsxFlexConfig, field: str, files: Mapping[str, Path | None]
-) -> dict[str, signing.KeySet]:
-    """Public keys by publisher, from the files named under `field`. Raises ConfigError."""
-    return {name: _key_set(config, f"{field}.{name}", path) for name, path in files.items()}
-
-
-def _key_set(config: DsxFlexConfig, field: str, path: Path | None) -> signing.KeySet:
-    """The keys of one publisher: a JWKS, or one PEM whose kid is the file's name."""
-    if path is None:
-        return signing.KeySet(())
-    content = _content(config, field, path)
-    try:
-        if content.lstrip().startswith(b"{"):
-            return signing.KeySet(signing.read_jwks(content))
-        return signing.KeySet((signing.read_public_pem(path.stem, content),))
-    except DsxFlexError as error:
-        raise ConfigError(f"site.sources: {config.name}: {field}: {path}: {error}") from None
-
-
-def _signer(config: DsxFlexConfig) -> signing.Signer | None:
-    if config.signing_key is None or config.signing_kid is None:
-        return None
-    content = _content(config, "signing_key", config.signing_key)
-    try:
-        return signing.Signer(config.signing_kid, content)
-    except DsxFlexError as error:
-        raise ConfigError(
-            f"site.sources: {config.name}: signing_key: {config.signing_key}: {error}"
-        ) from None
-
-
-def _content(config: DsxFlexConfig, field: str, path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(KEY_FILE_MAX_BYTES)
-    except OSError as error:
-        raise ConfigError(
-            f"site.sources: {config.name}: {field}: {path}: {error.strerror}; check path and permissions"
-        ) from None

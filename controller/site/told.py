@@ -19,6 +19,7 @@ import structlog
 
 from controller.core.model import NO_LIMIT_W, Decision, Settings, Snapshot
 from controller.site.config import DsxFlexConfig
+from controller.site.keys import KeyFile
 from controller.site.policy import Policy, block_w
 from protocols.dsx_flex import breach, enforcement, envelope, power_state, signing, topics
 from protocols.dsx_flex.breach_watch import BreachWatch
@@ -53,7 +54,7 @@ class Told:
         settings: Settings,
         policy: Policy,
         book: LoadTargetBook,
-        signer: signing.Signer | None,
+        signer: KeyFile[signing.Signer] | None,
         publish: Callable[[str, bytes, int], None],
     ) -> None:
         self._config, self._feeds, self._book = config, policy.feeds, book
@@ -216,7 +217,7 @@ class Told:
                 type=message_type,
                 time_utc_s=now_utc_s,
                 trace=cause or envelope.start_trace(secrets.token_bytes(envelope.ENTROPY_BYTES)),
-                data=data if self._signer is None else self._signer.sign(data),
+                data=data if self._signer is None else self._signer.current().sign(data),
                 correlation_id=thread or None,
             )
             payload = envelope.write(message)

@@ -25,7 +25,7 @@ from controller.config import BlockConfig, settings_of
 from controller.core import schedule
 from controller.core.model import NO_LIMIT_W, Setpoint
 from controller.site.config import DsxFlexConfig, OpenAdrMqttConfig, OpenAdrVtnConfig
-from controller.site.dsx import key_sets
+from controller.site.keys import key_files
 from controller.site.policy import PLAIN, Policy, acted_on, policy_of
 from controller.views import check
 from controller.views.figures import FOREVER_UTC_S, kw, moment, relative, span
@@ -130,9 +130,7 @@ class DsxEar:
     def __init__(self, config: BlockConfig | None) -> None:
         self._policy = _policy(config, DsxFlexConfig, name="dsx")
         self._config = None if config is None else _first(config, DsxFlexConfig)
-        self._keys = (
-            None if self._config is None else key_sets(self._config, "publishers", self._config.publishers)
-        )
+        self._keys = None if self._config is None else key_files("publishers", self._config.publishers)
         self._targets: list[tuple[envelope.Envelope, tuple[load_target.Target, ...]]] = []
         self._book = load_target.LoadTargetBook(self._policy.feeds)
 
@@ -161,7 +159,8 @@ class DsxEar:
         publisher = said.source.rpartition("/")[2]
         if publisher not in self._keys:
             raise DsxFlexError(f"source: {publisher} may not steer this block; see its publishers")
-        keys = self._keys[publisher]
+        file = self._keys[publisher]
+        keys = signing.KeySet(()) if file is None else file.current()
         return signing.open_data(said.data, keys, now_utc_s, accept_unsigned=self._config.accept_unsigned), ""
 
     def _learn_feeds(self, targets: Sequence[load_target.Target]) -> None:

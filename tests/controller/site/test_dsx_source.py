@@ -5,9 +5,10 @@ import json
 import pytest
 
 from controller.core.model import Contact
-from protocols.dsx_flex import topics
+from controller.yaml_config import ConfigError
+from protocols.dsx_flex import signing, topics
 from protocols.mqtt import PAYLOAD_MAX_BYTES
-from tests.controller.site.dsx_site import HALL, ISV, NOW_S, UTC_S, Site, target
+from tests.controller.site.dsx_site import HALL, ISV, KEYS, NOW_S, UTC_S, Site, target
 
 
 @pytest.fixture
@@ -123,6 +124,27 @@ def test_the_book_survives_a_restart(site, block_with, tmp_path):
     again = Site(block_with, tmp_path, kept=json.loads(json.dumps(site.source.kept())))
     assert [one.limit_w for one in again.setpoints(1.0)] == [9_000.0]
     assert again.source.contact == Contact()
+
+
+def test_a_publishers_renewed_key_counts_without_a_restart(site, tmp_path):
+    renewed = signing.Signer(f"{ISV}.pub", KEYS["stranger"][0])
+
+    def sent():
+        return site.deliver(site.message(renewed.sign({"targets": [target(9.0)]}), signer=""))
+
+    assert "signature does not match" in sent().reason
+    (tmp_path / f"{ISV}.pub.pem").write_bytes(KEYS["stranger"][1] + b"\n")
+    assert sent().accepted
+
+
+def test_a_key_file_that_was_spoiled_changes_nothing(site, tmp_path):
+    (tmp_path / f"{ISV}.pub.pem").write_bytes(b"no key at all")
+    assert site.send(target(9.0)).accepted
+
+
+def test_a_key_file_that_is_not_there_at_the_start_is_a_sentence(block_with, tmp_path):
+    with pytest.raises(ConfigError, match=r"dsx: publishers.isv-1: .*check path and permissions"):
+        Site(block_with, tmp_path, publishers={ISV: str(tmp_path / "absent.pem")})
 
 
 def test_noise_is_refused(site):
