@@ -126,10 +126,14 @@ def explain(
 ) -> None:
     """Show what signals of either standard would do, as a time line of limits. Status 1 if one is refused."""
     from controller.views import explain as view
+    from controller.yaml_config import ConfigError
 
     config = None if block_path is None else _load(block_path)
     signals = [(path.name, _content(path)) for path in signal_paths]
-    found = view.explain(signals, _moment(now), config)
+    try:
+        found = view.explain(signals, _moment(now), config)
+    except ConfigError as error:  # a file of keys that the configuration names
+        _give_up(str(error))
     _show(view.as_json(found) if as_json else view.render(found))
     if found.refused:
         raise typer.Exit(EXIT_NEGATIVE)

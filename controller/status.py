@@ -16,7 +16,7 @@ import structlog
 from controller.core import base_load, watch
 from controller.core.model import Decision, Floats, Ints, Limit, Settings, Snapshot
 
-VERSION: Final = 1
+VERSION: Final = 2
 PERIOD_S: Final = 0.25
 
 NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})

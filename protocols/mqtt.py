@@ -187,6 +187,7 @@ class MqttLink:
         self.connected = False
         self.connected_since_s = -1.0  # time.monotonic() of the newest connect; below 0: never yet
         self.fault = f"broker {self.address} was not called yet"  # empty while connected
+        self.denied: tuple[str, ...] = ()  # subscriptions that the broker of the newest session said no to
         self.sessions = 0  # successful connects
         self.oversized = 0  # incoming messages dropped: larger than PAYLOAD_MAX_BYTES
         self.overflowed = (
@@ -199,6 +200,16 @@ class MqttLink:
     @property
     def address(self) -> str:
         return f"{self._host}:{self._port}"
+
+    @property
+    def denial(self) -> str:
+        """What the broker did about our subscriptions, as the rest of a sentence; empty: it granted them."""
+        if not self.denied:
+            return ""
+        return (
+            f"denies the subscription to {', '.join(self.denied)}: check its ACL "
+            "(nats-server before 2.10 knows no topics with dots or blanks either)"
+        )
 
     @property
     def _rival(self) -> str:
@@ -265,8 +276,11 @@ class MqttLink:
     async def _talk(self, client: aiomqtt.Client) -> None:
         if self._subscriptions:
             wanted = [(topic, min(qos, self.qos_max)) for topic, qos in self._subscriptions]
-            granted = await client.subscribe(wanted)
-            _check_granted(self._subscriptions, granted)
+            self.denied = _denied(self._subscriptions, await client.subscribe(wanted))
+            if len(self.denied) == len(self._subscriptions):
+                raise _Fault(self.denial)
+            if self.denied:
+                log.warning("subscription denied", broker=self.address, why=self.denial)
         self.connected, self.fault = True, ""
         self.connected_since_s = time.monotonic()
         self.sessions += 1
@@ -553,15 +567,11 @@ def _check_filters(subscriptions: tuple[Subscription, ...]) -> None:
             raise MqttConfigError(f"subscription {topic!r}: qos {qos}; use 0 or 1, with 2 mosquitto stalls")
 
 
-def _check_granted(subscriptions: tuple[Subscription, ...], granted: object) -> None:
+def _denied(subscriptions: tuple[Subscription, ...], granted: object) -> tuple[str, ...]:
     """Mosquitto grants what its ACL will withhold; other brokers say no (0x80) and are heard here."""
     assert isinstance(granted, list)  # one reason code per filter, in order
-    denied = [one.topic for one, code in zip(subscriptions, granted, strict=True) if code.value >= 0x80]
-    if denied:
-        raise _Fault(
-            f"denies the subscription to {', '.join(denied)}: check its ACL "
-            "(nats-server before 2.10 knows no topics with dots or blanks either)"
-        )
+    pairs = zip(subscriptions, granted, strict=True)
+    return tuple(one.topic for one, code in pairs if code.value >= 0x80)
 
 
 def _first(faults: BaseExceptionGroup[aiomqtt.MqttError]) -> aiomqtt.MqttError:

@@ -172,6 +172,7 @@ class DsxFlexConfig(MqttSourceConfig):
     """
 
     kind: Literal["dsx_flex"]
+    heartbeat_timeout_s: Timeout | None = 30.0  # operators repeat themselves at a pace of their own
     agent_id: TopicName
     role: Literal["dsx-flex-agent", "poweragent"] = AGENT_SPELLINGS[0]
     feeds: Annotated[dict[str, Annotated[float, Field(gt=0, le=1)]], Field(min_length=1, max_length=8)]

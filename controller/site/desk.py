@@ -82,6 +82,8 @@ class SiteDesk:
         self._caps: tuple[Floats, ...] = ()
         self._now_s, self._now_utc_s = clock
         kept = store.book or {}
+        for name in sorted(kept.keys() - {one.name for one in config.site.sources}):
+            log.warning("signals were kept for a source that is not configured; dropped", source=name)
         self.sources: dict[str, Source] = {
             one.name: self._opened(config, one, kept.get(one.name)) for one in config.site.sources
         }

@@ -12,6 +12,7 @@ The answers (status, breach, enforcement) are `told`'s.
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, Final
 
+from controller.clock import now_s
 from controller.core.model import NEVER_S, Contact, Decision, Floats, Settings, Snapshot
 from controller.site.config import DsxFlexConfig
 from controller.site.keys import KeyFile, key_files, signer_file
@@ -21,10 +22,11 @@ from controller.site.shedding import Shedding
 from controller.site.source import Arrival, Refusals, Signal
 from controller.site.told import Told
 from controller.site.wire import MqttWire
-from protocols.dsx_flex import breach, enforcement, envelope, load_target, signing, topics
+from protocols.dsx_flex import breach, enforcement, envelope, load_target, signing, topics, wire
 from protocols.dsx_flex.envelope import Envelope
 from protocols.dsx_flex.wire import DsxFlexError
 from protocols.mqtt import Subscription
+from protocols.openadr import Heartbeat
 
 AHEAD_MAX_S: Final = 5.0  # so far may a publisher's clock be ahead of ours
 
@@ -52,11 +54,13 @@ class DsxFlex:
         signer = signer_file(f"{where}: signing_key", config.signing_key, config.signing_kid)
         self._refusals = Refusals()
         feeds = policy.feeds
-        self.book = (
-            load_target.LoadTargetBook(feeds)
-            if kept is None
-            else load_target.LoadTargetBook.from_dict(feeds, kept)
-        )
+        self.book = load_target.LoadTargetBook(feeds)
+        self._shedding = Shedding(settings)
+        if kept is not None:
+            said = wire.an_object(kept, "kept load targets")
+            self.book = load_target.LoadTargetBook.from_dict(feeds, said.get("book"))
+            self._shedding.reopen(said.get("alerts"), now_s())
+            self.cap_w = self._shedding.cap_w
         self.outlook = Outlook(policy.of_dsx, policy.ways.spread_max_s)
         self._learn()
         wanted = [
@@ -70,7 +74,6 @@ class DsxFlex:
         ]
         self.wire = MqttWire(config, policy.block, tuple(wanted), on_message, on_oversized)
         self.told = Told(config, settings, policy, self.book, signer, self._publish)
-        self._shedding = Shedding(settings)
 
     def take(self, arrival: Arrival) -> Signal | None:
         if self.wire.is_canary(arrival.topic):
@@ -79,9 +82,9 @@ class DsxFlex:
         if self.wire.is_heartbeat(arrival.topic):
             known = frozenset(one.correlation_id for one in self.book.windows(NEVER_S))
             self.contact, refusal = self.wire.heartbeat(arrival, known, self.contact)
-            if not refusal:
-                return None
-            return Signal(arrival.now_utc_s, self.name, arrival.topic, "", accepted=False, reason=refusal)
+            about = "the heartbeat"
+            signal = Signal(arrival.now_utc_s, self.name, arrival.topic, about, not refusal, refusal)
+            return signal if self._refusals.note(about, signal, arrival.now_s) and refusal else None
         said: Envelope | None = None
         try:
             address = topics.read_topic(arrival.topic)
@@ -129,9 +132,10 @@ class DsxFlex:
         """An alert whose hints may be for us."""
         alert = breach.read_alert(data)
         results = self._shedding.take(alert, arrival.now_s)
-        self.cap_w = self._shedding.cap_w
         if not results:
             return None
+        self.cap_w = self._shedding.cap_w
+        self.revision += 1
         phase: enforcement.Phase = "reverted" if alert.status == "resolved" else "applied"
         self.told.enforced(alert, phase, results, said.trace, arrival.now_utc_s)
         reason = f"{phase}: {enforcement.overall_code(results)} of {len(results)} hints"
@@ -146,8 +150,12 @@ class DsxFlex:
 
     def _judged(self, arrival: Arrival, said: Envelope | None, verdict: load_target.Verdict) -> Signal | None:
         """A repeat is a sign of life and not worth a line; the same message twice is not even that."""
-        if verdict.accepted and verdict.reason != "duplicate":
-            self.contact = Contact(arrival.now_s, arrival.now_s)
+        if verdict.accepted and said is not None and verdict.reason != "duplicate":
+            self._refusals.clear()  # the latest target is the one that counts
+            # What a broker had kept, or a bridge delayed, is a wish all the same, but no sign of life.
+            sent = Heartbeat(said.time_utc_s, None, None)
+            if not self.wire.staleness(sent, arrival):
+                self.contact = Contact(arrival.now_s, arrival.now_s)
         if verdict.accepted and verdict.reason in ("duplicate", "repeated"):
             return None
         sender = arrival.topic if said is None else said.source
@@ -155,10 +163,7 @@ class DsxFlex:
         ignored = f"; not our feeds: {', '.join(verdict.ignored)}" if verdict.ignored else ""
         reason = verdict.reason + ignored
         signal = Signal(arrival.now_utc_s, self.name, sender, about, verdict.accepted, reason)
-        if signal.accepted:
-            self._refusals.clear()  # the latest target is the one that counts
-        self._refusals.note(about, signal, arrival.now_s)
-        return signal
+        return signal if self._refusals.note(about, signal, arrival.now_s) else None
 
     def _learn(self) -> None:
         self.outlook.learn(sorted(self.book.windows(NEVER_S), key=lambda one: one.starts_utc_s))
@@ -173,22 +178,23 @@ class DsxFlex:
     def overrun(self) -> None:
         """The newest message of a flood was kept, and the newest target counts."""
 
-    def beat(self, now_s: float) -> None:
-        self.wire.beat(now_s)
-        if self._shedding.forgotten(now_s):
+    def beat(self, at_s: float) -> None:
+        self.wire.beat(at_s)
+        if self._shedding.forgotten(at_s):
             self.cap_w = self._shedding.cap_w
+            self.revision += 1
 
     def tell(self, snapshot: Snapshot, decision: Decision) -> None:
         self.told.beat(snapshot, decision)
 
     def kept(self) -> Any:
-        return self.book.to_dict()
+        return {"book": self.book.to_dict(), "alerts": self._shedding.kept()}
 
-    def alarms(self, now_s: float) -> Iterator[tuple[str, str]]:
-        yield from self._refusals.alarm(self.name, now_s)
-        yield from self.wire.alarms(now_s)
+    def alarms(self, at_s: float) -> Iterator[tuple[str, str]]:
+        yield from self._refusals.alarm(self.name, at_s)
+        yield from self.wire.alarms(at_s)
 
-    def links(self, _now_s: float) -> Iterator[Mapping[str, Any]]:
+    def links(self, _at_s: float) -> Iterator[Mapping[str, Any]]:
         yield from self.wire.links()
 
     def runs(self) -> Mapping[str, Callable[[], Awaitable[None]]]:

@@ -26,6 +26,7 @@ from protocols import openadr
 from protocols.mqtt import Subscription
 from protocols.ven import Ven, VenConfigError, VenSettings
 
+HEARTBEAT: Final = "the heartbeat"  # with a blank, which no event's id has
 SECRET_MAX_CHARS: Final = 1024  # a file larger than this is not a secret
 
 log = structlog.get_logger(__name__)
@@ -68,6 +69,9 @@ class OpenAdrSource:
     def tell(self, snapshot: Snapshot, decision: Decision) -> None:
         """Nobody asked."""
 
+    def _asked_in_vain(self, _event_id: str) -> str:
+        return ""
+
     def _learn(self) -> None:
         """Once per change of the book: it may hold thousands of windows, and heartbeats are many."""
         self.outlook.learn(acted_on(self.book.windows(NEVER_S), self._types))
@@ -90,6 +94,8 @@ class OpenAdrSource:
             reason += f"; not acted on: {', '.join(verdict.ignored)}"
         if verdict.unserved:
             reason += f"; {verdict.unserved}"
+        if verdict.accepted:
+            reason += self._asked_in_vain(event_id)
         return self._signal(arrival, sender, event_id, about, accepted=verdict.accepted, reason=reason)
 
     def _signal(
@@ -122,13 +128,19 @@ class OpenAdrMqtt(OpenAdrSource):
             return None
         if self.wire.is_heartbeat(arrival.topic):
             self.contact, refusal = self.wire.heartbeat(arrival, self.event_ids, self.contact)
-            if not refusal:
-                return None
-            return Signal(arrival.now_utc_s, self.name, arrival.topic, "", accepted=False, reason=refusal)
+            signal = self._signal(
+                arrival, arrival.topic, HEARTBEAT, HEARTBEAT, accepted=not refusal, reason=refusal
+            )
+            return signal if refusal and self._is_news else None
         signal = self._event(arrival, arrival.topic)
         if signal.accepted and not arrival.retained:
             self.contact = self.contact._replace(plan_at_s=arrival.now_s)
         return signal
+
+    def _asked_in_vain(self, event_id: str) -> str:
+        """Bare topics have no way back for reports."""
+        asks = event_id in self.book.requests
+        return "; the reports it asks for have no way back over bare topics" if asks else ""
 
     def overrun(self) -> None:
         """What was dropped stays unknown until the heartbeat lists it, and then it is an alarm."""

@@ -6,19 +6,21 @@ block's power is shared out as ever. A node's power is taken to be its GPUs', it
 `throttle` is a cap at the least; `suspend`, chassis and whatever is not ours are skipped, and the answer
 says so.
 
-A cap lasts until its breach is resolved. The contract bounds neither, so a breach of which nothing was heard
-for `SILENT_MAX_S` is taken for over: an adviser that died must not hold GPUs down for ever.
+A cap lasts until its breach is resolved, across restarts. The contract bounds neither, so a breach of which
+nothing was heard for `SILENT_MAX_S` is taken for over: an adviser that died must not hold GPUs down for
+ever.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
 from controller.core.model import NO_LIMIT_W, Floats, Settings
-from protocols.dsx_flex.breach import Alert, ShedHint
+from protocols.dsx_flex.breach import Alert, ShedHint, alert_data, read_alert
 from protocols.dsx_flex.enforcement import Result
+from protocols.dsx_flex.wire import a_list
 
 SILENT_MAX_S: Final = 3600.0
 BREACHES_MAX: Final = 64
@@ -64,6 +66,15 @@ class Shedding:
             while len(self._sheds) > BREACHES_MAX:
                 del self._sheds[next(iter(self._sheds))]
         return results
+
+    def kept(self) -> list[dict[str, Any]]:
+        """The alerts whose hints are in force, for JSON."""
+        return [alert_data(shed.alert) for shed in self._sheds.values()]
+
+    def reopen(self, kept: Any, now_s: float) -> None:
+        """Carry out again what was in force: a restart lifts no cap. Raises DsxFlexError."""
+        for said in a_list(kept, "kept alerts", BREACHES_MAX):
+            self.take(read_alert(said), now_s)
 
     def forgotten(self, now_s: float) -> tuple[Shed, ...]:
         """Breaches of which nothing was heard for too long; their caps are gone."""

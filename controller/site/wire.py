@@ -104,7 +104,7 @@ class MqttWire:
             heartbeat = openadr.parse_heartbeat(arrival.payload)
         except openadr.OpenAdrError as error:
             return contact, f"heartbeat: {error}"
-        refusal = self._pulse.refusal(heartbeat, arrival.now_s, retained=arrival.retained)
+        refusal = self.staleness(heartbeat, arrival)
         if refusal:
             return contact, refusal
         plan_at_s = contact.plan_at_s
@@ -119,6 +119,10 @@ class MqttWire:
         if self._canary is not None:
             self._canary.forget()
 
+    def staleness(self, heartbeat: openadr.Heartbeat, arrival: Arrival) -> str:
+        """Why a message that was sent then is no sign of life now; empty: it is one."""
+        return self._pulse.refusal(heartbeat, arrival.now_s, retained=arrival.retained)
+
     def beat(self, now_s: float) -> None:
         """Send the canary when it is time."""
         if self._canary is None or self.link is None or not self.link.connected:
@@ -129,10 +133,11 @@ class MqttWire:
             self.link.publish(self._canary_topic, probe)
 
     def alarms(self, now_s: float) -> Iterator[tuple[str, str]]:
-        if self.is_own and self.link is not None and self.link.fault:
-            yield f"broker {self._name}", self.link.fault
-        elif self._canary is not None and (fault := self._canary.fault(now_s)):
-            yield f"canary {self._name}", fault
+        link = self.link
+        if link is not None and link.connected:
+            yield from self._unheard(link, now_s)
+        elif link is not None and self.is_own:
+            yield f"broker {self._name}", link.fault
         if self.unknown_events:
             names = ", ".join(sorted(self.unknown_events))
             yield (
@@ -142,6 +147,13 @@ class MqttWire:
 
     def runs(self) -> dict[str, Callable[[], Awaitable[None]]]:
         return {f"broker {self._name}": self.link.run} if self.is_own and self.link is not None else {}
+
+    def _unheard(self, link: MqttLink, now_s: float) -> Iterator[tuple[str, str]]:
+        """What a connection that stands does not let through."""
+        if any(topic in link.denied for topic, _ in self.subscriptions):
+            yield f"broker {self._name}", f"broker {link.address} {link.denial}"
+        if self._canary is not None and (fault := self._canary.fault(now_s)):
+            yield f"canary {self._name}", fault
 
     def links(self) -> Iterator[Mapping[str, Any]]:
         if self.is_own and self.link is not None:

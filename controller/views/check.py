@@ -9,6 +9,7 @@ power supply. The base load is taken at its assumed most, which is what the law 
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -24,6 +25,8 @@ from controller.site.policy import ACTS, policy_of
 from controller.views.figures import kw, percent, span
 
 KW: Final = 1000.0
+MQTT_FILES: Final = ("password_file", "ca", "cert", "key")
+SOURCE_FILES: Final = ("client_secret_file", "signing_key", "ca", "cert", "key")
 ALIKE_W: Final = 1.0  # inlets that differ by less are equally tight
 
 
@@ -104,6 +107,7 @@ def warnings(config: BlockConfig, found: BlockFacts) -> Iterator[str]:
         yield from _rack_warnings(rack, rack_found)
     yield from _tier_warnings(config)
     yield from _device_warnings(config)
+    yield from _source_warnings(config)
 
 
 def _block_warnings(config: BlockConfig, found: BlockFacts) -> Iterator[str]:
@@ -134,6 +138,35 @@ def _block_warnings(config: BlockConfig, found: BlockFacts) -> Iterator[str]:
             f"the failsafe limit is released {span(config.site.failsafe_release_after_s)} after the site was"
             " lost: the block then opens up while its site is blind"
         )
+
+
+def _source_warnings(config: BlockConfig) -> Iterator[str]:
+    for source in config.site.sources:
+        if source.heartbeat_timeout_s is None:
+            yield f"source {source.name} is not watched: its silence changes nothing, its limits stay"
+        if getattr(source, "accept_unsigned", False):
+            yield f"source {source.name} accepts unsigned commands: its broker alone decides who steers"
+        if getattr(source, "plain", False):
+            yield f"source {source.name} may go without encryption: for laboratories"
+    for where, path in _files(config):
+        try:
+            with path.open("rb"):
+                pass
+        except OSError as error:
+            yield f"{where}: {path}: {error.strerror} here; the controller will not start without it"
+
+
+def _files(config: BlockConfig) -> Iterator[tuple[str, Path]]:
+    """Files that the configuration names, with the place where it does."""
+    named: dict[str, Any] = {f"mqtt.{name}": getattr(config.mqtt, name) for name in MQTT_FILES}
+    for number, source in enumerate(config.site.sources):
+        where = f"site.sources[{number}]"
+        mqtt = getattr(source, "mqtt", None)
+        named |= {f"{where}.mqtt.{name}": getattr(mqtt, name, None) for name in MQTT_FILES}
+        named |= {f"{where}.{name}": getattr(source, name, None) for name in SOURCE_FILES}
+        for field in ("publishers", "advisers"):
+            named |= {f"{where}.{field}.{name}": path for name, path in getattr(source, field, {}).items()}
+    yield from ((where, Path(path)) for where, path in named.items() if path is not None)
 
 
 def _rack_warnings(rack: RackConfig, found: RackFacts) -> Iterator[str]:

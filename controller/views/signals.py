@@ -45,7 +45,9 @@ def as_json(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def render(lines: Sequence[dict[str, Any]], now_utc_s: float) -> RenderableType:
     if not lines:
         return Text("no signals in that time", style="dim")
-    table = Table("at (UTC)", "source", "about", "", box=None, padding=(0, 2, 0, 0))
+    table = Table("at (UTC)", "source", box=None, padding=(0, 2, 0, 0))
+    table.add_column("about", overflow="fold")
+    table.add_column("")
     table.add_column("what was said, what came of it", overflow="fold")
     for line in lines[-ROWS_MAX:]:
         table.add_row(*_cells(line, now_utc_s))

@@ -19,7 +19,7 @@ from rich.text import Text
 from controller.core.model import NO_LIMIT_W
 from controller.views.figures import MARK, Bar, kw, moment, relative, span
 
-VERSION: Final = 1  # of status.json
+VERSION: Final = 2  # of status.json
 STALE_S: Final = 2.0  # eight writes missed
 WIDE: Final = 110  # columns from which two tables stand side by side
 ROWS_MAX: Final = 12  # of one table; a screen shows no more

@@ -175,8 +175,9 @@ class VtnClient:
             ) from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
             told = f"{what}: {sentence(error)}"
-            if isinstance(error, aiohttp.ClientConnectorError):
+            if isinstance(error, OSError):  # ours, or what a connection died of; TLS 1.3 refuses us that late
                 await self.close()  # the next one reads the TLS files anew: a certificate may be renewed
+            if isinstance(error, aiohttp.ClientConnectorError):
                 raise Unreachable(told) from error
             raise VtnFault(told) from error
 

@@ -43,7 +43,7 @@ STATUS_REMEDIES: Final[Mapping[int, str]] = {
     429: "it is asked too often: raise poll_s",
 }
 ABSENT: Final = frozenset({404, 405, 501})  # the endpoint does not exist: an older or a smaller VTN
-GONE: Final = frozenset({403, 404, 410})  # an object by its id: deleted, or no longer ours to see
+GONE: Final = frozenset({404, 410})  # an object by its id: deleted; 403 says nothing about the object
 
 
 class VtnFault(Exception):  # noqa: N818  the word of this project for what is expected to go wrong

@@ -107,7 +107,7 @@ class Notifier:
         try:
             raw = await self._vtn.call("GET", f"notifiers/mqtt/topics/{path}")
         except Refusal as refusal:
-            if refusal.status in GONE | ABSENT:
+            if refusal.status in GONE | ABSENT | {403}:
                 return ()
             raise
         return topic_names(raw, f"{self._vtn.name} names no topics for {path}")

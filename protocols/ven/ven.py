@@ -91,7 +91,8 @@ class Ven:
             every round, wrapped as an UPDATE; must be cheap.
         on_program: called with every programme that is new or changed, as the VTN wrote it, before the
             events of the same round.
-        on_round: called after every round; True: it has read all events of the VTN, so the VTN is alive.
+        on_round: called after every round; True: we are enrolled and it has read all events of the VTN, so
+            the VTN is alive and has told what it wants of us.
     """
 
     def __init__(
@@ -178,7 +179,7 @@ class Ven:
             self._round_faults = faults
             self._events_read = self._last_success_s >= began_at_s
             if self._on_round is not None:
-                self._on_round(self._events_read)
+                self._on_round(self._events_read and bool(self._register.ven_id))
             await self._pause(self._wait_s(failures))
 
     async def _one_round(self) -> tuple[str, ...]:

@@ -176,11 +176,24 @@ def strict(folder: Path) -> Iterator[tuple[Nats, Tls, Tls]]:
 async def test_a_denied_subscription_is_said_at_once(strict):
     broker, tls, _ = strict
     allowed, _ = listener(broker.url, "order/#", tls=tls)
-    denied, _ = listener(broker.url, "order/#", "secret/#", tls=tls, client_id="curious")
-    async with running(allowed, denied):
-        await until(lambda: allowed.connected)
-        await until(lambda: "denies the subscription to secret/#: check its ACL" in denied.fault)
-        assert not denied.connected
+    partly, _ = listener(broker.url, "order/#", "secret/#", tls=tls, client_id="curious")
+    wholly, _ = listener(broker.url, "secret/#", tls=tls, client_id="spy")
+    async with running(allowed, partly, wholly):
+        await until(lambda: allowed.connected and partly.connected)
+        assert (allowed.denied, partly.denied) == ((), ("secret/#",))
+        assert "denies the subscription to secret/#: check its ACL" in partly.denial
+        await until(lambda: "denies the subscription to secret/#: check its ACL" in wholly.fault)
+        assert not wholly.connected
+
+
+async def test_a_denied_subscription_costs_the_granted_ones_nothing(strict):
+    broker, tls, site = strict
+    ear, heard = listener(broker.url, "order/#", "secret/#", tls=tls)
+    mouth = speaker(broker.url, tls=site)
+    async with running(ear, mouth):
+        await until(lambda: ear.connected and mouth.connected)
+        mouth.publish("order/1", b"go", qos=1)
+        await until(lambda: heard.payloads == [b"go"])
 
 
 async def test_a_denied_message_is_confirmed_and_lost(strict):

@@ -692,7 +692,7 @@ async def test_a_report_reaches_the_vtn_in_our_name(pki):
     async with vtn_of(pki) as vtn:
         ven, _ = ven_at(vtn, pki)
         async with running(ven):
-            await ven.report(REPORT)
+            ven.report(REPORT)
             await until(lambda: vtn.reports)
             assert vtn.reports == [{**REPORT, "clientName": "block-1"}]
             await until(lambda: ven.status.reports_sent == 1)
@@ -704,7 +704,7 @@ async def test_reports_wait_for_a_vtn_and_the_oldest_make_room(pki):
         ven, _ = ven_at(vtn, pki)
         async with running(ven):
             for number in range(outbox.REPORTS_MAX + 3):
-                await ven.report({**REPORT, "reportName": str(number)})
+                ven.report({**REPORT, "reportName": str(number)})
             await until(lambda: "report: " in ven.status.fault)
             assert (ven.status.reports_waiting, ven.status.reports_lost) == (outbox.REPORTS_MAX, 3)
             vtn.faults.clear()
@@ -721,12 +721,12 @@ async def test_a_report_the_vtn_will_not_have_does_not_block_the_next(pki, fault
         vtn.faults["reports"] = fault
         ven, _ = ven_at(vtn, pki)
         async with running(ven):
-            await ven.report(REPORT)
+            ven.report(REPORT)
             await until(lambda: ven.status.reports_lost == 1)
             tries = {"forbid": 1, "error": outbox.REPORT_TRIES_MAX}[fault]
             assert vtn.requests.count("POST /reports") == tries
             vtn.faults.clear()
-            await ven.report({**REPORT, "eventID": "e2"})
+            ven.report({**REPORT, "eventID": "e2"})
             await until(lambda: vtn.reports)
             assert [one["eventID"] for one in vtn.reports] == ["e2"]
 
@@ -736,7 +736,7 @@ async def test_a_report_that_is_none_is_the_fault_of_the_caller(pki, report):
     async with vtn_of(pki) as vtn:
         ven, _ = ven_at(vtn, pki)
     with pytest.raises(ValueError, match="report: "):
-        await ven.report(report)
+        ven.report(report)
 
 
 # -- settings, faults of the program ----------------------------------------------------------------------

@@ -94,6 +94,8 @@ class Wire:
     """What the block published, opened and verified."""
 
     sent: list = field(default_factory=list)
+    connected: bool = True
+    denied: tuple = ()
 
     def publish(self, topic, payload, qos=0, *, keep=False, retain=False):
         said = json.loads(payload)

@@ -89,6 +89,20 @@ def test_a_repeat_of_a_standing_wish_is_a_sign_of_life_and_changes_nothing(site)
     assert site.source.contact == Contact(NOW_S + 3.0, NOW_S + 3.0)
 
 
+def test_what_a_broker_had_kept_is_a_wish_and_no_sign_of_life(site):
+    site.send(target(9.0), retained=True)
+    assert len(site.setpoints()) == 1
+    assert site.source.contact == Contact()
+
+
+def test_what_a_bridge_delayed_is_a_wish_and_no_sign_of_life(block_with, tmp_path):
+    site = Site(block_with, tmp_path, heartbeat_timeout_s=5.0)
+    site.send(target(9.0))
+    site.deliver(site.message({"targets": [target(8.0)]}, at_s=1.0), at_s=21.0)
+    assert [one.limit_w for one in site.setpoints(21.0)] == [8_000.0]
+    assert site.source.contact == Contact(NOW_S, NOW_S)
+
+
 def test_the_latest_target_wins_and_null_reverts_to_the_default(site):
     site.send(target(9.0))
     site.send(target(12.0), at_s=1.0)
@@ -205,6 +219,21 @@ def test_hints_for_our_nodes_become_caps_and_an_answer(infra):
     assert (topic, qos) == ("grid/v1/infra/block-1-infra/powerbreach/enforcement", 2)
     assert said["source"] == "//grid/v1/infra/block-1-infra"
     assert said["traceparent"].split("-")[1] == bytes(range(1, 17)).hex(), "the trace of the alert goes on"
+
+
+def test_a_restart_lifts_no_cap(infra, block_with, tmp_path):
+    advise(infra, hint("node-a"))
+    kept = json.loads(json.dumps(infra.source.kept()))
+    again = Site(
+        block_with,
+        tmp_path,
+        kept=kept,
+        infra_id="block-1-infra",
+        advisers={HALL: str(tmp_path / f"{HALL}.pub.pem")},
+    )
+    assert again.source.cap_w[:8].tolist() == [300.0] * 8
+    advise(again, status="resolved", at_s=5.0)
+    assert (again.source.cap_w == 1e12).all()
 
 
 def test_a_resolved_breach_takes_its_caps_back(infra):
