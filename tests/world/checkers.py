@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from controller.core.model import Decision, Mode, Setpoint, Settings
+from controller.core.model import Contact, Decision, Mode, Setpoint, Settings
 from tests.world.facility import RACK_BASE_RATIO
 
 ROUNDING_W = 1.5  # per GPU: drivers round to whole watts, an acknowledgement allows one more
@@ -52,8 +52,9 @@ class Moment:
     decided_now: bool
     healed: bool  # no fault for so long that everything must be back
     started_at_s: float  # of the controller process
-    site_spoke: bool  # to this controller process
+    site_spoke: bool  # every source of it, to this controller process
     heard_at_s: float  # last heartbeat that reached it
+    contacts: tuple[Contact, ...]  # the same of every source
     plan_since_s: float  # when it came to know the plan of now
     inherited_w: float  # lower of failsafe and what the last process held, until its window ends
     budget_max_w: float  # the same for the budget: a ramp that was under way goes on, but never up
@@ -94,6 +95,7 @@ class Checkers:
         self.lowest_binds(moment, decision)
         self.wall_clock_releases_nothing(moment, decision)
         self.failsafe_from_the_start(moment, decision)
+        self.the_silent_are_failsafe(moment, decision)
         self.steps += 1
         if self.steps % WINDOW_EVERY == 0:
             self.base_is_an_upper_estimate(moment, decision)
@@ -269,7 +271,8 @@ class Checkers:
     def failsafe_from_the_start(self, moment: Moment, decision: Decision) -> None:
         """8: until the site has spoken to this process, the lower of failsafe and inherited limit holds."""
         if not moment.site_spoke and (
-            decision.binding.power_w > moment.inherited_w + 0.01 or decision.mode is not Mode.INIT
+            decision.binding.power_w > moment.inherited_w + 0.01
+            or decision.mode not in (Mode.INIT, Mode.FAILSAFE)
         ):
             raise Broken(
                 8,
@@ -282,6 +285,15 @@ class Checkers:
                 moment.now_s,
                 f"site silent, {moment.budget_max_w:.0f} W allowed, budget {decision.budget_w:.0f} W",
             )
+
+    def the_silent_are_failsafe(self, moment: Moment, decision: Decision) -> None:
+        """8, of every source: whoever is silent for its time-out has its failsafe limit held."""
+        for failsafe, contact in zip(self.settings.failsafes, moment.contacts, strict=False):
+            silent_s = moment.now_s - contact.heartbeat_at_s
+            late = silent_s > failsafe.heartbeat_timeout_s + 0.3 and moment.decided_now
+            if late and decision.binding.power_w > failsafe.limit_w + 0.01:
+                text = f"{failsafe.source} silent for {silent_s:.1f} s, binding {decision.binding}"
+                raise Broken(8, moment.now_s, text)
 
     def dead_man(self, moment: Moment) -> None:
         """9: an agent that lives without a right has its GPUs at or under its own fallback, in time."""

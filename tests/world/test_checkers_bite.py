@@ -214,3 +214,14 @@ def test_10_alarms_that_never_end(monkeypatch):
 
     monkeypatch.setattr(watch, "look", sticky)
     assert caught(seeds=range(5)) == 10
+
+
+def test_8_a_second_source_whose_silence_means_nothing(monkeypatch):
+    honest = law._links
+
+    def one_is_enough(settings, before, snapshot, running):
+        first = honest(settings, before, snapshot, running)[0]
+        return (first,) * len(settings.failsafes)
+
+    monkeypatch.setattr(law, "_links", one_is_enough)
+    assert caught(seeds=range(100)) == 8

@@ -5,7 +5,7 @@ under control and back at work, and stay so. Time is a number; messages are entr
 """
 
 import heapq
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from random import Random
 from types import ModuleType
 
@@ -56,7 +56,7 @@ class Controller:
     actuate: Actuate
     state: object
     started_at_s: float
-    site_spoke: bool = False
+    spoke: set[int] = field(default_factory=set)  # sources that have stated a plan to it
     decision: Decision | None = None
 
 
@@ -128,6 +128,9 @@ class World:
         self.later_rng = Random(f"later {seed}")
         tight = later and self.later_rng.random() < 0.4  # racks that their inlets hold
         self.settings = settings_for(rng, self.dt_s, 0.5 if tight else 1.0)
+        self.second_silent_s, self.second_plan, self.second_next_s = (0.0, 0.0), (), 0.5
+        if later:
+            self._draw_second_source()
         topology = self.settings.topology
         count = len(topology.gpu_node)
         self.truth = Truth(
@@ -209,6 +212,30 @@ class World:
             )
         return tuple(plan)
 
+    def _draw_second_source(self) -> None:
+        """In some worlds another source is watched as well, falls silent at a time of its own, has its own wish."""
+        rng, peak_w = Random(f"second source {self.seed}"), self.settings.feed_rating_w
+        if rng.random() < 0.6:
+            return
+        limit_w = self.settings.failsafe_w * rng.uniform(0.9, 1.2)
+        other = FailsafeSettings(limit_w, heartbeat_timeout_s=rng.uniform(2.0, 6.0), source="dsx")
+        self.settings = replace(self.settings, failsafes=(*self.settings.failsafes, other))
+        silent_from_s = rng.uniform(3.0, 35.0)
+        self.second_silent_s = (
+            silent_from_s,
+            min(FAULTS_UNTIL_S, silent_from_s + rng.choice((0.0, 4.0, 12.0))),
+        )
+        starts_s = rng.uniform(2.0, 45.0)
+        wish = Setpoint(
+            source="dsx",
+            id="target",
+            kind="feed a",
+            limit_w=rng.uniform(0.5, 0.95) * peak_w,
+            starts_utc_s=UTC_0 + starts_s,
+            ends_utc_s=UTC_0 + starts_s + rng.uniform(3.0, 30.0),
+        )
+        self.second_plan = rng.choice(((), (wish,)))
+
     def _with_ramps(self, plan: tuple[Setpoint, ...]) -> tuple[Setpoint, ...]:
         """In some worlds, some setpoints bring a ramp of their own."""
         rng, ramp = Random(f"ramps {self.seed}"), self.settings.ramp
@@ -273,6 +300,7 @@ class World:
         while self.ending and self.ending[0][0] <= now_s:
             heapq.heappop(self.ending)[3]()
         self._site(t_s)
+        self._second_source(t_s)
         for to, message in network.arrived(now_s):
             self._deliver(to, message)
         for agent in self.agents:
@@ -289,18 +317,36 @@ class World:
                 controller.board.put_report(message, self.now_s)
         elif to == "site":
             if controller is not None:
-                if message is None:  # a heartbeat without a statement
-                    contact = self.site_known.contact(0)._replace(heartbeat_at_s=self.now_s)
-                    self.site_known = replace(self.site_known, contacts=(contact,))
-                else:
-                    if message != self.site_known.setpoints:
-                        self.plan_since_s = self.now_s
-                    self.site_known = Site((Contact(self.now_s, self.now_s),), message)
-                    self.disk.setpoints = message
-                controller.board.site = self.site_known
-                controller.site_spoke = controller.site_spoke or message is not None
+                self._heard(0, message)
         else:
             self.agents[int(to)].hear(message, self.now_s, self.network)
+
+    def _heard(self, index: int, plan: tuple[Setpoint, ...] | None) -> None:
+        """A sign of life of one source reaches the controller; with None for a plan, without a statement."""
+        now_s, known = self.now_s, self.site_known
+        contacts = [known.contact(number) for number in range(len(self.settings.failsafes))]
+        setpoints = known.setpoints
+        if plan is None:
+            contacts[index] = contacts[index]._replace(heartbeat_at_s=now_s)
+        else:
+            contacts[index] = Contact(now_s, now_s)
+            source = self.settings.failsafes[index].source
+            setpoints = (*(one for one in setpoints if one.source != source), *plan)
+            setpoints = tuple(sorted(setpoints, key=lambda one: one.id))
+            self.controller.spoke.add(index)
+        if setpoints != known.setpoints:
+            self.plan_since_s = now_s
+        self.site_known = Site(tuple(contacts), setpoints)
+        self.disk.setpoints = setpoints
+        self.controller.board.site = self.site_known
+
+    def _second_source(self, t_s: float) -> None:
+        """It has no network of its own to draw faults from: it is heard, or it is silent."""
+        silent = self.second_silent_s[0] <= t_s < self.second_silent_s[1] or "site" in self.network.cut
+        if len(self.settings.failsafes) > 1 and t_s >= self.second_next_s:
+            self.second_next_s = t_s + 1.0
+            if not silent and self.controller is not None:
+                self._heard(1, self.second_plan)
 
     def _site(self, t_s: float) -> None:
         if t_s >= self.site_next_s and self.site_up:
@@ -392,7 +438,9 @@ class World:
         elif now_s - self.unmeasurable_at_s > MEASURED_AFTER_S:
             self.measurable_at_s = now_s
         carried = self.inherited
-        inherited_w = budget_max_w = self.settings.failsafe_w
+        spoke = set() if controller is None else controller.spoke
+        unheard = [one.limit_w for index, one in enumerate(self.settings.failsafes) if index not in spoke]
+        inherited_w = budget_max_w = min(unheard, default=self.settings.failsafe_w)
         if carried is not None:
             budget_max_w = min(budget_max_w, max(carried.budget_w, carried.limit_w))
             if now_s < carried.ends_at_s:
@@ -410,8 +458,9 @@ class World:
             decided_now=decided,
             healed=now_s - self.start_s >= FAULTS_UNTIL_S + HEAL_S,
             started_at_s=now_s if controller is None else controller.started_at_s,
-            site_spoke=controller is not None and controller.site_spoke,
+            site_spoke=not unheard,
             heard_at_s=self.site_known.contact(0).heartbeat_at_s,
+            contacts=self.site_known.contacts,
             plan_since_s=self.plan_since_s,
             inherited_w=inherited_w,
             budget_max_w=budget_max_w,
