@@ -18,7 +18,7 @@ from typing import Final
 
 import structlog
 
-from benchmarks import beat, block_day, memory, order_path, result, tick, world
+from benchmarks import beat, block_day, memory, order_path, result, signals, tick, world
 from benchmarks.result import Figure, Mode
 
 BENCHES: Final[dict[str, Callable[[Mode], list[Figure]]]] = {
@@ -26,6 +26,7 @@ BENCHES: Final[dict[str, Callable[[Mode], list[Figure]]]] = {
     "block_day": block_day.run,
     "world": world.run,
     "order_path": order_path.run,
+    "signals": signals.run,
     "memory": memory.run,
     "beat": beat.run,
 }

@@ -17,7 +17,7 @@ from benchmarks import plant as plants
 from benchmarks.plant import TICK_S, UTC_0_S, Plant
 from benchmarks.result import Figure, Mode
 from controller.core import law
-from controller.core.model import Decision, Gpus, Measurement, Snapshot
+from controller.core.model import NO_LIMIT_W, Decision, Gpus, Measurement, Snapshot
 
 GPUS: Final = 72
 DAY_S: Final = 86_400.0
@@ -75,6 +75,7 @@ class Day:
             limit_w=plant.limit_w,
             min_w=topology.gpu_min_w,
             max_w=topology.gpu_max_w,
+            cap_w=np.full(GPUS, NO_LIMIT_W),
             node_at_s=np.full(len(self.node_seq), plant.now_s),
             node_seq=self.node_seq,
             node_leased=self.leased,

@@ -25,6 +25,7 @@ from typing import Any, Final
 from firmware_sim import bench_config
 from firmware_sim.facility import free_port
 from firmware_sim.gpu_firmware import build_library, environment
+from firmware_sim.grid_side import GridSide
 from firmware_sim.rig import Rig
 from firmware_sim.scenario import load_scenario
 
@@ -120,7 +121,7 @@ async def demo(*, served: bool) -> AsyncIterator[Demo]:
                 name: f"{'opc.tcp' if name == 'cdu' else 'modbus+tcp'}://127.0.0.1:{free_port()}"
                 for name in scenario.devices
             }
-            block_path, _ = bench_config.write_configs(scenario, folder, url, urls)
+            block_path, _ = bench_config.write_configs(scenario, folder, GridSide(scenario, folder), urls)
             yield Demo(block_path, folder)
             return
         rig = Rig(scenario, folder, None)

@@ -78,6 +78,7 @@ class Store:
         self._encoder = msgspec.json.Encoder()
         self._tried_at_s = NEVER_S
         self._unwritten_book = b""
+        self._running: tuple[Running, ...] | None = None  # as kept
         self._dirty = threading.Event()
         self._lock: int | None = None
         self._boot_id = BOOT_ID.read_text().strip()
@@ -143,20 +144,20 @@ class Store:
 
     def keep_decision(self, decision: Decision) -> None:
         """The binding limit and the windows that are open, if they changed or could not be written."""
-        running = tuple(KeptRunning(entry.setpoint, entry.ends_at_s) for entry in decision.state.running)
-        mine = [e for e in running if e.setpoint.limit_w == decision.binding.power_w]
-        kept = self.kept
+        kept, running = self.kept, decision.state.running
         said = (decision.binding.power_w, decision.budget_w, decision.binding.source)
         base = decision.state.base
         measured = base.measured_at_s - kept.base_at_s < BASE_KEPT_S
-        if said == (kept.limit_w, kept.budget_w, kept.source) and running == kept.running and measured:
+        if said == (kept.limit_w, kept.budget_w, kept.source) and running == self._running and measured:
             if self.fault and decision.state.at_s - self._tried_at_s >= RETRY_S:
                 self._tried_at_s = decision.state.at_s
                 self._write()
             return
+        mine = [e for e in running if e.setpoint.limit_w == decision.binding.power_w]
+        self._running = running
         self._replace(
             boot_id=self._boot_id,
-            running=running,
+            running=tuple(KeptRunning(entry.setpoint, entry.ends_at_s) for entry in running),
             limit_w=decision.binding.power_w,
             budget_w=decision.budget_w,
             source=decision.binding.source,

@@ -25,17 +25,18 @@ def open_windows(
     """Setpoints whose window is open now, and those that have had their time."""
     if not setpoints:
         return (), frozenset()
-    known = {_window(entry.setpoint): entry.ends_at_s for entry in running}
+    known = {_window(entry.setpoint): entry for entry in running}
     still: list[Running] = []
-    over = set(ended.intersection(setpoints))
+    over = set(ended.intersection(setpoints)) if ended else set()
     for setpoint in setpoints:
-        ends_at_s = known.get(_window(setpoint))
-        opens = setpoint.starts_utc_s <= now_utc_s < setpoint.ends_utc_s and setpoint not in over
-        if ends_at_s is None and opens:
-            ends_at_s = now_s + min(setpoint.ends_utc_s - now_utc_s, FOREVER_S)
-        if ends_at_s is None:
-            continue
-        entry = Running(setpoint, ends_at_s)
+        entry = known.get(_window(setpoint)) if known else None
+        if entry is None:
+            opens = setpoint.starts_utc_s <= now_utc_s < setpoint.ends_utc_s and setpoint not in over
+            if not opens:
+                continue
+            entry = Running(setpoint, now_s + min(setpoint.ends_utc_s - now_utc_s, FOREVER_S))
+        elif entry.setpoint is not setpoint:
+            entry = Running(setpoint, entry.ends_at_s)
         if now_s < entry.ends_at_s:
             still.append(entry)
         else:

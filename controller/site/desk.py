@@ -1,8 +1,9 @@
 """The site's desk: all sources together, and what the law hears of them.
 
 What arrives is taken in at once, as long as that costs no more than a share of the time; beyond it waits,
-the newest few, and is taken in between beats. So a flood costs its sender the overview and the block not one
-beat: what found no place is refused unread, counted and said.
+each source's newest in a room of their own, and is taken in after the beat, when the next one is far. So a
+flood costs its sender the overview and the block not one beat: what found no place is refused unread, counted
+and said.
 
 What was accepted is on disk before it is acted upon: `before_beat` writes it, once for however many signals,
 and only then does the beat take its snapshot. The law gets the windows that it runs already, whatever the
@@ -30,6 +31,7 @@ from controller.site.openadr import OpenAdrMqtt, OpenAdrVtn
 from controller.site.outlook import Key, key
 from controller.site.policy import policy_of
 from controller.site.source import Arrival, Signal, Source
+from controller.site.waiting import Waiting
 from controller.site.wire import MqttWire
 from controller.store import Store
 from protocols.dsx_flex.wire import DsxFlexError
@@ -37,12 +39,14 @@ from protocols.mqtt import PAYLOAD_MAX_BYTES, MqttLink, Subscription
 from protocols.openadr import OpenAdrError
 
 BUSY_MAX_RATIO: Final = 0.2  # of the time may go into signals
-BURST_MAX_S: Final = 0.01  # at a stretch: the beat has 50 ms
-WAITING_MAX: Final = 64  # signals; the newest of a flood are worth most
 SETPOINTS_SHOWN_MAX: Final = 50  # open, and as many coming: the status is written four times a second
+BURST_MAX_S: Final = 0.01  # at a stretch, after a beat: the next one is 50 ms away
+AT_ONCE_MAX_S: Final = 0.001  # of it on arrival: the next beat may be due at any moment
+LINES_PER_S_MAX: Final = 20  # in the log, as in the history
 SIGNALS_KEPT: Final = 20  # shown in the status
 POISON_SHOWN: Final = 200  # bytes of a message that broke the program
 FLOOD_SHOWN_S: Final = 10.0
+FLOOD: Final = "more signals than may be looked at; the newest are, the others are refused unread"
 KINDS: Final[Mapping[type, Any]] = {
     OpenAdrMqttConfig: OpenAdrMqtt,
     OpenAdrVtnConfig: OpenAdrVtn,
@@ -88,9 +92,9 @@ class SiteDesk:
             one.name: self._opened(config, one, kept.get(one.name)) for one in config.site.sources
         }
         self._watched = [self.sources[one.name] for one in config.site.watched]
-        self._waiting: deque[tuple[Source, Arrival]] = deque()
+        self._waiting = {name: Waiting() for name in self.sources}
         self._credit_s, self._credit_at_s = BURST_MAX_S, NEVER_S
-        self._flooded_at_s = NEVER_S
+        self._lines_at_s: deque[float] = deque((NEVER_S,) * LINES_PER_S_MAX, maxlen=LINES_PER_S_MAX)
         self._written: dict[str, int] = {}  # so the first beat writes what is known, in today's form
         self._running: frozenset[Key] = frozenset()
         self._over: frozenset[Setpoint] = frozenset()
@@ -138,14 +142,24 @@ class SiteDesk:
 
     def _arrived(self, source: Source, topic: str, payload: bytes, retained: bool) -> None:
         arrival = Arrival(topic, payload, retained, self._now_s(), self._now_utc_s())
-        if self._waiting or not self._has_credit(arrival.now_s):
-            self._waiting.append((source, arrival))
-            if len(self._waiting) > WAITING_MAX:
-                self._drop(*self._waiting.popleft())
-            return
-        self._take(source, arrival)
+        waiting = self._waiting[source.name]
+        at_once = self._credit(arrival.now_s) > BURST_MAX_S - AT_ONCE_MAX_S
+        wire = source.wire
+        if wire is not None and (wire.is_heartbeat(topic) or wire.is_canary(topic)):
+            waiting.put_vital(arrival)
+            if at_once:
+                self._take_vital(source)
+        elif at_once and not waiting:
+            self._take(source, arrival)
+        else:
+            for pushed_out in waiting.put(arrival):
+                self._drop(source, pushed_out)
 
-    def _take(self, source: Source, arrival: Arrival) -> None:
+    def _take_vital(self, source: Source) -> None:
+        for arrival in self._waiting[source.name].vital():
+            self._take(source, arrival)
+
+    def _take(self, source: Source, arrival: Arrival, *, alone: bool = True) -> None:
         began_s, revision = self._now_s(), source.revision
         try:
             signal = source.take(arrival)
@@ -157,7 +171,7 @@ class SiteDesk:
             signal = Signal(arrival.now_utc_s, source.name, arrival.topic, "", accepted=False, reason=reason)
         if signal is not None:
             self._note(signal, arrival.now_s)
-        if source.revision != revision:
+        if alone and source.revision != revision:
             self._choose(arrival.now_utc_s)
         self._credit_s -= self._now_s() - began_s
 
@@ -165,38 +179,54 @@ class SiteDesk:
         self.counts["accepted" if signal.accepted else "refused"] += 1
         self.signals.append(signal)
         self.history.signal(signal, now_s)
+        if now_s - self._lines_at_s[0] < 1.0:
+            return
+        self._lines_at_s.append(now_s)
         write = log.info if signal.accepted else log.warning
         write(
             "signal", source=signal.source, about=signal.about, accepted=signal.accepted, reason=signal.reason
         )
 
-    def _has_credit(self, now_s: float) -> bool:
+    def _credit(self, now_s: float) -> float:
+        """Seconds that may go into signals now; below 0: the last one took more than there was."""
         elapsed_s = max(0.0, now_s - self._credit_at_s)
         self._credit_s = min(BURST_MAX_S, self._credit_s + BUSY_MAX_RATIO * min(elapsed_s, 1.0))
         self._credit_at_s = now_s
-        return self._credit_s > 0.0
+        return self._credit_s
 
     def _drop(self, source: Source, arrival: Arrival) -> None:
         """Refused unread: more came than may be looked at."""
-        if arrival.now_s - self._flooded_at_s > FLOOD_SHOWN_S:
-            reason = (
-                "flood: more signals than may be looked at; the newest are, the others are refused unread"
+        waiting, now_s = self._waiting[source.name], self._credit_at_s
+        if now_s - waiting.flooded_at_s > FLOOD_SHOWN_S:
+            said = Signal(
+                arrival.now_utc_s, source.name, arrival.topic, "", accepted=False, reason=f"flood: {FLOOD}"
             )
-            self._note(
-                Signal(arrival.now_utc_s, source.name, arrival.topic, "", accepted=False, reason=reason),
-                arrival.now_s,
-            )
+            self._note(said, now_s)
             source.overrun()
         else:
             self.counts["refused"] += 1
-        self._flooded_at_s = arrival.now_s
+        waiting.flooded_at_s = now_s
+
+    def _take_waiting(self) -> None:
+        """One of each source in turn, until nothing waits or the time for it is over.
+
+        Not for crumbs of time: whatever changes here wakes a beat.
+        """
+        for source in self.sources.values():
+            self._take_vital(source)
+        if self._credit(self._now_s()) < BURST_MAX_S / 2 or not any(self._waiting.values()):
+            return
+        before, now_utc_s = self._revisions(), self._now_utc_s()
+        while self._credit_s > 0.0 and (rooms := [name for name, one in self._waiting.items() if one]):
+            for name in rooms:
+                self._take(self.sources[name], self._waiting[name].next(), alone=False)
+        if self._revisions() != before:
+            self._choose(now_utc_s)
 
     # --- what the law hears -----------------------------------------------------------------------------
 
     def before_beat(self, now_s: float) -> None:
-        """Between two beats: what waits, what is due, signs of life, and what was accepted onto the disk."""
-        while self._waiting and self._has_credit(now_s):
-            self._take(*self._waiting.popleft())
+        """What is due, signs of life, and what was accepted onto the disk."""
         for source in self.sources.values():
             source.beat(now_s)
         contacts = tuple(source.contact for source in self._watched)
@@ -229,13 +259,14 @@ class SiteDesk:
         self._choose(now_utc_s)
 
     def after_beat(self, snapshot: Snapshot, decision: Decision) -> None:
-        """What came of the signals: into the history, and to those who asked to be told."""
+        """What came of the signals: into the history, and to those who asked to be told. Then what waits."""
         decided = (decision.state.running, decision.binding.source)
         if decided != self._decided:
             self._decided = decided
             self.history.decided(decision, snapshot.now_utc_s)
         for source in self.sources.values():
             source.tell(snapshot, decision)
+        self._take_waiting()
 
     def _choose(self, now_utc_s: float) -> None:
         """Few windows of thousands are near: only those become setpoints."""
@@ -258,8 +289,9 @@ class SiteDesk:
         """Key and text of everything about signals that a person should know."""
         for source in self.sources.values():
             yield from source.alarms(now_s)
-        if now_s - self._flooded_at_s < FLOOD_SHOWN_S:
-            yield "flood", f"more signals than may be looked at: {self.counts['refused']} refused so far"
+        flooding = [n for n, one in self._waiting.items() if now_s - one.flooded_at_s < FLOOD_SHOWN_S]
+        if flooding:
+            yield "flood", f"{', '.join(flooding)}: {FLOOD}; {self.counts['refused']} refused so far"
         if self.history.fault:
             yield "history", self.history.fault
 

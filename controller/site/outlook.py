@@ -51,14 +51,18 @@ class Outlook:
         self, now_utc_s: float, running: frozenset[Key], over: frozenset[Setpoint]
     ) -> Iterator[Setpoint]:
         """Setpoints that the law should look at: within reach, or running."""
-        reached = bisect_left(self._known, now_utc_s + HORIZON_S, key=_starts)
+        reach_utc_s = now_utc_s + HORIZON_S
         since_utc_s = now_utc_s - self._spread_max_s
-        for window in self._known[:reached]:
-            if window.ends_utc_s > since_utc_s:
+        opened_utc_s = {starts_utc_s for _, _, _, starts_utc_s, _ in running}
+        for window in self._known[: bisect_left(self._known, reach_utc_s, key=_starts)]:
+            within = window.ends_utc_s > since_utc_s
+            if within or window.starts_utc_s in opened_utc_s:
                 setpoint = self._setpoint_of(window)
-                if setpoint.ends_utc_s > now_utc_s and setpoint not in over:
+                coming = within and setpoint.ends_utc_s > now_utc_s and setpoint not in over
+                if coming or key(setpoint) in running:
                     yield setpoint
-        yield from (one for one in self._starting({held[3] for held in running}) if key(one) in running)
+        behind_us = (moment_utc_s for moment_utc_s in opened_utc_s if moment_utc_s >= reach_utc_s)
+        yield from (one for one in self._starting(behind_us) if key(one) in running)
 
     def lowest_w(self, starts_utc_s: float, ends_utc_s: float) -> float | None:
         """The lowest limit that is announced for a span; None: none is."""

@@ -340,8 +340,13 @@ class EventBook:
     def windows(self, now_utc_s: float) -> tuple[Window, ...]:
         """All windows that are not over, by start."""
         if not self._coming.holds(now_utc_s):
-            left = tuple(window for window in self._all() if window.ends_utc_s > now_utc_s)
-            self._coming = _answer(left, list(map(_end, self._all())), now_utc_s)
+            known, ends_utc_s = self._all(), list(map(_end, self._all()))
+            first_utc_s = min(ends_utc_s, default=math.inf)
+            if now_utc_s < first_utc_s:  # nothing is over: so asks whoever wants them all
+                self._coming = Answer(known, -math.inf, first_utc_s)
+            else:
+                left = tuple(window for window in known if window.ends_utc_s > now_utc_s)
+                self._coming = _answer(left, ends_utc_s, now_utc_s)
         return self._coming.windows
 
     def in_force(self, now_utc_s: float) -> Mapping[str, Window]:

@@ -146,3 +146,10 @@ def test_a_window_of_the_past_casts_no_line_ahead():
         (), frozenset(), (past,), now_utc_s=UTC_0 + 99.0, lead_s=0.4, ramp=Ramp(100.0, 0.0)
     )
     assert list(cast) == []
+
+
+def test_a_window_that_stays_open_is_the_same_entry_from_beat_to_beat():
+    """So that whoever keeps it sees at a glance that nothing has changed."""
+    before, ended = schedule.open_windows((), frozenset(), (ONE,), 0.0, UTC_0)
+    after, _ = schedule.open_windows(before, ended, (ONE,), 1.0, UTC_0 + 1.0)
+    assert after[0] is before[0]

@@ -1,14 +1,19 @@
 """The site's desk: what it sends, what is believed, and what is on disk before it is acted upon."""
 
 import json
+from functools import cached_property
 
 import pytest
 
 from controller.config import load_block
+from controller.core import law
 from controller.core.model import NEVER_S, Contact, Running
-from controller.site.desk import SiteDesk
+from controller.site import waiting
+from controller.site.desk import FLOOD_SHOWN_S, SiteDesk
 from controller.site.outlook import HORIZON_S
 from controller.store import Store
+from protocols.mqtt import PAYLOAD_MAX_BYTES
+from tests.core.blocks import SETTINGS, snapshot
 
 UTC_S = 1_790_000_000.0
 NOW_S = 5_000.0  # monotonic; has nothing to do with UTC
@@ -17,20 +22,24 @@ TIMEOUT_S = 5.0
 
 
 class Desk:
-    """A desk, what it published, and short ways to send."""
+    """A desk, what it published, and short ways to send. Reading the clock costs `read_s`, as work would."""
 
     def __init__(self, path) -> None:
         config = load_block(path)
         self.published, self.caps = [], []
-        self.at_s = 0.0
+        self.at_s, self.read_s = 0.0, 0.0
         self.store = Store(config.state_dir)
         self.desk = SiteDesk(
             config,
             self.store,
-            clock=(lambda: NOW_S + self.at_s, lambda: UTC_S + self.at_s),
+            clock=(self.now_s, lambda: UTC_S + self.at_s),
             on_change=self.published.append,
             on_caps=self.caps.append,
         )
+
+    def now_s(self):
+        self.at_s += self.read_s
+        return NOW_S + self.at_s
 
     @property
     def site(self):
@@ -47,6 +56,18 @@ class Desk:
     def beat(self, at_s=None):
         self.at_s = self.at_s if at_s is None else at_s
         self.desk.before_beat(NOW_S + self.at_s)
+
+    def whole_beat(self, at_s):
+        """What the service does: before the law, and after it."""
+        self.beat(at_s)
+        self.desk.after_beat(self.snapshot(), self.decision)
+
+    def snapshot(self):
+        return snapshot(NOW_S + self.at_s)._replace(now_utc_s=UTC_S + self.at_s)
+
+    @cached_property
+    def decision(self):
+        return law.tick(SETTINGS, law.start(SETTINGS, NOW_S), self.snapshot())
 
     def refresh(self, running, ended, utc_s):
         self.desk.refresh(running, ended, utc_s)
@@ -366,3 +387,144 @@ def test_the_status_says_of_every_open_setpoint_whether_it_binds_and_what_it_yie
         "c/0": "above openadr a/0",
         "d/0": "",
     }
+
+
+FLOOD = 10_000
+LOOK_S = 0.0005  # what looking at one signal costs
+
+
+@pytest.fixture
+def flooded(desk):
+    """Ten thousand versions of one event within a second, beats and heartbeats among them."""
+    desk.heartbeat(0.0)
+    desk.overruns = 0
+    source = desk.desk.sources["openadr"]
+
+    def overrun():
+        desk.overruns += 1
+
+    source.overrun = overrun
+    desk.read_s = LOOK_S
+    for number in range(FLOOD):
+        at_s = number / FLOOD
+        if number % 500 == 0:
+            desk.whole_beat(at_s)
+        if number % 1000 == 999:
+            desk.heartbeat(at_s)
+        desk.event(at_s, limit_kw=5.0 + number * 1e-4, modified_s=number * 1e-4)
+    return desk
+
+
+def settle(desk, at_s=1.0):
+    """Beats until nothing waits."""
+    for number in range(40):
+        desk.whole_beat(at_s + 0.05 * number)
+
+
+def test_of_a_flood_most_is_refused_unread_and_said_so(flooded):
+    counts = flooded.desk.counts
+    assert counts["refused"] > 0.9 * FLOOD
+    assert counts["accepted"] * LOOK_S < 0.25, "no more than a share of the time"
+    assert counts["accepted"] > 100, "and no less than it may"
+    said = [one.reason for one in flooded.desk.signals if not one.accepted]
+    assert all("flood: " in reason for reason in said)
+
+
+def test_of_a_flood_the_newest_holds_in_the_end(flooded):
+    settle(flooded)
+    (wish,) = flooded.site.setpoints
+    assert wish.limit_w == pytest.approx(5_000.0 + 0.1 * (FLOOD - 1))
+    flooded.beat()
+    assert str(wish.limit_w) in flooded.store.book_path.read_text()
+
+
+def test_heartbeats_are_heard_through_a_flood(flooded):
+    """Each within a beat of its arrival: whoever floods us lives."""
+    heard_s = flooded.heard_s
+    assert heard_s > 0.9
+    flooded.whole_beat(1.0)
+    assert flooded.heard_s == pytest.approx(0.9999, abs=0.01)
+    assert flooded.site.contacts[0].heartbeat_at_s >= NOW_S + 0.9 - 0.1
+
+
+def test_a_flood_is_told_to_its_source_once_and_is_an_alarm_until_it_is_over(flooded):
+    assert flooded.overruns == 1
+    flooded.at_s = 1.0
+    assert "openadr: more signals than may be looked at" in flooded.alarms["flood"]
+    flooded.at_s = 1.1 + FLOOD_SHOWN_S
+    assert "flood" not in flooded.alarms
+
+
+def test_a_flood_of_heartbeats_costs_one_look_a_beat(desk):
+    looked = []
+    source = desk.desk.sources["openadr"]
+    take = source.take
+    source.take = lambda arrival: (looked.append(arrival), take(arrival))[1]
+    desk.read_s = LOOK_S
+    for number in range(FLOOD):
+        if number % 500 == 0:
+            desk.whole_beat(number / FLOOD)
+        desk.heartbeat(number / FLOOD)
+    desk.whole_beat(1.0)
+    assert len(looked) * LOOK_S < 0.25
+    assert desk.heard_s == pytest.approx(1.0, abs=0.01)
+
+
+def test_a_flood_from_one_source_pushes_out_nothing_of_another(block_with):
+    sources = [
+        {"kind": "openadr_mqtt", "name": "loud", "topics": ["loud"], "heartbeat_topic": HEARTBEAT},
+        {"kind": "openadr_mqtt", "name": "openadr", "topics": [EVENTS], "heartbeat_topic": HEARTBEAT},
+    ]
+    it = Desk(block_with({"site.sources": sources}))
+    it.read_s = LOOK_S
+    for number in range(1000):
+        it.send("loud", b"{", number * 1e-5)
+    it.event(0.01)
+    for number in range(1000):
+        it.send("loud", b"{", 0.02 + number * 1e-5)
+    it.whole_beat(0.05)
+    it.close()
+    assert [wish.id for wish in it.site.setpoints] == ["dr-1/0"]
+
+
+def test_a_whole_plan_that_comes_at_once_is_no_flood(desk):
+    """After a reconnect a broker hands over all that it has retained."""
+    desk.read_s = LOOK_S
+    for number in range(waiting.SIGNALS_MAX // 2):
+        desk.event(0.0, event_id=f"dr-{number}")
+    settle(desk, 0.05)
+    assert len(desk.site.setpoints) == waiting.SIGNALS_MAX // 2
+    assert "flood" not in desk.alarms
+
+
+def test_what_waits_is_bounded_in_bytes_as_well(desk):
+    desk.read_s = LOOK_S
+    large = b" " * (PAYLOAD_MAX_BYTES - 1)
+    for _ in range(200):
+        desk.send(EVENTS, large)
+    assert desk.desk.counts["refused"] > 200 - waiting.BYTES_MAX // len(large) - 5
+    assert "flood" in desk.alarms
+
+
+def test_a_message_of_a_megabyte_is_refused_with_its_size(desk):
+    desk.desk.on_oversized(EVENTS, 1024 * 1024)
+    assert desk.desk.counts["refused"] == 1
+    assert "1048576 bytes, 262144 at most; not read" in desk.desk.signals[-1].reason
+    desk.desk.on_oversized("somebody/elses", 1024 * 1024)
+    assert desk.desk.counts["refused"] == 1
+
+
+def test_a_message_of_a_megabyte_is_no_signal_even_if_it_is_handed_over(desk):
+    signal = desk.send(EVENTS, b"x" * 1024 * 1024)
+    assert not signal.accepted
+    assert "1048576 bytes; send 262144 at most" in signal.reason
+
+
+def test_a_gush_of_signals_is_no_more_than_some_lines_in_the_log(desk, caplog):
+    import structlog
+
+    with structlog.testing.capture_logs() as lines:
+        for number in range(200):
+            desk.send(EVENTS, b"{", 0.001 * number)
+    assert len(lines) == 20
+    assert desk.desk.counts["refused"] == 200

@@ -58,3 +58,14 @@ def test_a_window_that_ends_later_for_its_spread_stays_near_until_then():
 
 def _late(one):
     return Setpoint("s", one.event_id, "limit", 1.0, one.starts_utc_s, one.ends_utc_s + 30.0)
+
+
+def test_a_window_that_is_near_and_runs_is_told_once():
+    opened = window("open", NOW - 1.0, NOW + 1.0)
+    assert near(outlook(opened), running=[setpoint_of(opened)]) == ["open"]
+
+
+def test_what_the_law_runs_stays_near_though_the_clock_was_set_back_behind_its_start():
+    coming = window("coming", NOW + HORIZON_S + 50.0, NOW + HORIZON_S + 60.0)
+    assert near(outlook(coming)) == []
+    assert near(outlook(coming), running=[setpoint_of(coming)]) == ["coming"]
