@@ -1,7 +1,8 @@
 """What the block has drawn in the last two days, for those who ask later: reports to the site.
 
 Fed once per beat, kept as sums over bins of 10 s in rings of fixed size, so that a beat costs the same after
-a year as after a minute. A power that was told holds until the next one is, but not for longer than HOLD_S:
+a year as after a minute. Asked through running totals of the bins, made anew once per bin, so that two days
+cost no more than a minute. A power that was told holds until the next one is, but not for longer than HOLD_S:
 a silent meter leaves a gap, and a gap is never filled with 0. How much of a span is covered is its quality:
 nearly all of it OK, half of it ESTIMATED, less MISSING, and then there is no value at all.
 
@@ -19,7 +20,7 @@ again; their mean is then that of both times. Source: words of the states, OpenA
 
 import math
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -52,6 +53,15 @@ def nothing_planned(_starts_utc_s: float, _ends_utc_s: float) -> float | None:
     return None
 
 
+class Totals(NamedTuple):
+    """The ring unrolled, without the bin that is still being filled: n bins from number `first` on."""
+
+    first: int
+    values: Floats  # (n, 4)
+    before: Floats  # (n + 1, 4): of all bins before each
+    means_w: Floats  # (n), 0 where nothing is known
+
+
 class Metering:
     """The block's power over time.
 
@@ -77,6 +87,7 @@ class Metering:
         self._limited = False
         self._open = -1  # the bin that is still being filled, here in plain numbers: ten times as fast
         self._open_sums = [0.0] * 4
+        self._totals: Totals | None = None  # until another bin is opened, or begins
 
     def feed(self, now_utc_s: float, power_w: float | None, limit_w: float | None, budget_w: float) -> None:
         """Once per beat.
@@ -117,6 +128,7 @@ class Metering:
         sums[COVERED] += length_s
 
     def _close(self) -> None:
+        self._totals = None
         if self._open >= 0:
             place = self._open % BINS
             self._numbers[place] = self._open
@@ -137,9 +149,13 @@ class Metering:
         mean = self.mean(starts_utc_s, ends_utc_s)
         if mean.quality == "MISSING" or starts_utc_s >= self._at_utc_s:
             return mean
-        sums, _ = self._shares(starts_utc_s, ends_utc_s)
-        covered = sums[COVERED] > 0.0
-        return Reading(float(np.max(sums[POWER, covered] / sums[COVERED, covered])), mean.quality)
+        totals = self._unrolled()
+        starts_utc_s, ends_utc_s = self._within_reach(starts_utc_s, ends_utc_s)
+        low, high = int(starts_utc_s // BIN_S), math.ceil(ends_utc_s / BIN_S)
+        peak_w = totals.means_w[low - totals.first : high - totals.first].max()
+        if low <= self._open < high and self._open_sums[COVERED] > 0.0:
+            peak_w = max(peak_w, self._open_sums[POWER] / self._open_sums[COVERED])
+        return Reading(float(peak_w), mean.quality)
 
     def energy(self, starts_utc_s: float, ends_utc_s: float) -> Reading:
         """Wh; gaps count at the mean of the rest, which is what ESTIMATED says."""
@@ -197,26 +213,45 @@ class Metering:
 
     def _over(self, starts_utc_s: float, ends_utc_s: float) -> tuple[Floats, Quality]:
         """(4) sums over the span, and how much of it they cover."""
-        sums, length_s = self._shares(starts_utc_s, ends_utc_s)
-        total: Floats = sums.sum(axis=1)
-        covered_ratio = total[COVERED] / length_s if length_s > 0.0 else 0.0
+        length_s = ends_utc_s - starts_utc_s
+        starts_utc_s, ends_utc_s = self._within_reach(starts_utc_s, ends_utc_s)
+        if not starts_utc_s < ends_utc_s:
+            return np.zeros(4), "MISSING"
+        total = self._until(ends_utc_s) - self._until(starts_utc_s)
+        covered_ratio = total[COVERED] / length_s
         if covered_ratio < MISSING_RATIO:
             return total, "MISSING"
         return total, "OK" if covered_ratio >= OK_RATIO else "ESTIMATED"
 
-    def _shares(self, starts_utc_s: float, ends_utc_s: float) -> tuple[Floats, float]:
-        """(4, n) what each bin has within the span, as if it were spread evenly; and the span's length."""
-        self._close()
-        length_s = ends_utc_s - starts_utc_s
-        ends_utc_s = min(ends_utc_s, self._at_utc_s)
-        starts_utc_s = max(starts_utc_s, self._at_utc_s - KEPT_S)
-        if not starts_utc_s < ends_utc_s:
-            return np.zeros((4, 1)), length_s
-        numbers = np.arange(int(starts_utc_s // BIN_S), math.ceil(ends_utc_s / BIN_S))
-        places = numbers % BINS
-        begins = numbers * BIN_S
-        finishes = np.minimum(begins + BIN_S, self._at_utc_s)  # the open bin is as long as it has lasted
-        within_s = np.minimum(finishes, ends_utc_s) - np.maximum(begins, starts_utc_s)
-        shares = np.where(self._numbers[places] == numbers, within_s / (finishes - begins), 0.0)
-        sums: Floats = self._sums[:, places] * np.clip(shares, 0.0, 1.0)
-        return sums, length_s
+    def _within_reach(self, starts_utc_s: float, ends_utc_s: float) -> tuple[float, float]:
+        """What of a span can be known; empty or less than that: nothing."""
+        return max(starts_utc_s, self._at_utc_s - KEPT_S), min(ends_utc_s, self._at_utc_s)
+
+    def _until(self, at_utc_s: float) -> Floats:
+        """(4) sums of all that lies before a moment within reach, each bin as if it were spread evenly."""
+        totals = self._unrolled()
+        number = int(at_utc_s // BIN_S)
+        begins_utc_s = number * BIN_S
+        # The bin of now is as long as it has lasted.
+        lasts_s = min(BIN_S, self._at_utc_s - begins_utc_s)
+        share = (at_utc_s - begins_utc_s) / lasts_s if lasts_s > 0.0 else 0.0
+        place = number - totals.first
+        sums: Floats = totals.before[place] + share * totals.values[place]
+        if totals.first <= self._open <= number:
+            sums += (share if number == self._open else 1.0) * np.array(self._open_sums)
+        return sums
+
+    def _unrolled(self) -> Totals:
+        """All bins within reach of now; made anew when another bin begins, and not with every question."""
+        first = int(self._at_utc_s // BIN_S) - BINS
+        if self._totals is None or self._totals.first != first:
+            numbers = np.arange(first, first + BINS + 1)
+            places = numbers % BINS
+            known = (self._numbers[places] == numbers) & (numbers != self._open)
+            values = np.where(known[:, None], self._sums[:, places].T, 0.0)
+            before = np.zeros((len(numbers) + 1, 4))
+            np.cumsum(values, axis=0, out=before[1:])
+            power, covered = values[:, POWER], values[:, COVERED]
+            means_w = np.divide(power, covered, out=np.zeros(len(numbers)), where=covered > 0.0)
+            self._totals = Totals(first, values, before, means_w)
+        return self._totals

@@ -105,9 +105,9 @@ class Controller:
         period_s = self._settings.tick_s
         due_s = now_s() + period_s
         while True:
-            if await self._wished_before(due_s):
+            if await self._wished_before(due_s) and now_s() < due_s:
                 self._beat()
-                await asyncio.sleep(WAKE_GAP_S)
+                await asyncio.sleep(min(WAKE_GAP_S, max(0.0, due_s - now_s())))
                 continue
             late_s = now_s() - due_s
             missed = max(0, int(late_s / period_s))

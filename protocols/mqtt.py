@@ -21,9 +21,10 @@ import logging
 import random
 import socket
 import ssl
+import struct
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
@@ -34,6 +35,7 @@ import structlog
 from aiomqtt.exceptions import MqttConnectError
 
 PAYLOAD_MAX_BYTES: Final = 256 * 1024  # a plan of 1,000 windows is half of it; MQTT itself allows 256 MB
+TEXT_MAX_BYTES: Final = 65_535  # of a topic or user name: MQTT counts them in 16 bits
 OUTBOX_TOPICS_MAX: Final = 2048  # a block of 1,152 GPUs has at most one node per GPU, and a few status topics
 KEPT_MESSAGES_MAX: Final = 1024  # a day of transitions, an hour of alerts; older ones make room
 REFUSALS_MAX: Final = 3  # short sessions in a row: then, for SESSION_STABLE_S, messages go one by one
@@ -190,6 +192,7 @@ class MqttLink:
         self.denied: tuple[str, ...] = ()  # subscriptions that the broker of the newest session said no to
         self.sessions = 0  # successful connects
         self.oversized = 0  # incoming messages dropped: larger than PAYLOAD_MAX_BYTES
+        self.garbled = 0  # incoming messages dropped: topic not UTF-8; nats-server passes those on (seen)
         self.overflowed = (
             0  # outgoing messages dropped: more waited than OUTBOX_TOPICS_MAX, KEPT_MESSAGES_MAX
         )
@@ -298,7 +301,9 @@ class MqttLink:
         """An open connection that leaves no socket behind, whichever way it ends."""
         self._on_wire.clear()
         self._wire_log.socket_fault = None
-        client = self._new_client(await self._tls_context())
+        tls_context = await self._tls_context()
+        with _unsendable_is_a_fault():
+            client = self._new_client(tls_context)
         wire = _wire(client)
         wire.connect_timeout = CONNECT_WAIT_MAX_S
         wire.on_message = self._on_incoming
@@ -307,7 +312,8 @@ class MqttLink:
         # or it would open a socket that nobody owns.
         entering = asyncio.ensure_future(client.__aenter__())
         try:
-            await asyncio.shield(entering)
+            with _unsendable_is_a_fault():
+                await asyncio.shield(entering)
             if wire.socket() is None:  # aiomqtt forgets a disconnect that comes on the heels of CONNACK
                 raise _Fault(f"accepted the login and hung up; {self._rival}")
             _Reader(wire)
@@ -349,14 +355,19 @@ class MqttLink:
 
     def _on_incoming(self, _client: paho.Client, _userdata: object, message: paho.MQTTMessage) -> None:
         """Straight from paho: aiomqtt's message objects and queue would cost as much again as the rest."""
+        try:
+            topic = message.topic
+        except UnicodeDecodeError:
+            self.garbled += 1
+            return
         payload = bytes(message.payload)
         try:
             if len(payload) <= PAYLOAD_MAX_BYTES:
-                self._on_message(message.topic, payload, message.retain)
+                self._on_message(topic, payload, message.retain)
                 return
             self.oversized += 1
             if self._on_oversized is not None:
-                self._on_oversized(message.topic, len(payload))
+                self._on_oversized(topic, len(payload))
         except Exception as error:  # noqa: BLE001  paho would take it for a broken socket; `_drain` raises it
             self._callback_error = error
             self._wake.set()
@@ -501,6 +512,17 @@ class _Reader:
         return isinstance(self._sock, ssl.SSLSocket) and self._sock.pending() > 0
 
 
+@contextlib.contextmanager
+def _unsendable_is_a_fault() -> Iterator[None]:
+    """What paho cannot send may come from outside, as a token does: it is an outage, not the end."""
+    try:
+        yield
+    except (ValueError, struct.error) as error:  # a UnicodeError is a ValueError
+        raise _Fault(
+            f"cannot be logged in to: {error}; check host name, client id, user name and password"
+        ) from error
+
+
 async def _until_disconnected(client: aiomqtt.Client) -> None:
     async for _ in client.messages:  # its queue stays empty: this only ever ends by MqttError
         pass
@@ -516,6 +538,7 @@ def _parse_url(url: str) -> tuple[str, int, str]:
     try:
         parts = urlsplit(url)
         port = parts.port
+        (parts.hostname or "").encode("idna")  # as the resolver will, where it would be no OSError
     except ValueError as error:
         raise MqttConfigError(f"{url}: {error}; use mqtt://host:port or mqtts://host:port") from error
     if parts.scheme not in PORTS or not parts.hostname:
@@ -563,6 +586,8 @@ def _check_filters(subscriptions: tuple[Subscription, ...]) -> None:
             aiomqtt.Wildcard(topic)
         except ValueError as error:
             raise MqttConfigError(f"subscription {topic!r}: {error}; + is one level, # the rest") from error
+        if len(topic.encode()) > TEXT_MAX_BYTES:
+            raise MqttConfigError(f"subscription {topic[:40]!r}...: more than {TEXT_MAX_BYTES} bytes")
         if qos not in (0, 1):
             raise MqttConfigError(f"subscription {topic!r}: qos {qos}; use 0 or 1, with 2 mosquitto stalls")
 
@@ -570,6 +595,8 @@ def _check_filters(subscriptions: tuple[Subscription, ...]) -> None:
 def _denied(subscriptions: tuple[Subscription, ...], granted: object) -> tuple[str, ...]:
     """Mosquitto grants what its ACL will withhold; other brokers say no (0x80) and are heard here."""
     assert isinstance(granted, list)  # one reason code per filter, in order
+    if len(granted) != len(subscriptions):
+        raise _Fault(f"answers {len(subscriptions)} subscriptions with {len(granted)} codes: not MQTT")
     pairs = zip(subscriptions, granted, strict=True)
     return tuple(one.topic for one, code in pairs if code.value >= 0x80)
 

@@ -5,8 +5,8 @@ under now: the highest aim of the last `lead_s`, because a command needs that lo
 fall of the budget is always commanded ahead of time, and a rise is commanded and promised together.
 
 Every limit pulls the aim down at its own rate, and the lowest result counts: a gentle limit that is the
-lowest does not slow an urgent one above it. Protection does not ramp. The way up is at the rate agreed with
-whoever held the aim down last.
+lowest does not slow an urgent one above it. Protection does not ramp. The way up is at the gentlest rate
+agreed with whoever held the aim down last, failsafe and restarts in between or not.
 
 A fall starts at what the block draws, not at what it was once allowed: ramping down through empty
 headroom would look obedient on paper and do nothing at the meter. After a gap in the beat the line down is
@@ -52,7 +52,7 @@ def step(
     binding = min(limits, key=power_w)
     target_w = binding.power_w
     if target_w <= aim_w:
-        up_w_per_s = (binding.ramp or ramp).up_w_per_s
+        up_w_per_s = _way_up_w_per_s(limits, up_w_per_s, ramp)
     falling = target_w < aim_w
     if falling:
         if not pace.falling and draw_w is not None:
@@ -64,6 +64,21 @@ def step(
     trail = window(pace.trail, now_s, aim_w, lead_s)
     falling = falling and aim_w > target_w
     return Pace(aim_w=aim_w, budget_w=highest(trail), falling=falling, up_w_per_s=up_w_per_s, trail=trail)
+
+
+def _way_up_w_per_s(limits: Sequence[Limit], known_w_per_s: float, ramp: Ramp) -> float:
+    """What holds for the way up while limits hold the aim down: the gentlest that was agreed for any.
+
+    Those above the aim count as well, since the way up leads past them. A limit about which nothing was
+    agreed (the failsafe limit) may make the way gentler, never steeper; only the top, where protection alone
+    is left, ends an agreement.
+    """
+    agreed = [limit.ramp.up_w_per_s for limit in limits if limit.ramp is not None]
+    if agreed:
+        return min(agreed)
+    if all(limit.protection for limit in limits):
+        return ramp.up_w_per_s
+    return min(known_w_per_s, ramp.up_w_per_s)
 
 
 def power_w(limit: Limit) -> float:

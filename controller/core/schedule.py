@@ -84,7 +84,7 @@ def limits(
     opened = [entry.setpoint for entry in running]
     for setpoint in winners(opened):
         if setpoint.limit_w < NO_LIMIT_W:
-            yield Limit(setpoint.limit_w, name(setpoint), ramp=setpoint.ramp)
+            yield Limit(setpoint.limit_w, name(setpoint), ramp=setpoint.ramp or ramp)
     for setpoint in setpoints:
         if not setpoint.arrive_at_start or setpoint.ends_utc_s <= now_utc_s:
             continue

@@ -12,11 +12,12 @@ the sender falls silent. All of that is agreed between site and block once, and 
 A source with a `heartbeat_timeout_s` is watched: its silence means failsafe, whatever the others say.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from controller.agent.config import MqttConfig, TopicName
 from protocols.dsx_flex.topics import AGENT_SPELLINGS
@@ -24,10 +25,32 @@ from protocols.dsx_flex.topics import AGENT_SPELLINGS
 SOURCES_MAX: Final = 8
 TOPICS_MAX: Final = 64
 
+TOPIC_MAX_BYTES: Final = 65_535  # MQTT 3.1.1, 1.5.3
+
+
+def _filter(topic: str) -> str:
+    """What MQTT lets one subscribe to."""
+    if not topic or "\0" in topic or len(topic.encode(errors="replace")) > TOPIC_MAX_BYTES:
+        raise ValueError(f"no MQTT topic; write 1 to {TOPIC_MAX_BYTES} bytes")
+    levels = topic.split("/")
+    if "#" in "".join(levels[:-1]) or any(len(one) > 1 and set(one) & {"+", "#"} for one in levels):
+        raise ValueError("a wildcard stands for whole levels: + for one, # for the rest at the end")
+    return topic
+
+
+def _one_topic(topic: str) -> str:
+    """What MQTT lets one publish to."""
+    if set(_filter(topic)) & {"+", "#"}:
+        raise ValueError("messages go to one topic each; name it without + and #")
+    return topic
+
+
+TopicFilter = Annotated[str, AfterValidator(_filter)]
+OneTopic = Annotated[str, AfterValidator(_one_topic)]
 Kw = Annotated[float, Field(gt=0, le=1_000_000)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Timeout = Annotated[float, Field(ge=0.5, le=3600)]
-Topics = Annotated[tuple[str, ...], Field(min_length=1, max_length=TOPICS_MAX)]
+Topics = Annotated[tuple[TopicFilter, ...], Field(min_length=1, max_length=TOPICS_MAX)]
 Alert = Literal["ALERT_GRID_EMERGENCY", "ALERT_BLACK_START", "ALERT_POSSIBLE_OUTAGE"]
 
 
@@ -103,8 +126,14 @@ class MqttSourceConfig(SourceConfig):
     """
 
     mqtt: MqttConfig | None = None
-    heartbeat_topic: str | None = None
-    canary_topic: str | None = None
+    heartbeat_topic: OneTopic | None = None
+    canary_topic: OneTopic | None = None
+
+    @model_validator(mode="after")
+    def _told_apart(self) -> "MqttSourceConfig":
+        if self.canary_topic is not None and self.canary_topic == self.heartbeat_topic:
+            raise ValueError("canary_topic: the same as heartbeat_topic; give the canary a topic of its own")
+        return self
 
 
 class OpenAdrMqttConfig(MqttSourceConfig):
@@ -160,7 +189,8 @@ class DsxFlexConfig(MqttSourceConfig):
         agent_id: our name on the bus.
         role: how the site spells the agent's role.
         feeds: share of the block's power that each feed carries, by tag: 1.0 for a single feed.
-        publishers: for each grid operator (ISV) that may steer us, a file with its public keys.
+        tells: false: another source of this agent_id tells status and breach; two voices would contradict.
+        publishers: the grid operator (ISV) that may steer us, with a file of its public keys; one per source.
         signing_key: PEM that we sign with.
         signing_kid: its name in the key set that others have of us.
         accept_unsigned: laboratories, and sites whose broker alone decides who speaks.
@@ -176,6 +206,7 @@ class DsxFlexConfig(MqttSourceConfig):
     agent_id: TopicName
     role: Literal["dsx-flex-agent", "poweragent"] = AGENT_SPELLINGS[0]
     feeds: Annotated[dict[str, Annotated[float, Field(gt=0, le=1)]], Field(min_length=1, max_length=8)]
+    tells: bool = True
     publishers: Annotated[dict[TopicName, Path | None], Field(min_length=1, max_length=16)]
     signing_key: Path | None = None
     signing_kid: str | None = None
@@ -187,6 +218,15 @@ class DsxFlexConfig(MqttSourceConfig):
     period_s: Annotated[float, Field(ge=1, le=300)] = 10.0
 
     @model_validator(mode="after")
+    def _one_operator(self) -> "DsxFlexConfig":
+        if len(self.publishers) > 1:
+            raise ValueError(
+                "publishers: in one source the latest target of any of them would replace the others';"
+                " give each operator a source of its own: the lowest limit binds"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _signed_both_ways(self) -> "DsxFlexConfig":
         if (self.infra_id is None) != (not self.advisers):
             raise ValueError(
@@ -196,7 +236,7 @@ class DsxFlexConfig(MqttSourceConfig):
             raise ValueError("signing_key, signing_kid: give both, or neither")
         if self.accept_unsigned:
             return self
-        if self.signing_key is None:
+        if self.signing_key is None and (self.tells or self.infra_id is not None):
             raise ValueError("signing_key: missing; or set accept_unsigned: true if nobody here signs")
         bare = [name for name, path in {**self.publishers, **self.advisers}.items() if path is None]
         if bare:
@@ -230,6 +270,12 @@ def site_errors(site: SiteConfig) -> Iterator[str]:
     names = [source.name for source in site.sources]
     for name in sorted({name for name in names if names.count(name) > 1}):
         yield f"site.sources: {name!r} is used twice; give each its own name"
+    telling = Counter(one.agent_id for one in site.sources if isinstance(one, DsxFlexConfig) and one.tells)
+    for name in sorted(name for name, count in telling.items() if count > 1):
+        yield (
+            f"site.sources: agent_id {name!r}: two sources would tell its status, and contradict each other;"
+            " set tells: false on all but the first"
+        )
     if not site.watched:
         yield (
             "site.sources: none is watched, so the block would never leave its failsafe limit;"

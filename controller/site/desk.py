@@ -13,6 +13,7 @@ wall clock says by now: whether one has ended is its own business, on a clock th
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import islice, zip_longest
 from operator import attrgetter
 from typing import Any, Final
@@ -93,6 +94,8 @@ class SiteDesk:
         }
         self._watched = [self.sources[one.name] for one in config.site.watched]
         self._waiting = {name: Waiting() for name in self.sources}
+        for name, source in self.sources.items():
+            source.has_room = partial(Waiting.has_room, self._waiting[name])
         self._credit_s, self._credit_at_s = BURST_MAX_S, NEVER_S
         self._lines_at_s: deque[float] = deque((NEVER_S,) * LINES_PER_S_MAX, maxlen=LINES_PER_S_MAX)
         self._written: dict[str, int] = {}  # so the first beat writes what is known, in today's form
@@ -175,7 +178,8 @@ class SiteDesk:
             self._choose(arrival.now_utc_s)
         self._credit_s -= self._now_s() - began_s
 
-    def _note(self, signal: Signal, now_s: float) -> None:
+    def _note(self, said: Signal, now_s: float) -> None:
+        signal = said.shortened()
         self.counts["accepted" if signal.accepted else "refused"] += 1
         self.signals.append(signal)
         self.history.signal(signal, now_s)
@@ -202,9 +206,9 @@ class SiteDesk:
                 arrival.now_utc_s, source.name, arrival.topic, "", accepted=False, reason=f"flood: {FLOOD}"
             )
             self._note(said, now_s)
-            source.overrun()
         else:
             self.counts["refused"] += 1
+        source.overrun()
         waiting.flooded_at_s = now_s
 
     def _take_waiting(self) -> None:
@@ -229,6 +233,8 @@ class SiteDesk:
         """What is due, signs of life, and what was accepted onto the disk."""
         for source in self.sources.values():
             source.beat(now_s)
+            while source.pending:
+                self._note(source.pending.pop(0), now_s)
         contacts = tuple(source.contact for source in self._watched)
         if contacts != self.site.contacts:
             self._publish(replace(self.site, contacts=contacts))
@@ -250,6 +256,8 @@ class SiteDesk:
             now_utc_s: decides on coming windows only.
         """
         self._running = frozenset(key(entry.setpoint) for entry in running)
+        for name, source in self.sources.items():
+            source.hold(frozenset(entry.setpoint.id for entry in running if entry.setpoint.source == name))
         over = self._over | ended
         known = [
             source.outlook.still_known(one for one in over if one.source == name)
@@ -292,6 +300,12 @@ class SiteDesk:
         flooding = [n for n, one in self._waiting.items() if now_s - one.flooded_at_s < FLOOD_SHOWN_S]
         if flooding:
             yield "flood", f"{', '.join(flooding)}: {FLOOD}; {self.counts['refused']} refused so far"
+        for name, source in self.sources.items():
+            if source.outlook.left_out:
+                yield (
+                    f"plan {name}",
+                    f"{source.outlook.left_out} windows of {name} found no place: too many at once",
+                )
         if self.history.fault:
             yield "history", self.history.fault
 

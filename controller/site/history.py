@@ -28,6 +28,22 @@ LINES_PER_S_MAX: Final = 20.0  # a site sends some a minute; more is a flood, an
 BURST_MAX: Final = 100.0
 
 
+class Room:
+    """So many lines a second, some more at once. What is accepted has its own: refusals must not hide it."""
+
+    def __init__(self) -> None:
+        self._free, self._at_s = BURST_MAX, NEVER_S
+
+    def takes(self, now_s: float) -> bool:
+        elapsed_s = max(0.0, now_s - self._at_s)
+        self._free = min(BURST_MAX, self._free + LINES_PER_S_MAX * min(elapsed_s, BURST_MAX))
+        self._at_s = now_s
+        if self._free < 1.0:
+            return False
+        self._free -= 1.0
+        return True
+
+
 class History:
     """Writer of `signals.jsonl` in the state directory."""
 
@@ -35,7 +51,7 @@ class History:
         self._lines = Lines(state_dir / FILE_NAME, files_max=FILES_MAX)
         self._encoder = msgspec.json.Encoder()
         self._written_bytes = FILE_MAX_BYTES  # the first line begins a file
-        self._room, self._room_at_s = BURST_MAX, NEVER_S
+        self._rooms = {accepted: Room() for accepted in (True, False)}
         self._untold = 0
         self._open: dict[str, Setpoint] = {}
         self._binding = ""
@@ -46,7 +62,7 @@ class History:
 
     def signal(self, signal: Signal, now_s: float) -> None:
         """A signal and its verdict."""
-        if not self._has_room(now_s):
+        if not self._rooms[signal.accepted].takes(now_s):
             self._untold += 1
             return
         self._put(asdict(signal), now_s)
@@ -77,21 +93,12 @@ class History:
         self._lines.close()
 
     def _came(self, setpoint: Setpoint, what: str, now_s: float, now_utc_s: float) -> None:
-        if not self._has_room(now_s):
+        if not self._rooms[True].takes(now_s):
             self._untold += 1
             return
         told = {"at_utc_s": now_utc_s, "source": setpoint.source, "about": setpoint.id, "came": what}
         limit_w = None if setpoint.limit_w >= NO_LIMIT_W else setpoint.limit_w
         self._put(told | {"kind": setpoint.kind, "limit_w": limit_w}, now_s)
-
-    def _has_room(self, now_s: float) -> bool:
-        elapsed_s = max(0.0, now_s - self._room_at_s)
-        self._room = min(BURST_MAX, self._room + LINES_PER_S_MAX * min(elapsed_s, BURST_MAX))
-        self._room_at_s = now_s
-        if self._room < 1.0:
-            return False
-        self._room -= 1.0
-        return True
 
     def _put(self, told: Mapping[str, Any], now_s: float) -> None:
         if not self._lines.takes(1, now_s):

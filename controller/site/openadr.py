@@ -13,7 +13,6 @@ from typing import Any, Final
 import msgspec
 import structlog
 
-from controller.clock import now_s
 from controller.core.model import NEVER_S, NO_LIMIT_W, Contact, Decision, Settings, Snapshot
 from controller.metering import Metering
 from controller.site.config import OpenAdrMqttConfig, OpenAdrVtnConfig
@@ -27,6 +26,8 @@ from protocols.mqtt import Subscription
 from protocols.ven import Ven, VenConfigError, VenSettings
 
 HEARTBEAT: Final = "the heartbeat"  # with a blank, which no event's id has
+ROUND_DONE: Final = "the end of a round"  # takes its turn behind the events that the round has told
+NO_LONGER_ASKED: Final = ("older than known", "lapsed")  # of an event whose time, or version, is over
 SECRET_MAX_CHARS: Final = 1024  # a file larger than this is not a secret
 
 log = structlog.get_logger(__name__)
@@ -39,9 +40,11 @@ class OpenAdrSource:
         self, policy: Policy, kept: Any, *, randomize_reductions: bool, names: Collection[str] = ()
     ) -> None:
         self.name = policy.source
-        self.outlook = Outlook(policy.of_openadr, policy.ways.spread_max_s)
+        self.outlook = Outlook(policy.of_openadr, policy.ways.spread_max_s, policy.horizon_s)
         self.contact = Contact()
         self.cap_w = None
+        self.has_room: Callable[[], bool] = lambda: True
+        self.pending: list[Signal] = []
         self.revision = 0
         self._types = policy.acts_on
         self._programs: dict[str, openadr.Units] = {}
@@ -72,8 +75,12 @@ class OpenAdrSource:
     def _asked_in_vain(self, _event_id: str) -> str:
         return ""
 
+    def hold(self, setpoint_ids: frozenset[str]) -> None:
+        self.book.hold({setpoint_id.rpartition("/")[0] for setpoint_id in setpoint_ids})
+
     def _learn(self) -> None:
         """Once per change of the book: it may hold thousands of windows, and heartbeats are many."""
+        self._learnt = self.book.revision
         self.outlook.learn(acted_on(self.book.windows(NEVER_S), self._types))
         self._event_ids = self.book.event_ids(NEVER_S)
         self.revision += 1
@@ -85,7 +92,7 @@ class OpenAdrSource:
         except openadr.OpenAdrError as error:
             return self._signal(arrival, sender, "", "", accepted=False, reason=str(error))
         verdict = self.book.apply(notification, arrival.now_utc_s, retained=arrival.retained)
-        if verdict.accepted:
+        if self.book.revision != self._learnt:
             self._learn()
         event_id = notification.event.id
         about = f"{notification.operation.lower()} {event_id}"
@@ -132,8 +139,12 @@ class OpenAdrMqtt(OpenAdrSource):
                 arrival, arrival.topic, HEARTBEAT, HEARTBEAT, accepted=not refusal, reason=refusal
             )
             return signal if refusal and self._is_news else None
+        before = self._event_ids
         signal = self._event(arrival, arrival.topic)
-        if signal.accepted and not arrival.retained:
+        # A plan is stated by what is about an event of ours, and not while another is known to be missing.
+        ours = self._event_ids | before
+        states = signal.accepted and not arrival.retained and signal.about.rpartition(" ")[2] in ours
+        if states and not self.wire.unknown_events:
             self.contact = self.contact._replace(plan_at_s=arrival.now_s)
         return signal
 
@@ -179,6 +190,7 @@ class OpenAdrVtn(OpenAdrSource):
         )
         self.wire = None
         self._vtn = config.url
+        self._unsure = False  # something since the last round's end was not taken in
         least_w = block_w(settings, settings.topology.gpu_min_w)
         most_w = min(settings.feed_rating_w, block_w(settings, settings.topology.gpu_max_w))
         self._meter_age_max_s = settings.meter_age_max_s
@@ -194,15 +206,29 @@ class OpenAdrVtn(OpenAdrSource):
             _ven_settings(config),
             on_message=lambda payload, retained: on_message(config.url, payload, retained),
             on_program=self._program,
-            on_round=self._round,
+            on_round=lambda whole: on_message(ROUND_DONE, b"", False) if whole else None,
+            has_room=lambda: self.has_room(),  # noqa: PLW0108  the desk sets it later
+            known_event_ids=self.event_ids,
         )
 
     def take(self, arrival: Arrival) -> Signal | None:
         """Every round tells every event again: what is known, or was refused for it before, is no news."""
+        if arrival.topic == ROUND_DONE:
+            self._round_done(arrival)
+            return None
         signal = self._event(arrival, arrival.topic)
+        if not signal.accepted and not signal.reason.endswith(NO_LONGER_ASKED):
+            self._unsure = True
         return signal if self._is_news and signal.reason != "duplicate" else None
 
+    def _round_done(self, arrival: Arrival) -> None:
+        """A whole round is a sign of life; and a statement of the plan, if all of it was understood."""
+        plan_at_s = self.contact.plan_at_s if self._unsure else arrival.now_s
+        self.contact = Contact(arrival.now_s, plan_at_s)
+        self._unsure = False
+
     def overrun(self) -> None:
+        self._unsure = True
         self.ven.refresh()
 
     def beat(self, _at_s: float) -> None:
@@ -239,10 +265,6 @@ class OpenAdrVtn(OpenAdrSource):
         for report in due:
             self.ven.report(report)
         self.revision += len(due)
-
-    def _round(self, complete: bool) -> None:
-        if complete:
-            self.contact = Contact(now_s(), now_s())
 
     def _program(self, said: dict[str, Any]) -> None:
         try:

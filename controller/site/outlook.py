@@ -1,7 +1,8 @@
 """Which of the windows that a source has announced are near enough for the law to look at.
 
 A book may hold ten thousand windows, and the law goes through its list every beat. So only windows within
-reach become setpoints; the wall clock decides on that alone. What the law runs already stays in its list
+reach become setpoints, and no more than `NEAR_MAX` of a source: those that run, then open ones, the lowest
+first, then the nearest. The wall clock decides on reach alone. What the law runs already stays in its list
 whatever the wall clock says by now, and what the law has seen end does not come back while it is known.
 """
 
@@ -12,10 +13,17 @@ from typing import Any, Final, Protocol
 
 from controller.core.model import NO_LIMIT_W, Setpoint
 
-HORIZON_S: Final = 3600.0  # windows further ahead wait
+HORIZON_S: Final = 3600.0  # windows further ahead wait, unless the ramp to them takes longer
+NEAR_MAX: Final = 256  # of one source: days of hours, or the overlapping wishes of a hundred programmes
 
 Key = tuple[str, str, str, float, float]
 _starts = attrgetter("starts_utc_s")
+
+
+def _rank(setpoint: Setpoint, now_utc_s: float, *, runs: bool) -> tuple[bool, bool, float]:
+    """Who goes first where not all find a place."""
+    coming = setpoint.starts_utc_s > now_utc_s
+    return not runs, coming, setpoint.starts_utc_s if coming else setpoint.limit_w
 
 
 class Window(Protocol):
@@ -36,11 +44,19 @@ class Outlook:
     Args:
         setpoint_of: a window in the law's words.
         spread_max_s: by how much a setpoint may end later than its window.
+        horizon_s: how far ahead the law must see.
+
+    Attributes:
+        left_out: windows within reach that found no place when asked last.
     """
 
-    def __init__(self, setpoint_of: Callable[[Any], Setpoint], spread_max_s: float) -> None:
+    def __init__(
+        self, setpoint_of: Callable[[Any], Setpoint], spread_max_s: float, horizon_s: float = HORIZON_S
+    ) -> None:
+        self.left_out = 0
         self._setpoint_of = setpoint_of
         self._spread_max_s = spread_max_s
+        self._horizon_s = horizon_s
         self._known: Sequence[Window] = ()
 
     def learn(self, windows: Sequence[Window]) -> None:
@@ -51,7 +67,16 @@ class Outlook:
         self, now_utc_s: float, running: frozenset[Key], over: frozenset[Setpoint]
     ) -> Iterator[Setpoint]:
         """Setpoints that the law should look at: within reach, or running."""
-        reach_utc_s = now_utc_s + HORIZON_S
+        found = list(self._within(now_utc_s, running, over))
+        self.left_out = max(0, len(found) - NEAR_MAX)
+        if self.left_out:
+            found.sort(key=lambda one: _rank(one, now_utc_s, runs=key(one) in running))
+        yield from found[:NEAR_MAX]
+
+    def _within(
+        self, now_utc_s: float, running: frozenset[Key], over: frozenset[Setpoint]
+    ) -> Iterator[Setpoint]:
+        reach_utc_s = now_utc_s + self._horizon_s
         since_utc_s = now_utc_s - self._spread_max_s
         opened_utc_s = {starts_utc_s for _, _, _, starts_utc_s, _ in running}
         for window in self._known[: bisect_left(self._known, reach_utc_s, key=_starts)]:

@@ -14,6 +14,7 @@ same kind of setpoint with a priority below all others (OpenADR 3.1 User Guide 8
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from heapq import heappop, heappush
 from itertools import pairwise
 from typing import Final
 from zlib import crc32
@@ -23,6 +24,7 @@ import numpy as np
 from controller.config import KW, BlockConfig, ramp_of, settings_of
 from controller.core.model import NO_LIMIT_W, Floats, Ramp, Setpoint, Settings
 from controller.site.config import RampConfig, Source, StepConfig
+from controller.site.outlook import HORIZON_S
 from protocols import openadr
 from protocols.dsx_flex import load_target
 
@@ -143,6 +145,7 @@ class Policy:
     ways: Ways
     feeds: Mapping[str, float]  # DSX: share of the block's power, by feed tag
     floors_w: float  # DSX: what best effort leaves, the block with every tier at its floor
+    horizon_s: float = HORIZON_S  # how far ahead a window may begin to bind
 
     @property
     def acts_on(self) -> frozenset[str]:
@@ -220,16 +223,34 @@ def _fallbacks(windows: Sequence[openadr.Window]) -> Iterable[openadr.Window]:
     """
     edges = sorted({edge for one in windows for edge in (one.starts_utc_s, one.ends_utc_s)})
     coming = deque(sorted(windows, key=lambda one: one.starts_utc_s))
-    opened: list[openadr.Window] = []
-    for starts_utc_s, ends_utc_s in pairwise(edges):
-        opened = [one for one in opened if one.ends_utc_s > starts_utc_s]
+    opened: dict[str, list[tuple[int, float, int, openadr.Window]]] = {SUBSCRIBED: [], RESERVED: []}
+    last: openadr.Window | None = None
+    for number, (starts_utc_s, ends_utc_s) in enumerate(pairwise(edges)):
         while coming and coming[0].starts_utc_s <= starts_utc_s:
-            opened.append(coming.popleft())
-        winners = openadr.winners(opened)
-        subscribed, reserved = winners.get(SUBSCRIBED), winners.get(RESERVED)
-        if subscribed is not None:
-            value_w = subscribed.value + (reserved.value if reserved is not None else 0.0)
-            yield replace(subscribed, value=value_w, starts_utc_s=starts_utc_s, ends_utc_s=ends_utc_s)
+            one = coming.popleft()
+            heappush(opened[one.type], (one.priority, one.value, number * len(windows) + len(coming), one))
+        subscribed, reserved = (_winner(opened[name], starts_utc_s) for name in (SUBSCRIBED, RESERVED))
+        if subscribed is None:
+            continue
+        value_w = subscribed.value + (reserved.value if reserved is not None else 0.0)
+        span = replace(subscribed, value=value_w, starts_utc_s=starts_utc_s, ends_utc_s=ends_utc_s)
+        if last is not None and last == replace(
+            span, starts_utc_s=last.starts_utc_s, ends_utc_s=starts_utc_s
+        ):
+            last = replace(last, ends_utc_s=ends_utc_s)  # nothing changed at this edge
+            continue
+        if last is not None:
+            yield last
+        last = span
+    if last is not None:
+        yield last
+
+
+def _winner(opened: list[tuple[int, float, int, openadr.Window]], at_utc_s: float) -> openadr.Window | None:
+    """Of a heap, the first that is not over: the highest priority, then the lowest power."""
+    while opened and opened[0][3].ends_utc_s <= at_utc_s:
+        heappop(opened)
+    return opened[0][3] if opened else None
 
 
 def policy_of(config: BlockConfig, source: Source) -> Policy:
@@ -247,12 +268,15 @@ def policy_of(config: BlockConfig, source: Source) -> Policy:
     normal = source.ramp or site.ramp
     settings = settings_of(config)
     topology = settings.topology
+    ramps = [normal, source.urgent_ramp or normal]
+    slowest_w_per_s = min(ramp_of(ramp, site.ramp_margin_ratio).down_w_per_s for ramp in ramps)
     return Policy(
         source=source.name,
         block=config.block,
         meanings=meanings,
         ways=Ways(_way(config, normal), _way(config, source.urgent_ramp or normal)),
         feeds=getattr(source, "feeds", {}),
+        horizon_s=max(HORIZON_S, settings.feed_rating_w / slowest_w_per_s + settings.lead_s),
         floors_w=block_w(settings, np.clip(topology.gpu_floor_w, topology.gpu_min_w, topology.gpu_max_w)),
     )
 

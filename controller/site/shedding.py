@@ -6,24 +6,28 @@ block's power is shared out as ever. A node's power is taken to be its GPUs', it
 `throttle` is a cap at the least; `suspend`, chassis and whatever is not ours are skipped, and the answer
 says so.
 
-A cap lasts until its breach is resolved, across restarts. The contract bounds neither, so a breach of which
-nothing was heard for `SILENT_MAX_S` is taken for over: an adviser that died must not hold GPUs down for
-ever.
+A cap lasts until its breach is resolved, across restarts; an alert that comes after that caps no more. The
+contract bounds neither, so a breach of which nothing was heard for `SILENT_MAX_S` is taken for over: an
+adviser that died must not hold GPUs down for ever.
 """
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 
 from controller.core.model import NO_LIMIT_W, Floats, Settings
 from protocols.dsx_flex.breach import Alert, ShedHint, alert_data, read_alert
 from protocols.dsx_flex.enforcement import Result
-from protocols.dsx_flex.wire import a_list
+from protocols.dsx_flex.load_target import REMEDY_KEPT
+from protocols.dsx_flex.wire import FOREVER_UTC_S, DsxFlexError
 
 SILENT_MAX_S: Final = 3600.0
 BREACHES_MAX: Final = 64
+RESOLVED_MAX: Final = 1024  # breaches that are over and remembered, 40 kB on disk
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,18 @@ class Shed:
     alert: Alert
     cap_w: Floats  # (n)
     results: tuple[Result, ...]
-    heard_at_s: float
+    heard_at_s: float  # nan: by a program before this one, by a clock that is gone
+    heard_utc_s: float  # for the disk: another start has another monotonic clock
+
+
+class _KeptShed(msgspec.Struct):
+    alert: dict[str, Any]
+    heard_utc_s: float
+
+
+class _Kept(msgspec.Struct):
+    sheds: list[_KeptShed]
+    resolved: list[str]
 
 
 class Shedding:
@@ -42,6 +57,7 @@ class Shedding:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._sheds: dict[str, Shed] = {}
+        self._resolved: dict[str, None] = {}  # breach ids, the oldest first
 
     @property
     def cap_w(self) -> Floats:
@@ -50,38 +66,63 @@ class Shedding:
         lowest_w: Floats = np.minimum.reduce([none, *(shed.cap_w for shed in self._sheds.values())])
         return lowest_w
 
-    def take(self, alert: Alert, now_s: float) -> tuple[Result, ...]:
+    def take(self, alert: Alert, now_s: float, now_utc_s: float) -> tuple[Result, ...]:
         """Carry an alert's hints out, or take them back when it is resolved. What came of each of ours.
 
         Returns nothing where no hint is for this block.
+
+        Raises:
+            DsxFlexError: its breach was resolved before.
         """
+        breach_id = alert.breach_id.lower()
         if alert.status == "resolved":
-            shed = self._sheds.pop(alert.breach_id, None)
+            self._resolve(breach_id)
+            shed = self._sheds.pop(breach_id, None)
             return () if shed is None else shed.results
         cap_w = np.full(len(self._settings.topology.gpu_node), NO_LIMIT_W)
         results = tuple(self._carried_out(alert, cap_w))
+        if results and breach_id in self._resolved:
+            raise DsxFlexError(f"breach_id: {breach_id} was resolved before; give a new breach a new id")
         if any(result.code == "applied" for result in results):
-            self._sheds.pop(alert.breach_id, None)
-            self._sheds[alert.breach_id] = Shed(alert, cap_w, results, now_s)
+            self._sheds.pop(breach_id, None)
+            self._sheds[breach_id] = Shed(alert, cap_w, results, now_s, now_utc_s)
             while len(self._sheds) > BREACHES_MAX:
                 del self._sheds[next(iter(self._sheds))]
         return results
 
-    def kept(self) -> list[dict[str, Any]]:
-        """The alerts whose hints are in force, for JSON."""
-        return [alert_data(shed.alert) for shed in self._sheds.values()]
+    def kept(self) -> dict[str, Any]:
+        """The alerts whose hints are in force and the breaches that are over, for JSON."""
+        sheds = [_KeptShed(alert_data(one.alert), one.heard_utc_s) for one in self._sheds.values()]
+        said: dict[str, Any] = msgspec.to_builtins(_Kept(sheds, list(self._resolved)))
+        return said
 
-    def reopen(self, kept: Any, now_s: float) -> None:
-        """Carry out again what was in force: a restart lifts no cap. Raises DsxFlexError."""
-        for said in a_list(kept, "kept alerts", BREACHES_MAX):
-            self.take(read_alert(said), now_s)
+    def reopen(self, kept: Any) -> None:
+        """Carry out again what was in force: a restart neither lifts a cap nor lengthens it.
 
-    def forgotten(self, now_s: float) -> tuple[Shed, ...]:
+        Raises:
+            DsxFlexError: anything else than `kept` made.
+        """
+        if isinstance(kept, list):  # the alerts alone, without when they were heard, as it was kept before
+            kept = {"sheds": [{"alert": one, "heard_utc_s": FOREVER_UTC_S} for one in kept], "resolved": []}
+        try:
+            said = msgspec.convert(kept, _Kept)
+        except msgspec.ValidationError as error:
+            raise DsxFlexError(f"kept alerts: {error}; {REMEDY_KEPT}") from error
+        for one in said.sheds[-BREACHES_MAX:]:
+            self.take(read_alert(one.alert), math.nan, one.heard_utc_s)
+        self._resolved = dict.fromkeys(said.resolved[-RESOLVED_MAX:])
+
+    def forgotten(self, now_s: float, now_utc_s: float) -> tuple[Shed, ...]:
         """Breaches of which nothing was heard for too long; their caps are gone."""
-        old = tuple(shed for shed in self._sheds.values() if now_s - shed.heard_at_s > SILENT_MAX_S)
-        for shed in old:
-            del self._sheds[shed.alert.breach_id]
-        return old
+        self._sheds = {name: _timed(shed, now_s, now_utc_s) for name, shed in self._sheds.items()}
+        old = [name for name, shed in self._sheds.items() if now_s - shed.heard_at_s > SILENT_MAX_S]
+        return tuple(self._sheds.pop(name) for name in old)
+
+    def _resolve(self, breach_id: str) -> None:
+        self._resolved.pop(breach_id, None)
+        self._resolved[breach_id] = None
+        if len(self._resolved) > RESOLVED_MAX:
+            del self._resolved[next(iter(self._resolved))]
 
     def _carried_out(self, alert: Alert, cap_w: Floats) -> Iterator[Result]:
         """Lowers `cap_w` hint by hint; says what came of each that names this block."""
@@ -114,3 +155,11 @@ class Shedding:
         return (
             members[int(index) : int(index) + 1] if index.isdecimal() and int(index) < len(members) else None
         )
+
+
+def _timed(shed: Shed, now_s: float, now_utc_s: float) -> Shed:
+    """With the moment it was heard on this program's own clock, which no step of the wall clock moves."""
+    if not math.isnan(shed.heard_at_s):
+        return shed
+    silent_s = max(0.0, now_utc_s - shed.heard_utc_s)
+    return replace(shed, heard_at_s=now_s - silent_s, heard_utc_s=now_utc_s - silent_s)

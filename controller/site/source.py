@@ -6,7 +6,7 @@ acts on nothing: the desk does, once what was accepted is on disk.
 """
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from controller.core.model import Contact, Decision, Floats, Snapshot
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 REFUSAL_SHOWN_S: Final = 600.0  # how long a refused signal is an alarm, unless it is put right before
 REFUSALS_MAX: Final = 64
+TEXT_MAX_CHARS: Final = 300  # two lines of a panel
 
 
 class Arrival(NamedTuple):
@@ -40,6 +41,15 @@ class Signal:
     accepted: bool
     reason: str
 
+    def shortened(self) -> "Signal":
+        """For logs, panels and the history: what a stranger wrote may be as long as his message."""
+        sender, about, reason = (shortened(text) for text in (self.sender, self.about, self.reason))
+        return replace(self, sender=sender, about=about, reason=reason)
+
+
+def shortened(text: str) -> str:
+    return text if len(text) <= TEXT_MAX_CHARS else f"{text[:TEXT_MAX_CHARS]}…"
+
 
 class Source(Protocol):
     """One of the site's voices.
@@ -50,6 +60,8 @@ class Source(Protocol):
         contact: its signs of life.
         wire: its MQTT side; None: it has none.
         cap_w: what it asks of single GPUs, (n); a new array when that changes; None: nothing ever.
+        has_room: whether more may be told to it now; whoever can wait asks before.
+        pending: signals of its own making, for the desk to note.
         revision: grows when its windows change.
     """
 
@@ -58,6 +70,8 @@ class Source(Protocol):
     contact: Contact
     wire: "MqttWire | None"
     cap_w: Floats | None
+    has_room: Callable[[], bool]
+    pending: list[Signal]
     revision: int
 
     def take(self, arrival: Arrival) -> Signal | None:
@@ -70,6 +84,10 @@ class Source(Protocol):
 
     def tell(self, snapshot: Snapshot, decision: Decision) -> None:
         """What was decided, for those who want to be told."""
+        ...
+
+    def hold(self, setpoint_ids: frozenset[str]) -> None:
+        """What the law holds open, whatever the wall clock says: not to be forgotten."""
         ...
 
     def overrun(self) -> None:
@@ -104,7 +122,7 @@ class Refusals:
         known = self._refused.pop(key, None)
         if signal.accepted:
             return True
-        self._refused[key] = (signal.reason, now_s)
+        self._refused[key] = (shortened(signal.reason), now_s)
         if len(self._refused) > REFUSALS_MAX:
             del self._refused[next(iter(self._refused))]
         return known is None or known[0] != signal.reason

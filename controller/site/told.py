@@ -12,6 +12,7 @@ import secrets
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -69,6 +70,7 @@ class Told:
         self._traces: dict[str, Trace] = {}
         self._newest = ""  # correlation id of the newest command
         self._aim_w = NO_LIMIT_W
+        self._untold: dict[str, str] = {}  # why, by message type, until the next one of it is told
 
     def caused_by(self, said: Envelope) -> None:
         """A command that changed what is asked: what follows from it carries its trace."""
@@ -77,7 +79,15 @@ class Told:
         while len(self._traces) > TRACES_MAX:
             del self._traces[next(iter(self._traces))]
 
+    @property
+    def fault(self) -> str:
+        """What could not be told; empty: nothing."""
+        return "; ".join(self._untold.values())
+
     def beat(self, snapshot: Snapshot, decision: Decision) -> None:
+        """Where every feed is; silent where another source tells in this agent's name."""
+        if not self._config.tells:
+            return
         meter = snapshot.meter
         metered_w = meter.value if meter.is_usable(snapshot.now_s, METER_AGE_MAX_S) else None
         direction = self._direction(decision, metered_w)
@@ -128,9 +138,9 @@ class Told:
             )
             for feed, share in self._feeds.items()
         }
-        data = power_state.data(feeds, snapshot.now_utc_s)
         thread = target.correlation_id if target is not None else self._newest
-        self._send(topics.POWER_STATE_STATUS, data, snapshot.now_utc_s, thread)
+        make = partial(power_state.data, feeds, snapshot.now_utc_s)
+        self._send(topics.POWER_STATE_STATUS, make, snapshot.now_utc_s, thread)
 
     # --- over the target ----------------------------------------------------------------------------------
 
@@ -160,8 +170,8 @@ class Told:
                 hints=self._hints(snapshot),
                 infrastructure_actions=("SHUTDOWN_NODES",) if stuck else (),
             )
-            data = breach.alert_data(advised)
-            self._send(topics.POWER_BREACH_ALERT, data, snapshot.now_utc_s, thread)
+            make = partial(breach.alert_data, advised)
+            self._send(topics.POWER_BREACH_ALERT, make, snapshot.now_utc_s, thread)
 
     def _hints(self, snapshot: Snapshot) -> tuple[breach.ShedHint, ...]:
         """Nodes that could still give, the light tiers and the hungry first."""
@@ -187,30 +197,31 @@ class Told:
         alert: breach.Alert,
         phase: enforcement.Phase,
         results: tuple[enforcement.Result, ...],
-        trace: Trace,
+        trace: Trace | None,
         now_utc_s: float,
     ) -> None:
-        """What came of somebody's shed hints, in the name of the infrastructure."""
+        """What came of somebody's shed hints, in the name of the infrastructure. trace: None: of its own."""
         done = enforcement.Enforcement.of(alert, phase, results, done_utc_s=now_utc_s)
-        data = enforcement.enforcement_data(done)
-        self._send(topics.POWER_BREACH_ENFORCEMENT, data, now_utc_s, alert.correlation_id, trace)
+        make = partial(enforcement.enforcement_data, done)
+        self._send(topics.POWER_BREACH_ENFORCEMENT, make, now_utc_s, alert.correlation_id, trace)
 
     # --- on the wire --------------------------------------------------------------------------------------
 
     def _send(
         self,
         message_type: str,
-        data: Mapping[str, Any],
+        make: Callable[[], Mapping[str, Any]],
         now_utc_s: float,
         thread: str,
         trace: Trace | None = None,
     ) -> None:
-        """Sign and publish. What cannot be said must not stop the beat; it is logged, and it is our fault."""
+        """Sign and publish. What cannot be said must not stop the beat; it is our fault, and an alarm."""
         config, channel = self._config, topics.CHANNELS[message_type]
         name = config.infra_id if channel.role == "infra" else config.agent_id
         assert name is not None  # nobody carries hints out without a name
         cause = trace or self._traces.get(thread)
         try:
+            data = make()
             message = Envelope(
                 id=str(uuid.uuid4()),
                 source=topics.source(channel.role, name, agent_spelling=config.role),
@@ -223,6 +234,8 @@ class Told:
             payload = envelope.write(message)
         except DsxFlexError as error:
             log.error("not told", type=message_type, why=str(error))
+            self._untold[message_type] = f"{message_type} could not be told: {error}"
             return
+        self._untold.pop(message_type, None)
         topic = topics.topic(message_type, name, agent_spelling=config.role)
         self._publish(topic, payload, min(channel.qos, self._config.alert_qos))

@@ -39,6 +39,10 @@ class Waiting:
         while len(self._signals) > SIGNALS_MAX or self._bytes > BYTES_MAX:
             yield self.next()
 
+    def has_room(self) -> bool:
+        """Whether the next one will push nobody out."""
+        return len(self._signals) < SIGNALS_MAX // 2 and self._bytes < BYTES_MAX // 2
+
     def next(self) -> Arrival:
         """The oldest signal that waits. Raises IndexError when none does."""
         arrival = self._signals.popleft()

@@ -11,6 +11,7 @@ A trace is passed on as it came: answer with the `trace` of the message that cau
 a cause starts one.
 """
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,6 +36,9 @@ SPECVERSIONS_READ: Final = ("1.0", SPECVERSION)
 CONTENT_TYPE: Final = "application/json"
 TRACESTATE_MAX_CHARS: Final = 512  # what W3C Trace Context asks everyone to pass on
 SEEN_MAX: Final = 1024  # ids remembered: all that mosquitto queues for one client, 100 kB on disk
+BODIES_MAX: Final = 4096  # signed bodies remembered, 150 kB on disk: an hour of one per second
+DIGEST_BYTES: Final = 16  # of a SHA-256: nobody finds another body for a given one
+AHEAD_MAX_S: Final = 5.0  # so far may a publisher's clock be ahead of ours
 ENTROPY_BYTES: Final = 24  # 16 of a trace id, 8 of a span id
 
 SOURCE: Final = re.compile(rf"//{topics.PREFIX}/(?P<spelling>[^/]+)/(?P<identifier>[^/]+)")
@@ -195,6 +199,35 @@ class Seen:
     def keys(self) -> tuple[tuple[str, str], ...]:
         """What is remembered, oldest first."""
         return tuple(self._keys)
+
+
+class Bodies:
+    """Tells a signed body that was sent before from a new one, in whatever envelope; forgets the idle first.
+
+    Nothing signs an envelope: whoever has recorded a body can send it again in a fresh one. Only a body that
+    nobody has seen, or an `exp` in it, proves that it was made now. An operator that signs every repetition
+    anew fills the memory; one that wants certainty puts an `exp` into the data.
+    """
+
+    def __init__(self, digests: tuple[str, ...] = ()) -> None:
+        self._digests = dict.fromkeys(digests[-BODIES_MAX:])
+
+    def enter(self, envelope: Envelope) -> bool:
+        """Whether the body of a verified message is new; what is not signed always is."""
+        if not isinstance(envelope.data, str):
+            return True
+        digest = hashlib.sha256(envelope.data.encode()).digest()[:DIGEST_BYTES].hex()
+        is_new = digest not in self._digests
+        self._digests.pop(digest, None)
+        self._digests[digest] = None
+        if len(self._digests) > BODIES_MAX:
+            del self._digests[next(iter(self._digests))]
+        return is_new
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """What is remembered, the idle first."""
+        return tuple(self._digests)
 
 
 def _tracestate(value: object) -> str | None:

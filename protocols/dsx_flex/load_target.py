@@ -7,7 +7,8 @@ below, or null: back to the feed's own default. No start means on arrival, no en
 `LoadTargetBook` keeps the rule of the contract's older sister, DPS NvGrid: for every point in time the latest
 target that covers it is the effective one. It does so as a painter does: each target, as it arrives, is
 painted over its span of its feeds' time lines, and null is painted as a gap. What is left are windows that
-never overlap; what a short target covered shows again when that one is over.
+never overlap; what a short target covered shows again when that one is over. Latest is what its publisher
+made last: a message that was overtaken on its way is refused.
 
 A value of 0 is legal in the schema and not in its prose ("must be > 0"). It is read as 0 W, the strictest
 of all limits: to refuse it would leave the feed at full power against an operator who wants none of it, and
@@ -19,13 +20,13 @@ Source: docs.nvidia.com/datacenter/dps, NvGrid; DSX Flex 1.7.0, SetLoadTargetDat
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Final
 
 import msgspec
 
-from protocols.dsx_flex.envelope import Envelope, Seen
+from protocols.dsx_flex.envelope import AHEAD_MAX_S, Envelope, Seen
 from protocols.dsx_flex.topics import LOAD_TARGET_SET
 from protocols.dsx_flex.wire import (
     FOREVER_UTC_S,
@@ -48,8 +49,14 @@ OVER_KEPT_S: Final = 86_400.0  # windows stay that long after their end: a wall 
 PRIORITY_FIRST_MESSAGE: Final = (
     2**31 - 1
 )  # each later message gets the next lower number, for 68 years at 1/s
-
 REMEDY_KEPT: Final = "move the file away and let the operator send anew"
+PUBLISHERS_MAX: Final = 16  # whose newest message is remembered; one steers, the others did once
+KEPT_VERSION: Final = 2  # 1 knew no newest message
+
+OVER: Final = "every target in it is over by our clock; send it anew"
+SENT_BEFORE: Final = (
+    "this body was sent before; sign anew to loosen a limit (RS256 signs the same alike: put an exp into it)"
+)
 
 
 @dataclass(frozen=True)
@@ -179,11 +186,13 @@ class Verdict:
         reason: "accepted", "repeated" (a new message that says what stands already), "duplicate" (the same
             message twice), or a sentence.
         ignored: feeds named in it that are not ours.
+        is_ours: False: it names feeds, and none of ours.
     """
 
     accepted: bool
     reason: str
     ignored: tuple[str, ...] = ()
+    is_ours: bool = True
 
 
 class LoadTargetBook:
@@ -197,14 +206,24 @@ class LoadTargetBook:
         self.revision = 0  # grows with every message that changed the schedule
         self._lines: dict[str, tuple[Window, ...]] = dict.fromkeys(self.feeds, ())
         self._seen = Seen()
+        self._held: frozenset[str] = frozenset()
+        self._newest_utc_s: dict[str, float] = {}  # by publisher, when the newest accepted message was made
 
-    def apply(self, envelope: Envelope, targets: tuple[Target, ...], now_utc_s: float) -> Verdict:
+    def apply(
+        self,
+        envelope: Envelope,
+        targets: tuple[Target, ...],
+        now_utc_s: float,
+        *,
+        may_loosen: bool = True,
+    ) -> Verdict:
         """Takes a message into the book, as a whole or not at all.
 
         Args:
             envelope: verified.
             targets: its data, from `read`.
             now_utc_s: the moment of its arrival.
+            may_loosen: False: it counts only where it lifts or raises no limit, at any moment from now on.
         """
         if envelope.type != LOAD_TARGET_SET:
             raise ValueError(f"a book of load targets does not take {envelope.type}")
@@ -215,17 +234,19 @@ class LoadTargetBook:
         if not ours:
             named, known = ", ".join(ignored), ", ".join(self.feeds) or "none"
             return Verdict(
-                False, f"feed_tags: none of our feeds among {shown(named)}; ours: {known}", ignored
+                False,
+                f"feed_tags: none of our feeds among {shown(named)}; ours: {known}",
+                ignored,
+                is_ours=False,
             )
         coming = [one for one in ours if one.ends_utc_s > now_utc_s]
-        if not coming:
-            return Verdict(False, "every target in it is over by our clock; send it anew", ignored)
+        if self._is_overtaken(envelope, now_utc_s) or not coming:
+            reason = OVER if not coming else "older than known"
+            return Verdict(False, reason, ignored)
         lines = self._painted(envelope, coming, now_utc_s)
-        for feed, line in lines.items():
-            if len(line) > WINDOWS_MAX:
-                reason = f"feed {feed}: over {WINDOWS_MAX} windows ahead; send fewer or longer targets"
-                return Verdict(False, reason, ignored)
-        self._seen.enter(envelope)
+        if reason := self._unfit(lines, now_utc_s, may_loosen=may_loosen):
+            return Verdict(False, reason, ignored)
+        self._enter(envelope)
         settled = {feed: self._settled(line, envelope, now_utc_s) for feed, line in lines.items()}
         if all(
             _coming(line, now_utc_s) == _coming(self._lines[feed], now_utc_s)
@@ -235,6 +256,10 @@ class LoadTargetBook:
         self._lines = settled
         self.revision += 1
         return Verdict(True, "accepted", ignored)
+
+    def hold(self, correlation_ids: frozenset[str]) -> None:
+        """Names the windows that the caller acts on: they stay in the book, however long over they seem."""
+        self._held = correlation_ids
 
     def windows(self, now_utc_s: float) -> tuple[Window, ...]:
         """All windows that are not over, by feed and start."""
@@ -249,7 +274,7 @@ class LoadTargetBook:
     def to_dict(self) -> dict[str, Any]:
         """The whole book, ready for JSON."""
         windows = [one for line in self._lines.values() for one in line]
-        kept = _Kept(1, self.revision, self._seen.keys, tuple(windows))
+        kept = _Kept(KEPT_VERSION, self.revision, self._seen.keys, tuple(windows), self._newest_utc_s)
         said: dict[str, Any] = msgspec.to_builtins(kept)
         return said
 
@@ -265,8 +290,8 @@ class LoadTargetBook:
             kept = msgspec.convert(said, _Kept)
         except msgspec.ValidationError as error:
             raise DsxFlexError(f"kept load targets: {error}; {REMEDY_KEPT}") from error
-        if kept.v != 1:
-            raise DsxFlexError(f"kept load targets: version {kept.v}, not 1; {REMEDY_KEPT}")
+        if kept.v not in (1, KEPT_VERSION):
+            raise DsxFlexError(f"kept load targets: version {kept.v}, not {KEPT_VERSION}; {REMEDY_KEPT}")
         for feed in book.feeds:
             line = tuple(window for window in kept.windows if window.feed == feed)
             if not all(map(_is_sound, line)) or any(
@@ -276,13 +301,35 @@ class LoadTargetBook:
             book._lines[feed] = line
         book.revision = kept.revision
         book._seen = Seen(kept.seen)
+        book._newest_utc_s = dict(kept.newest_utc_s)
         return book
+
+    def _unfit(self, lines: Mapping[str, tuple[Window, ...]], now_utc_s: float, *, may_loosen: bool) -> str:
+        """Why these lines may not become ours; empty: they may."""
+        for feed, line in lines.items():
+            if len(line) > WINDOWS_MAX:
+                return f"feed {feed}: over {WINDOWS_MAX} windows ahead; send fewer or longer targets"
+            if not may_loosen and _loosens(self._lines[feed], line, now_utc_s):
+                return SENT_BEFORE
+        return ""
+
+    def _is_overtaken(self, envelope: Envelope, now_utc_s: float) -> bool:
+        """Whether its publisher has said something newer. What lies ahead of us, a wrong clock has said."""
+        newest_utc_s = self._newest_utc_s.get(envelope.source, -math.inf)
+        return envelope.time_utc_s < newest_utc_s <= now_utc_s + AHEAD_MAX_S
+
+    def _enter(self, envelope: Envelope) -> None:
+        self._seen.enter(envelope)
+        self._newest_utc_s.pop(envelope.source, None)
+        self._newest_utc_s[envelope.source] = envelope.time_utc_s
+        if len(self._newest_utc_s) > PUBLISHERS_MAX:
+            del self._newest_utc_s[next(iter(self._newest_utc_s))]
 
     def _painted(
         self, envelope: Envelope, targets: list[Target], now_utc_s: float
     ) -> dict[str, tuple[Window, ...]]:
         """The time lines with these targets on top, in their order."""
-        lines = {feed: list(_shed(line, now_utc_s)) for feed, line in self._lines.items()}
+        lines = {feed: list(_shed(line, now_utc_s, self._held)) for feed, line in self._lines.items()}
         for target in targets:
             for feed in target.feed_tags or self.feeds:
                 if feed in lines:
@@ -326,6 +373,7 @@ class _Kept:
     revision: int
     seen: tuple[tuple[str, str], ...]
     windows: tuple[Window, ...]
+    newest_utc_s: dict[str, float] = field(default_factory=dict)
 
 
 def _paint(line: list[Window], target: Target, window: Window | None) -> None:
@@ -346,11 +394,16 @@ def _paint(line: list[Window], target: Target, window: Window | None) -> None:
     line[first:after] = pieces
 
 
-def _shed(line: tuple[Window, ...], now_utc_s: float) -> tuple[Window, ...]:
+def _shed(line: tuple[Window, ...], now_utc_s: float, held: frozenset[str]) -> tuple[Window, ...]:
     """Without those long over; of those over, only as many as leave half the room to what is to come."""
-    kept = tuple(one for one in line if one.ends_utc_s > now_utc_s - OVER_KEPT_S)
-    over = sum(one.ends_utc_s <= now_utc_s for one in kept)
-    return kept[max(0, over - WINDOWS_MAX // 2) :]
+    over = [one for one in line if one.ends_utc_s <= now_utc_s]
+    first = max(0, len(over) - WINDOWS_MAX // 2)
+    kept = (
+        one
+        for number, one in enumerate(over)
+        if (number >= first and one.ends_utc_s > now_utc_s - OVER_KEPT_S) or one.correlation_id in held
+    )
+    return (*kept, *line[len(over) :])
 
 
 def _repeats(window: Window, known: Window, envelope: Envelope, now_utc_s: float) -> bool:
@@ -361,6 +414,21 @@ def _repeats(window: Window, known: Window, envelope: Envelope, now_utc_s: float
     thread = envelope.correlation_id in (None, known.correlation_id)
     said = (window.limit_w, window.ends_utc_s, window.best_effort)
     return began and thread and said == (known.limit_w, known.ends_utc_s, known.best_effort)
+
+
+def _loosens(before: tuple[Window, ...], after: tuple[Window, ...], now_utc_s: float) -> bool:
+    """Whether some moment from now on is without a limit that it had, or with a higher or a softer one."""
+    for known in _coming(before, now_utc_s):
+        reached_utc_s = max(known.starts_utc_s, now_utc_s)
+        for window in after[bisect_right(after, reached_utc_s, key=_end) :]:
+            if window.starts_utc_s > reached_utc_s or reached_utc_s >= known.ends_utc_s:
+                break
+            if window.limit_w > known.limit_w or window.best_effort > known.best_effort:
+                return True
+            reached_utc_s = window.ends_utc_s
+        if reached_utc_s < known.ends_utc_s:
+            return True
+    return False
 
 
 def _coming(line: tuple[Window, ...], now_utc_s: float) -> list[Window]:

@@ -25,6 +25,8 @@ from protocols.dsx_flex.wire import FOREVER_UTC_S, a_text, moment, power
 Event = Literal["target_set", "start_ramp_down", "end_ramp_down", "start_ramp_up", "end_ramp_up", "periodic"]
 Direction = Literal["down", "steady", "up"]
 
+TARGETS_TOLD_MAX: Final = 21  # per feed, the one in force and the next 20: 8 feeds of it are 40 kB
+
 STARTS: Final[Mapping[Direction, Event]] = {"down": "start_ramp_down", "up": "start_ramp_up"}
 ENDS: Final[Mapping[Direction, Event]] = {"down": "end_ramp_down", "up": "end_ramp_up"}
 
@@ -47,7 +49,7 @@ class FeedState:
 
     Attributes:
         rating: of the feed.
-        windows: its targets, in force and to come, from `LoadTargetBook.windows`.
+        windows: its targets, in force and to come, from `LoadTargetBook.windows`; the first ones are told.
         calculated_load_w: what the feed draws once our limits act; the meter's value will do.
         happening: why this is said now, from `PowerEvents`.
     """
@@ -68,13 +70,14 @@ def data(feeds: Mapping[str, FeedState], snapshot_utc_s: float) -> dict[str, Any
 
 def _feed(feed: FeedState, now_utc_s: float) -> dict[str, Any]:
     happening = feed.happening
+    coming = [one for one in feed.windows if one.ends_utc_s > now_utc_s]
     said: dict[str, Any] = {
         "metadata": {
             "power_minimum": power(feed.rating.power_min_w),
             "power_maximum": power(feed.rating.power_max_w),
             "default_constraint": power(feed.rating.default_w),
         },
-        "targets": [_target(one, now_utc_s) for one in feed.windows if one.ends_utc_s > now_utc_s],
+        "targets": [_target(one, now_utc_s) for one in coming[:TARGETS_TOLD_MAX]],
         "calculated_load": power(feed.calculated_load_w),
         "in_flight": happening.in_flight,
         "event": happening.event,

@@ -36,8 +36,10 @@ from protocols.openadr.timing import (
 )
 
 OWN_INTERVAL_S: Final = 900.0  # where the choice is ours: what meters and markets settle by
-INTERVALS_MAX: Final = 1000  # in a report, and of an event that asks for one: 3 days of 5 minutes, 150 kB
+EVENT_INTERVALS_MAX: Final = 1000  # of an event that asks for reports: 3 days of 5 minutes
+INTERVALS_MAX: Final = 300  # in a report, which is written within a beat: a day of 5 minutes
 DESCRIPTORS_MAX: Final = 8  # served per event: one of each type that is served
+DESCRIPTORS_READ_MAX: Final = 64  # of an event; what stands behind is not looked at
 REASONS_MAX: Final = 3  # of what is not served, in one sentence
 ID_TURNS: Final = 2**31  # ids are int32
 LAYOUTS: Final = ("INTERVALS", "SUB_INTERVALS", "OPEN_INTERVALS")
@@ -169,13 +171,13 @@ def read_request(event: Event, now_utc_s: float, names: Collection[str] = ()) ->
     """
     if not event.report_descriptors or is_cancelled(event):
         return None, ""
-    if len(event.intervals) > INTERVALS_MAX:
-        return None, f"no reports on more than {INTERVALS_MAX} intervals; send several events"
+    if len(event.intervals) > EVENT_INTERVALS_MAX:
+        return None, f"no reports on more than {EVENT_INTERVALS_MAX} intervals; send several events"
     axis, over_utc_s = _axis(event, now_utc_s)
     if over_utc_s <= now_utc_s:
         return None, ""
     assert event.modified_utc_s is not None
-    asks = event.report_descriptors
+    asks = event.report_descriptors[:DESCRIPTORS_READ_MAX]
     whole = Request(
         event.id, event.program_id, event.modified_utc_s, now_utc_s, over_utc_s, axis, asks
     )  # fmt: skip
@@ -189,7 +191,8 @@ def read_request(event: Event, now_utc_s: float, names: Collection[str] = ()) ->
             reasons.append(f"{shown(asked.payload_type)}: {why_not}")
         else:
             told.append(asked)
-    more = f"; and {len(reasons) - REASONS_MAX} more" if len(reasons) > REASONS_MAX else ""
+    others = len(event.report_descriptors) - len(told) - REASONS_MAX
+    more = f"; and {others} more" if others > 0 else ""
     said = f"reports not served: {'; '.join(reasons[:REASONS_MAX])}{more}" if reasons else ""
     return (replace(whole, descriptors=tuple(told)) if told else None), said
 
@@ -198,7 +201,7 @@ def _why_not(asked: ReportDescriptor, request: Request, names: Collection[str]) 
     """Why a report cannot be given; empty: it can."""
     known = served(asked)
     impossible = "DIRECT_READ" if not asked.historical else "FORECAST"
-    largest = asked.num_intervals if asked.num_intervals > 0 else asked.frequency
+    largest = max(asked.frequency, asked.num_intervals, len(request.numbers(asked, ID_TURNS)))
     checks = (
         (known is None, f"not one of {', '.join(TYPES)}"),
         (known and asked.units not in (None, *known.units), f"units {shown(asked.units)}"),
@@ -208,7 +211,7 @@ def _why_not(asked: ReportDescriptor, request: Request, names: Collection[str]) 
         (asked.report_intervals not in LAYOUTS, f"reportIntervals {shown(asked.report_intervals)}"),
         (bool(names) and bool(asked.targets) and not _names_us(asked, names), "its targets name others"),
         (0 in (asked.repeat, asked.num_intervals), "repeat or numIntervals of 0 asks for nothing"),
-        (largest > INTERVALS_MAX, f"more than {INTERVALS_MAX} intervals in one report"),
+        (largest > INTERVALS_MAX, f"more than {INTERVALS_MAX} intervals in one report; ask for fewer"),
     )
     for wrong, why in checks:
         if wrong:
@@ -265,7 +268,8 @@ def _repeated(starts_utc_s: float, length_s: float, until_utc_s: float) -> Axis:
 
 def _implied_end_utc_s(event: Event, axis: Axis, now_utc_s: float) -> float:
     """Implied intervals last as long as somebody wants to be told about them."""
-    request = Request(event.id, None, 0.0, now_utc_s, FOREVER_UTC_S, axis, event.report_descriptors)
+    asks = event.report_descriptors[:DESCRIPTORS_READ_MAX]
+    request = Request(event.id, None, 0.0, now_utc_s, FOREVER_UTC_S, axis, asks)
     return max(_wanted_until_utc_s(request, asked) for asked in request.descriptors)
 
 

@@ -2,8 +2,8 @@
 
 `TYPES` is the one table of what is understood: kind of value, units, bounds. A wrong unit, a negative limit,
 several values where one is meant, a missing duration: any of these rejects the whole event, never a part of
-it. Payload types outside the table are legal (private words are), and are passed over and named. Which types
-move power is the caller's policy and not decided here.
+it. Types outside the table are legal (private words are), and are passed over and named; so are those that
+the caller does not act on, whatever is in them: a price that nobody reads cannot spoil a limit.
 
 Units come from the event's descriptor, else from the programme's. The standard knows KW alone for power;
 "MW" and "W" are legal private words, and guessing at them risks a factor of 1000.
@@ -35,6 +35,7 @@ from protocols.openadr.timing import (
 )
 
 WINDOWS_MAX: Final = 1000  # per event: 3 days of 5-minute windows, or 40 days of hours
+VALUES_MAX: Final = 10_000  # per event, over ones included: a year of hours, and read within a beat
 TURNS_MAX: Final = 20_000  # spans looked at to find them; a day of loops of 5 s
 VALUE_MAX: Final = 1e12  # of a price, or a power in kW: beyond any grid, a mistake
 ALERT_MAX_CHARS: Final = 128  # as the standard bounds the text of an emergency; the rest is cut off
@@ -62,7 +63,6 @@ class Meaning:
         text: a text for people; the value is 1.0.
         packed: several values share the interval equally, and a long series may be cut.
         power: W; the lower one wins among equals.
-        reduces: may take power away, and so is never left to chance without the caller's word.
     """
 
     noun: str
@@ -74,7 +74,6 @@ class Meaning:
     text: bool = False
     packed: bool = False
     power: bool = False
-    reduces: bool = True
 
 
 POWER: Final = Meaning("a power", "kW, 0 or more", KW, low=0.0, power=True)
@@ -84,8 +83,8 @@ OFFSET: Final = Meaning(
     "a level", "a whole number from -10 to 10", UNITLESS, low=-10.0, high=10.0, whole=True
 )
 RATIO: Final = Meaning("a change", "-1 to 1", FRACTION, low=-1.0, high=1.0)
-PRICE: Final = Meaning("a price", "a number per kWh", PER_KWH, packed=True, reduces=False)
-CARBON: Final = Meaning("an emission", "g/kWh, 0 or more", GRAMS_PER_KWH, low=0.0, packed=True, reduces=False)
+PRICE: Final = Meaning("a price", "a number per kWh", PER_KWH, packed=True)
+CARBON: Final = Meaning("an emission", "g/kWh, 0 or more", GRAMS_PER_KWH, low=0.0, packed=True)
 ALERT: Final = Meaning("a text", "one text", UNITLESS, text=True)
 
 TYPES: Final[Mapping[str, Meaning]] = {
@@ -139,28 +138,29 @@ def resolve(
     event: Event,
     now_utc_s: float,
     *,
+    acts_on: Collection[str] = ALL_TYPES,
     program_units: Units = NO_UNITS,
     draws: Sequence[float] = (),
-    randomize_reductions: bool = False,
 ) -> tuple[Window, ...]:
     """The windows of an event that are not over yet, in the order of their intervals.
 
-    Empty when the event is cancelled, lapsed, or says nothing of a type in `TYPES`. A series of prices or
-    emissions is cut after WINDOWS_MAX windows: the standard's own tariffs repeat for ever.
+    Empty when the event is cancelled, lapsed, or says nothing of a type that is acted on. A series of prices
+    or emissions is cut after WINDOWS_MAX windows: the standard's own tariffs repeat for ever.
 
     Args:
         event: from `parse`.
         now_utc_s: moment of its arrival; 0001-01-01 means this.
+        acts_on: payload types to read, of those in `TYPES`; all others are passed over.
         program_units: what the event's programme says of units.
         draws: numbers from -1 to 1 for its randomizeStart, `timing.draws_needed` of them; none: not applied.
-        randomize_reductions: applied to what may reduce power as well.
 
     Raises:
         OpenAdrError: something in it cannot be meant; then none of it counts.
     """
     if is_cancelled(event):
         return ()
-    demands = [_demands(event, index, program_units) for index in range(len(event.intervals))]
+    _check_size(event, acts_on)
+    demands = [_demands(event, index, program_units, acts_on) for index in range(len(event.intervals))]
     shifts = shifts_s(event, draws) if draws else [0.0] * len(demands)
     spans = lay_out(event, now_utc_s)
     windows: list[Window] = []
@@ -169,8 +169,7 @@ def resolve(
     )
     for turn, span in enumerate(_turns(event, spans, demands, now_utc_s - max(shifts, default=0.0))):
         for demand in demands[span.position]:
-            stays = demand.meaning.reduces and not randomize_reductions
-            windows += _windows(event, span, demand, 0.0 if stays else shifts[span.position], now_utc_s)
+            windows += _windows(event, span, demand, shifts[span.position], now_utc_s)
         if len(windows) > WINDOWS_MAX or turn >= TURNS_MAX:
             if bounded:
                 raise OpenAdrError(
@@ -239,12 +238,19 @@ def _windows(event: Event, span: Span, demand: Demand, shift_s: float, now_utc_s
         )
 
 
-def _demands(event: Event, index: int, program_units: Units) -> tuple[Demand, ...]:
+def _check_size(event: Event, acts_on: Collection[str]) -> None:
+    asked = (one for interval in event.intervals for one in interval.payloads if one.type in acts_on)
+    count = sum(len(payload.values) for payload in asked)
+    if count > VALUES_MAX:
+        raise OpenAdrError(f"event {event.id}: {count} values; send {VALUES_MAX} at most, or several events")
+
+
+def _demands(event: Event, index: int, program_units: Units, acts_on: Collection[str]) -> tuple[Demand, ...]:
     """What one interval asks for, at most once per payload type."""
     demands: dict[str, Demand] = {}
     for number, payload in enumerate(event.intervals[index].payloads):
         meaning = TYPES.get(payload.type)
-        if meaning is None:
+        if meaning is None or payload.type not in acts_on:
             continue
         path = f"event {event.id}: intervals[{index}].payloads[{number}]"
         if payload.type in demands:
@@ -283,6 +289,8 @@ def _alert(payload: Payload, meaning: Meaning, path: str) -> Demand:
 def _numbers(payload: Payload, meaning: Meaning, factor: float, path: str) -> Demand:
     if not (meaning.packed and payload.values):
         _check_count(payload, 1, path)
+    if len(payload.values) > WINDOWS_MAX:
+        raise OpenAdrError(f"{path}.values: {len(payload.values)} values; send {WINDOWS_MAX} at most")
     values = [
         _number(value, meaning, f"{path}.values[{number}]") * factor
         for number, value in enumerate(payload.values)

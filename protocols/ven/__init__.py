@@ -6,7 +6,8 @@ topics the VTN names, tells of changes: without sequence number, heartbeat or pr
   read events. A round comes every `poll_s`, after every connect of the broker (what happened meanwhile was
   missed), when the token wants renewal, when asked for, and, after a fault, with jitter and back-off;
 * between rounds, notifications pass through as they come. The receiver orders by modificationDateTime and
-  drops duplicates: a round and a notification may tell the same thing, in either order;
+  drops duplicates: a round and a notification may tell the same thing, in either order. Of a programme a
+  notification only asks for a round: programmes are read there, bounded;
 * an event that is no longer listed is asked for by its id before it is reported as deleted: pages shift
   while they are read, and nobody may be released from a limit by a page boundary.
 A VTN is somebody else's computer: every wait, body, page and list has a bound, and every fault of it is a

@@ -175,8 +175,10 @@ class VtnClient:
             ) from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
             told = f"{what}: {sentence(error)}"
-            if isinstance(error, OSError):  # ours, or what a connection died of; TLS 1.3 refuses us that late
-                await self.close()  # the next one reads the TLS files anew: a certificate may be renewed
+            # TLS 1.3 refuses our certificate only after the handshake: aiohttp may see a server that hung up.
+            # The next session reads the TLS files anew: the certificate may have been renewed.
+            if isinstance(error, aiohttp.ClientConnectionError | OSError):
+                await self.close()
             if isinstance(error, aiohttp.ClientConnectorError):
                 raise Unreachable(told) from error
             raise VtnFault(told) from error

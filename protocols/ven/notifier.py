@@ -10,7 +10,7 @@ import secrets
 import tempfile
 import time
 from collections.abc import Callable, Collection
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote, urlsplit
@@ -134,7 +134,7 @@ class Notifier:
         """Returns when the binding has changed, or when the broker is away for too long."""
         uri = bound.uris[self._uri_turn % len(bound.uris)]
         password = await self._vtn.token() if bound.bearer else None
-        with tempfile.TemporaryDirectory(prefix="ven-") as folder:  # readable by its owner alone
+        with ExitStack() as stack:
             self._link = MqttLink(
                 uri,
                 client_id=f"ven{secrets.token_hex(8)}",
@@ -143,7 +143,7 @@ class Notifier:
                 subscriptions=tuple(Subscription(topic, 1) for topic in bound.topics),
                 username=bound.username,
                 password=password,
-                tls=_tls(uri, bound, self._settings, Path(folder)),
+                tls=_tls(uri, bound, self._settings, stack),
                 keepalive_s=BROKER_KEEPALIVE_S,
             )
             task = asyncio.create_task(self._link.run(), name="ven broker")
@@ -172,17 +172,29 @@ class Notifier:
             await asyncio.wait({task}, timeout=BROKER_LOOK_S)
 
 
-def _tls(uri: str, bound: Binding, settings: VenSettings, folder: Path) -> Tls | None:
+def _tls(uri: str, bound: Binding, settings: VenSettings, stack: ExitStack) -> Tls | None:
     """The VTN's PEM texts as files, since files are what TLS libraries read; else those of the settings."""
     if urlsplit(uri).scheme == "mqtt":
         return None
-    texts = {"ca.pem": bound.ca_pem, "cert.pem": bound.cert_pem, "key.pem": bound.key_pem}
-    files: dict[str, str | None] = dict.fromkeys(texts)
-    for name, pem in texts.items():
-        if pem is not None:
-            path = folder / name
-            path.write_text(pem)
-            files[name] = str(path)
-    if files["cert.pem"] is None:
-        files |= {"cert.pem": settings.cert_file, "key.pem": settings.key_file}
-    return Tls(files["ca.pem"] or settings.ca_file, files["cert.pem"], files["key.pem"])
+    texts = {"ca": bound.ca_pem, "cert": bound.cert_pem, "key": bound.key_pem}
+    files = _written({name: pem for name, pem in texts.items() if pem is not None}, stack)
+    if "cert" not in files:
+        files |= {"cert": settings.cert_file, "key": settings.key_file}
+    return Tls(files.get("ca") or settings.ca_file, files["cert"], files.get("key"))
+
+
+def _written(texts: dict[str, str], stack: ExitStack) -> dict[str, str | None]:
+    """Their paths, until the stack is left. Raises VtnFault when there is no place for them."""
+    if not texts:
+        return {}
+    try:
+        # Readable by its owner alone. That it cannot be removed is no reason to end.
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ven-", ignore_cleanup_errors=True))
+        paths = {name: Path(folder, f"{name}.pem") for name in texts}
+        for name, path in paths.items():
+            path.write_text(texts[name], encoding="utf-8")
+    except OSError as error:
+        raise VtnFault(
+            f"no place for its certificates: {error}; make room in the temporary folder"
+        ) from error
+    return {name: str(path) for name, path in paths.items()}

@@ -20,9 +20,11 @@ ITEMS_MAX: Final = 1000  # of one listing; a site has tens of events
 TOKEN_LIFE_MIN_S: Final = 2.0  # whatever `expires_in` says: tokens are not fetched in a tight loop
 TOKEN_LIFE_MAX_S: Final = 86_400.0
 URIS_MAX: Final = 8  # of a broker, tried in turn; the rest is not looked at
+LOGIN_MAX_BYTES: Final = 65_535  # of a user name or token: MQTT has room for no more
 JSON_FAULTS: Final = (msgspec.DecodeError, RecursionError, UnicodeDecodeError)
 
 _items_decoder: Final = msgspec.json.Decoder(list[msgspec.Raw])
+_members_decoder: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 # -- JSON ---------------------------------------------------------------------------------------------------
@@ -117,23 +119,31 @@ class Notification:
     Attributes:
         type: of the object, as the VTN writes it: "EVENT", "PROGRAM".
         deleted: the object is no more.
-        said: the object, keys folded; empty: there is none.
-        object: the same as it came.
+        said: the object, keys folded; empty: there is none, or it is a programme.
     """
 
     type: str
     deleted: bool
     said: dict[str, Any]
-    object: dict[str, Any]
 
 
 def notification(payload: bytes) -> Notification:
-    """Raises VtnFault when it is no JSON object."""
-    said = fold(decoded(payload))
-    thing = said.get("object")
-    thing = thing if isinstance(thing, dict) else {}
+    """What it is about. A programme in it is not decoded: a round reads those, however many are announced.
+
+    Raises:
+        VtnFault: it is no JSON object.
+    """
+    try:
+        raw = fold(_members_decoder.decode(payload))
+        said: dict[str, Any] = {
+            key: msgspec.json.decode(raw[key]) for key in ("objecttype", "operation") if key in raw
+        }
+        about = text(said, "objecttype") or ""
+        thing = msgspec.json.decode(raw["object"]) if "object" in raw and about != "PROGRAM" else None
+    except JSON_FAULTS as error:
+        raise VtnFault(f"the VTN notifies of what is no JSON object: {shown(payload)}") from error
     deleted = str(said.get("operation")).upper() == "DELETE"
-    return Notification(text(said, "objecttype") or "", deleted, fold(thing), thing)
+    return Notification(about, deleted, fold(thing) if isinstance(thing, dict) else {})
 
 
 # -- the notifier -------------------------------------------------------------------------------------------
@@ -184,6 +194,8 @@ def binding(
         return Binding(usable, topics, shared)
     if method == "OAUTH2_BEARER_TOKEN":
         username = (text(auth, "username") or "{clientID}").replace("{clientID}", settings.client_id)
+        if len(username.encode()) > LOGIN_MAX_BYTES:
+            raise VtnFault(f"the VTN's notifier wants a user name of more than {LOGIN_MAX_BYTES} bytes")
         return Binding(usable, topics, shared, username=username, bearer=True)
     if method == "CERTIFICATE":
         ca_pem, cert_pem, key_pem = (text(auth, name) for name in ("cacert", "clientcert", "clientkey"))
@@ -222,7 +234,7 @@ def token(status: int, body: bytes) -> tuple[str, float]:
     except VtnFault:  # whose sentence would show it, and a token in the wrong format is still a token
         raise VtnFault("the answer is not a JSON object") from None
     said = text(answer, "accesstoken")
-    if not said or not said.isascii() or not said.isprintable():
+    if not said or not said.isascii() or not said.isprintable() or len(said) > LOGIN_MAX_BYTES:
         raise VtnFault("the answer has no usable access_token")
     return said, life_s(answer.get("expiresin"))
 

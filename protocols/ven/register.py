@@ -7,10 +7,9 @@ No IO and no clock. Rounds and notifications both tell of events, and overtake e
 Not every VTN has topics per VEN: on those that all share, what names others and not us is passed over.
 """
 
+import hashlib
 from collections.abc import Collection, Mapping
 from typing import Any, Final, NamedTuple
-
-import msgspec
 
 from protocols.ven.reading import ITEMS_MAX, Notification, target_names, text
 
@@ -35,7 +34,7 @@ class Register:
         self.ven_id = ""  # empty: not enrolled yet
         self.targets: frozenset[str] = frozenset()  # granted to us and our resources
         self._names = frozenset(names)
-        self._programs: dict[str, bytes] = {}  # id -> as last told
+        self._programs: dict[str, bytes] = {}  # id -> digest of what was told last
         self._seen: dict[str, int] = {}  # id of an event -> round that saw it last, the newest last
         self._called_off: set[str] = set()  # by notification, since the round began
         self._round = 0
@@ -58,15 +57,20 @@ class Register:
         targets = set(target_names(event))
         return not targets or not targets.isdisjoint({self.ven_id} | self._names | self.targets)
 
-    def enter_program(self, program: Mapping[str, Any], program_id: str) -> bool:
-        """Whether it is new or changed."""
-        told = msgspec.json.encode(program)
-        if not program_id or self._programs.get(program_id) == told:
+    def enter_program(self, program_id: str, raw: bytes) -> bool:
+        """Whether it is new or changed, by its bytes as they came."""
+        told = hashlib.sha256(raw).digest()
+        if self._programs.get(program_id) == told:
             return False
         self._programs.pop(program_id, None)
         _make_room(self._programs, ITEMS_MAX)
         self._programs[program_id] = told
         return True
+
+    def keep_programs(self, program_ids: Collection[str]) -> None:
+        """Forgets all others: a complete list does not have them."""
+        for program_id in self._programs.keys() - program_ids:
+            del self._programs[program_id]
 
     def enter_listed(self, event_id: str) -> bool:
         """An event of ours that a round has found. False: called off while its answer was on the way."""
@@ -74,6 +78,12 @@ class Register:
             return False
         self._enter(event_id)
         return True
+
+    def remember(self, event_ids: Collection[str]) -> None:
+        """Events that the receiver stands by, which no round (the first is 1) has to have seen."""
+        for event_id in event_ids:
+            if event_id not in self._seen and len(self._seen) < KNOWN_MAX:
+                self._seen[event_id] = 0
 
     def vanished(self) -> list[str]:
         """Events that neither this round nor a notification since it began has told of."""

@@ -85,6 +85,7 @@ def url_fault(url: str, safe_scheme: str, *, plain: bool) -> str:
     try:
         parts = urlsplit(url)
         _ = parts.port
+        (parts.hostname or "").encode("idna")  # as the resolver will, where it would be no OSError
     except ValueError as error:
         return f"{shown(url)}: {error}; use {safe_scheme}://host"
     if parts.scheme + "s" == safe_scheme and not plain:
@@ -92,5 +93,5 @@ def url_fault(url: str, safe_scheme: str, *, plain: bool) -> str:
     if parts.scheme not in allowed or not parts.hostname:
         return f"{shown(url)}: use {safe_scheme}://host"
     if parts.username is not None or parts.password is not None:
-        return f"{parts.hostname}: a password in a url ends up in logs; give it on its own"
+        return f"{shown(parts.hostname)}: a password in a url ends up in logs; give it on its own"
     return ""

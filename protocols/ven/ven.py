@@ -7,7 +7,7 @@ trying; what no step can do is waited for, with jitter and back-off.
 import asyncio
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -28,7 +28,6 @@ from protocols.ven.reading import (
     item,
     notification,
     target_names,
-    text,
     wrapped,
 )
 from protocols.ven.register import Register
@@ -37,6 +36,7 @@ from protocols.ven.settings import VenSettings
 ROUND_WAIT_MAX_S: Final = 60.0  # a round is some ten requests
 ROUND_GAP_S: Final = 1.0  # between rounds, however often the broker flaps or a notification asks for one
 TARGETS_MAX: Final = 16  # each one is a query of its own; a site has one or two
+ROOM_LOOK_S: Final = 0.05  # while the owner is busy: about one beat of it
 CONFIRMED_MAX: Final = 64  # vanished events asked for by id, per round; the rest waits for the next
 FAULT_MAX_CHARS: Final = 500
 
@@ -89,10 +89,13 @@ class Ven:
         settings: checked when made.
         on_message: called as (payload, retained) for every notification as it came, and for every event of
             every round, wrapped as an UPDATE; must be cheap.
-        on_program: called with every programme that is new or changed, as the VTN wrote it, before the
-            events of the same round.
-        on_round: called after every round; True: we are enrolled and it has read all events of the VTN, so
-            the VTN is alive and has told what it wants of us.
+        on_program: called with every programme that a round finds new or changed, as the VTN wrote it, before
+            the events of the same round.
+        on_round: called after every round and the last event it tells; True: we are enrolled and it has read
+            all events of the VTN, so the VTN is alive and has told what it wants of us.
+        known_event_ids: of events told in an earlier life: those that are no more are reported as deleted.
+        has_room: whether `on_message` may be called now: a round waits for it, within ROUND_WAIT_MAX_S;
+            notifications do not.
     """
 
     def __init__(
@@ -102,13 +105,18 @@ class Ven:
         on_message: Callable[[bytes, bool], None],
         on_program: Callable[[dict[str, Any]], None],
         on_round: Callable[[bool], None] | None = None,
+        known_event_ids: Collection[str] = (),
+        has_room: Callable[[], bool] = lambda: True,
     ) -> None:
         self._settings = settings
         self._on_message = on_message
         self._on_program = on_program
         self._on_round = on_round
+        self._has_room = has_room
         self._vtn = VtnClient(settings)
         self._register = Register((settings.ven_name, *settings.resources))
+        self._register.remember(known_event_ids)
+        self._grants_known = False  # this round has read all targets that we and our resources were granted
         self._outbox = Outbox(self._vtn)
         self._wake = asyncio.Event()
         self._notifier = Notifier(
@@ -151,8 +159,13 @@ class Ven:
         except (TypeError, OverflowError) as error:
             raise ValueError(f"report: {error}") from error
 
-    def refresh(self) -> None:
-        """Asks for a round soon, for a receiver that has lost messages. At most one comes per ROUND_GAP_S."""
+    def refresh(self, known_event_ids: Collection[str] = ()) -> None:
+        """Asks for a round soon, for a receiver that has lost messages. At most one comes per ROUND_GAP_S.
+
+        Args:
+            known_event_ids: what the receiver stands by: it may have lost that one of them was deleted.
+        """
+        self._register.remember(known_event_ids)
         self._wake.set()
 
     async def run(self) -> None:
@@ -198,7 +211,8 @@ class Ven:
         except Unreachable as fault:
             faults.append(str(fault))
         except TimeoutError:
-            faults.append(f"{self._vtn.name} needs more than {ROUND_WAIT_MAX_S:g} s for all we ask")
+            who = f"{self._vtn.name} needs" if self._has_room() else "the site, told too much at once, took"
+            faults.append(f"{who} more than {ROUND_WAIT_MAX_S:g} s for all we ask")
         return tuple(faults)
 
     def _wait_s(self, failures: int) -> float:
@@ -216,6 +230,7 @@ class Ven:
 
     async def _enrol(self) -> None:
         """Our VEN and its resources: found by name, else made. Tells which targets we have been granted."""
+        self._grants_known = False
         name = self._settings.ven_name
         ven = await self._find_or_make("vens", {"venName": name}, {"objectType": "VEN_VEN_REQUEST"})
         self._register.ven_id = ven.id
@@ -234,6 +249,7 @@ class Ven:
             faults.append(f"{self._vtn.name} grants us {len(targets)} targets, {TARGETS_MAX} are asked for")
         if faults:
             raise VtnFault("; ".join(faults))
+        self._grants_known = True
 
     async def _find_or_make(self, path: str, keys: dict[str, str], more: dict[str, str]) -> Item:
         """The object whose attributes equal `keys`: a VTN may ignore the query and list them all."""
@@ -248,8 +264,11 @@ class Ven:
     async def _read_programs(self) -> None:
         listing = await self._vtn.listing("programs")
         for program in listing.items:
-            self._tell_program(decoded(program.raw), program.id)
+            if self._register.enter_program(program.id, program.raw):
+                self._on_program(decoded(program.raw))
+                await asyncio.sleep(0)  # a large one costs milliseconds: others want to run in between
         listing.check()
+        self._register.keep_programs({program.id for program in listing.items})
 
     async def _discover(self) -> None:
         await self._notifier.discover(self._register.ven_id, self._register.program_ids)
@@ -262,6 +281,7 @@ class Ven:
             query = {} if target is None else {"targets": target}
             listings.append(await self._vtn.listing("events", query))
             for event in listings[-1].items:
+                await self._room()
                 self._tell_event(*event)
                 await asyncio.sleep(0)  # a large event costs milliseconds: others want to run in between
         for event_id in self._register.vanished()[:CONFIRMED_MAX]:
@@ -273,6 +293,7 @@ class Ven:
     async def _confirm(self, event_id: str) -> None:
         """Tells what became of an event that is not listed any more."""
         path = f"events/{quote(event_id, safe='')}"
+        event = None
         try:
             event = item(await self._vtn.call("GET", path))
         except Refusal as refusal:
@@ -281,11 +302,17 @@ class Ven:
         else:
             if event is None or event.id != event_id:
                 raise VtnFault(f"{self._vtn.name} GET /{path}: its answer is about something else")
-            if self._tell_event(*event):
-                return
-        if self._register.drop(event_id):  # unless a notification was faster
+        await self._room()
+        if event is not None and (self._tell_event(*event) or not self._grants_known):
+            return  # not for us, perhaps, but for a target that we may have: nobody is released by a guess
+        if event_id in self._register.vanished():  # unless a notification was faster
+            self._register.drop(event_id)
             gone = {"id": event_id, "objectType": "EVENT"}
             self._on_message(wrapped(msgspec.json.encode(gone), "DELETE"), False)
+
+    async def _room(self) -> None:
+        while not self._has_room():  # noqa: ASYNC110  how much room there is, only the owner knows
+            await asyncio.sleep(ROOM_LOOK_S)
 
     # -- what is told ---------------------------------------------------------------------------------------
 
@@ -297,10 +324,6 @@ class Ven:
             self._on_message(wrapped(raw, "UPDATE"), False)
         return True
 
-    def _tell_program(self, program: dict[str, Any], program_id: str) -> None:
-        if self._register.enter_program(program, program_id):
-            self._on_program(program)
-
     def _on_notification(self, _topic: str, payload: bytes, retained: bool) -> None:
         """Passes it on as it is, were it garbage: who judges it also keeps the record."""
         self._notifications += 1
@@ -310,8 +333,7 @@ class Ven:
             self._on_message(payload, retained)
             return
         if told.type == "PROGRAM":
-            if not told.deleted:
-                self._tell_program(told.object, text(told.said, "id") or "")
+            self._wake.set()  # a round reads them: bounded, and not in the socket's read event
             return
         heard = self._register.hear(told, shared=self._notifier.is_shared)
         if heard.asks_round:

@@ -118,3 +118,54 @@ def test_a_url_without_port_means_the_standard_one(url, port):
 @pytest.mark.parametrize("url", ["modbus+tcp://h:notaport", "modbus+tcp://h:99999", "modbus+tcp://[::1"])
 def test_a_broken_url_is_an_error_and_not_a_crash(block_with, url):
     assert errors(block_with({"meter.url": url}))[0].startswith("block.yaml: meter.url: ")
+
+
+def openadr_source(**changes):
+    return {"kind": "openadr_mqtt", "name": "a", "topics": ["t"], "heartbeat_topic": "h"} | changes
+
+
+def dsx_source(name="a", **changes):
+    return {
+        "kind": "dsx_flex",
+        "name": name,
+        "agent_id": "block-1",
+        "feeds": {"main-a": 1.0},
+        "publishers": {name: None},
+        "accept_unsigned": True,
+    } | changes
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"heartbeat_topic": "site/+/h"}, "heartbeat_topic: messages go to one topic each; name it without"),
+        ({"canary_topic": "site/#"}, "canary_topic: messages go to one topic each; name it without + and #"),
+        ({"canary_topic": ""}, "canary_topic: no MQTT topic; write 1 to 65535 bytes"),
+        ({"canary_topic": "h"}, "canary_topic: the same as heartbeat_topic; give the canary a topic"),
+        ({"topics": ["a", "a/#/b"]}, "topics[1]: a wildcard stands for whole levels"),
+        ({"topics": ["a/b+"]}, "topics[0]: a wildcard stands for whole levels"),
+        ({"topics": ["a\0b"]}, "topics[0]: no MQTT topic"),
+        ({"topics": ["a" * 65_536]}, "topics[0]: no MQTT topic"),
+    ],
+)
+def test_a_topic_that_mqtt_does_not_know_is_named(block_with, changes, sentence):
+    assert any(sentence in one for one in errors(block_with({"site.sources": [openadr_source(**changes)]})))
+
+
+@pytest.mark.parametrize("topic", ["a/+/b", "#", "+", "a/#", "/", "+/+/c"])
+def test_topics_of_events_may_have_wildcards(block_with, topic):
+    assert load_block(block_with({"site.sources": [openadr_source(topics=[topic])]}))
+
+
+def test_two_operators_in_one_source_would_overrule_each_other(block_with):
+    source = dsx_source(publishers={"one": None, "two": None})
+    found = errors(block_with({"site.sources": [source]}))
+    assert "give each operator a source of its own: the lowest limit binds" in found[0]
+
+
+def test_two_operators_of_one_agent_are_two_sources_of_which_one_tells(block_with):
+    sources = [dsx_source("a"), dsx_source("b")]
+    (sentence,) = errors(block_with({"site.sources": sources}))
+    assert "agent_id 'block-1': two sources would tell its status" in sentence
+    assert "set tells: false on all but the first" in sentence
+    assert load_block(block_with({"site.sources": [sources[0], sources[1] | {"tells": False}]}))

@@ -81,6 +81,37 @@ def test_the_way_up_is_at_the_rate_of_whoever_held_the_aim_down_last():
     assert free[-1].aim_w == pytest.approx(1000.0 + 2.0 * GENTLE.up_w_per_s)
 
 
+def test_a_failsafe_in_between_does_not_steepen_what_was_agreed():
+    held = walk(start(1000.0), 1000.0, 0.5, own=GENTLE)[-1]
+    blind = walk(held, 2000.0, 0.5, now_s=0.5, others=(Limit(900.0, "failsafe"),))[-1]
+    free = walk(blind, 2000.0, 2.0, now_s=1.0)
+    assert free[-1].aim_w == pytest.approx(900.0 + 2.0 * GENTLE.up_w_per_s)
+
+
+def test_of_two_that_end_together_the_gentler_way_up_counts():
+    urgent = Limit(1000.0, "urgent", ramp=URGENT)
+    held = walk(start(1000.0), 1500.0, 0.5, own=GENTLE, others=(urgent,))[-1]
+    free = walk(held, 2000.0, 2.0, now_s=0.5)
+    assert free[-1].aim_w == pytest.approx(1000.0 + 2.0 * GENTLE.up_w_per_s)
+
+
+def test_at_the_top_an_agreement_ends():
+    held = walk(start(1000.0), 1000.0, 0.5, own=GENTLE)[-1]
+    top = walk(held, 1010.0, 1.0, now_s=0.5, protection_w=1010.0)[-1]
+    assert top.up_w_per_s == GENTLE.up_w_per_s, "the site still holds it there"
+    free = ramp.step(
+        top,
+        (Limit(1010.0, "feed", protection=True),),
+        now_s=2.0,
+        elapsed_s=TICK_S,
+        tick_s=TICK_S,
+        draw_w=None,
+        ramp=AGREED,
+        lead_s=0.4,
+    )
+    assert free.up_w_per_s == AGREED.up_w_per_s
+
+
 def test_a_limit_above_the_aim_leaves_the_way_up_as_it_was_agreed():
     held = walk(start(1000.0), 1000.0, 0.5, own=GENTLE)[-1]
     free = walk(held, 2000.0, 2.0, now_s=0.5, own=URGENT)

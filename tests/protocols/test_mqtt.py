@@ -580,6 +580,55 @@ async def test_garbage_from_the_broker_is_an_outage_and_not_a_crash():
         assert not link.connected
 
 
+@needs_mosquitto
+@pytest.mark.parametrize(
+    ("login", "why"),
+    [
+        ({"username": "u", "password": "p" * 65_536}, "check host name, client id, user name"),
+        ({"username": "u" * 65_536}, "check host name, client id, user name"),
+    ],
+)
+async def test_a_login_that_no_packet_can_hold_is_an_outage_that_ends_with_it(broker, login, why):
+    link = speaker(broker.url, **login)
+    async with running(link):
+        await until(lambda: why in link.fault)
+        link._username, link.password = None, None  # as a renewed token takes the place of an old one
+        await until(lambda: link.connected)
+
+
+async def test_a_host_that_the_resolver_cannot_be_asked_for_is_an_outage_too(monkeypatch):
+    link = speaker("mqtt://127.0.0.1")
+    monkeypatch.setattr(link, "_host", "a..b")
+    async with running(link):
+        await until(lambda: "cannot be logged in to" in link.fault)
+
+
+@pytest.mark.parametrize("host", ["a" * 64, "a..b"])
+def test_a_host_that_no_resolver_takes_is_refused_at_once(host):
+    with pytest.raises(MqttConfigError, match=r"idna.*use mqtt://host:port"):
+        speaker(f"mqtt://{host}")
+
+
+def test_a_subscription_longer_than_mqtt_can_carry_is_refused_at_once():
+    with pytest.raises(MqttConfigError, match="more than 65535 bytes"):
+        listener("mqtt://127.0.0.1", "\u20ac" * 30_000)
+
+
+async def test_a_broker_that_answers_too_few_subscriptions_is_an_outage():
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(256)
+        writer.write(b"\x20\x02\x00\x00")
+        subscribe = await reader.read(256)
+        writer.write(b"\x90\x03" + subscribe[2:4] + b"\x00")
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    link, _ = listener(f"mqtt://127.0.0.1:{server.sockets[0].getsockname()[1]}", "a", "b")
+    async with server, running(link):
+        await until(lambda: "2 subscriptions with 1 codes" in link.fault)
+
+
 async def test_the_wait_between_attempts_grows_is_bounded_and_jittered():
     waits_s = [mqtt._backoff_s(failures) for failures in range(1000)]
     assert max(waits_s) <= mqtt.BACKOFF_MAX_S

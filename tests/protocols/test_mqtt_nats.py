@@ -106,6 +106,23 @@ async def test_qos_2_is_lowered_where_the_link_is_told_and_where_it_finds_out(br
         assert unwarned.sessions == settled
 
 
+async def test_a_topic_that_is_no_utf_8_is_dropped_and_counted(broker):
+    """The standard forbids it, mosquitto refuses it, nats-server passes it on."""
+    ear, heard = listener(broker.url, "openadr/#")
+    mouth = speaker(broker.url)
+    async with running(ear, mouth):
+        await until(lambda: ear.connected and mouth.connected)
+        _, writer = await asyncio.open_connection("127.0.0.1", broker.port)
+        writer.write(b"\x10\x10\x00\x04MQTT\x04\x02\x00\x1e\x00\x04raw1")
+        writer.write(b"\x30\x0d\x00\x09openadr/\xff{}")
+        await writer.drain()
+        await until(lambda: ear.garbled == 1)
+        mouth.publish("openadr/x", b"good")
+        await until(lambda: heard.payloads == [b"good"])
+        assert ear.sessions == 1
+        writer.close()
+
+
 async def test_a_topic_it_does_not_know_costs_one_message_and_says_so(broker):
     """nats-server 2.9 hangs up on dots and blanks in topics; with 2.10 the message would simply arrive."""
     ear, heard = listener(broker.url, "status/#", qos=1)

@@ -270,8 +270,8 @@ def test_sub_intervals_are_measured_each_on_its_own():
         ({"targets": ["block-02"]}, "its targets name others"),
         ({"repeat": 0}, "asks for nothing"),
         ({"numIntervals": 0}, "asks for nothing"),
-        ({"numIntervals": 1001}, "more than 1000 intervals in one report"),
-        ({"frequency": 2000, "repeat": -1}, "more than 1000 intervals in one report"),
+        ({"numIntervals": 301}, "more than 300 intervals in one report; ask for fewer"),
+        ({"frequency": 301, "repeat": -1}, "more than 300 intervals in one report"),
         ({"startInterval": 7}, "it never falls due"),
         ({"startInterval": 7, "historical": False}, "it never falls due"),
     ],
@@ -312,6 +312,19 @@ def test_ever_so_many_descriptors_are_served_up_to_a_bound_and_the_sentence_stay
     assert len(book.requests["ev-1"].descriptors) == request_module.DESCRIPTORS_MAX
     assert len(verdict.unserved) < 700
     assert verdict.unserved.endswith("and 89 more")
+
+
+def test_of_thousands_of_descriptors_the_first_are_looked_at_and_all_are_counted():
+    book = EventBook()
+    verdict = asked_of(book, [{"payloadType": "DEMAND"}] * 3000)
+    assert len(book.requests["ev-1"].descriptors) == request_module.DESCRIPTORS_MAX
+    assert verdict.unserved.endswith(f"and {3000 - request_module.DESCRIPTORS_MAX - 3} more")
+
+
+def test_a_report_on_more_intervals_than_a_beat_can_write_is_asked_for_in_parts():
+    prices = [interval(0.1, n, "PRICE") for n in range(301)]
+    assert "more than 300 intervals in one report" in asked_of(EventBook(), {}, intervals=prices).unserved
+    assert asked_of(EventBook(), {"frequency": 300, "repeat": -1}, intervals=prices).unserved == ""
 
 
 def test_an_event_of_more_intervals_than_a_report_may_hold_is_not_reported_on():

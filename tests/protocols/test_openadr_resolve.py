@@ -365,12 +365,29 @@ def test_one_draw_moves_an_event(case, said, draws, starts_h):
     assert ends_h == pytest.approx([start + 1 for start in starts_h]), case
 
 
-def test_what_may_reduce_power_is_left_to_chance_only_when_the_caller_says_so():
+def test_a_draw_moves_every_type_of_its_interval_and_without_one_none_moves():
     both = interval(4.0)
     both["payloads"] += [{"type": "PRICE", "values": [1]}, {"type": "ALERT_BLACK_START", "values": ["!"]}]
     said = event(both, intervalPeriod=RANDOM)
-    assert [hours(w)[0] for w in told(said, draws=[1.0])] == [0, 0.5, 0]
-    assert [hours(w)[0] for w in told(said, draws=[1.0], randomize_reductions=True)] == [0.5, 0.5, 0.5]
+    assert [hours(w)[0] for w in told(said)] == [0, 0, 0]
+    assert [hours(w)[0] for w in told(said, draws=[1.0])] == [0.5, 0.5, 0.5]
+
+
+def test_what_the_caller_does_not_act_on_is_neither_judged_nor_resolved():
+    both = interval(4.0)
+    both["payloads"] += [{"type": "PRICE", "values": ["?", None]}]
+    assert [w.type for w in told(event(both), acts_on={"IMPORT_CAPACITY_LIMIT"})] == ["IMPORT_CAPACITY_LIMIT"]
+    with pytest.raises(OpenAdrError, match="not a number"):
+        told(event(both))
+
+
+def test_more_packed_values_than_there_may_be_windows_are_refused_before_they_are_read():
+    said = event(interval(payload_type="PRICE") | {"payloads": [{"type": "PRICE", "values": ["?"] * 1001}]})
+    with pytest.raises(OpenAdrError, match="1001 values; send 1000 at most"):
+        told(said)
+    many = [interval(payload_type="PRICE") | {"payloads": [{"type": "PRICE", "values": ["?"] * 1000}]}] * 11
+    with pytest.raises(OpenAdrError, match="11000 values; send 10000 at most"):
+        told(event(*many))
 
 
 def test_a_window_that_chance_moved_past_now_is_still_to_come():

@@ -572,6 +572,24 @@ async def test_a_vtn_that_wants_our_certificate_gets_it(pki):
             assert bare.status.fault
 
 
+async def test_a_certificate_renewed_on_disk_after_a_refusal_is_shown_without_a_restart(pki):
+    with open_folder() as folder:
+        stranger = Site(folder).client
+        cert, key = folder / "our.crt", folder / "our.key"
+
+        def renew(pair: Pair) -> None:
+            for path, source in zip((cert, key), pair, strict=True):
+                write(path, Path(source).read_bytes())
+
+        renew(stranger)
+        async with vtn_of(pki, tls=pki.serving(wants_client=True)) as vtn:
+            ven, _ = ven_at(vtn, pki, cert_file=str(cert), key_file=str(key), poll_s=0.05)
+            async with running(ven):
+                await until(lambda: ven.status.state == "blind" and ven.status.fault)
+                renew(pki.client)
+                await until(lambda: ven.status.state == "polling" and not ven.status.fault)
+
+
 @needs_mosquitto
 async def test_a_broker_with_a_wrong_certificate_is_not_listened_to_but_polling_goes_on(pki, broker):
     with open_folder() as folder:

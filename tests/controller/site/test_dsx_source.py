@@ -4,11 +4,13 @@ import json
 
 import pytest
 
+from controller.core import law
 from controller.core.model import Contact
 from controller.yaml_config import ConfigError
 from protocols.dsx_flex import signing, topics
 from protocols.mqtt import PAYLOAD_MAX_BYTES
-from tests.controller.site.dsx_site import HALL, ISV, KEYS, NOW_S, UTC_S, Site, target
+from tests.controller.site.dsx_site import HALL, ISV, KEYS, NOW_S, UTC_S, Site, target, time_text
+from tests.core.blocks import SETTINGS, snapshot
 
 
 @pytest.fixture
@@ -111,8 +113,16 @@ def test_the_latest_target_wins_and_null_reverts_to_the_default(site):
     assert site.setpoints(2.0) == []
 
 
-def test_a_target_for_feeds_that_are_not_ours_is_refused(site):
-    assert "none of our feeds" in site.send(target(9.0, feed_tags=["hall-9"])).reason
+def test_a_target_for_the_feeds_of_others_is_a_sign_of_life_and_neither_plan_nor_alarm_nor_line(site):
+    site.send(target(9.0))
+    before = site.setpoints()
+    for at_s in (1.0, 2.0, 3.0):
+        assert site.send(target(1.0, feed_tags=["hall-9"]), at_s=at_s) is None
+    assert site.source.contact == Contact(NOW_S + 3.0, NOW_S)
+    assert (site.setpoints(), dict(site.source.alarms(NOW_S + 3.0))) == (before, {})
+
+
+def test_a_target_for_our_feeds_and_those_of_others_counts_for_ours(site):
     signal = site.send(target(9.0, feed_tags=["hall-9", "main-a"]))
     assert signal.accepted
     assert "not our feeds: hall-9" in signal.reason
@@ -124,6 +134,66 @@ def test_a_unit_that_the_contract_does_not_know_is_refused_and_alarmed(site):
     assert "signal dsx" in dict(site.source.alarms(NOW_S))
     site.send(target(9.0))
     assert dict(site.source.alarms(NOW_S)) == {}
+
+
+def test_a_message_that_was_overtaken_is_refused(site):
+    late = site.message({"targets": [target(None)]}, at_s=1.0)
+    site.send(target(8.0), at_s=2.0)
+    assert site.deliver(late, at_s=3.0).reason == "older than known"
+    assert [one.limit_w for one in site.setpoints(3.0)] == [8_000.0]
+
+
+def recorded(site, *targets, at_s=0.0):
+    """The signed body of a message that was delivered, as anyone on the bus may have recorded it."""
+    payload = site.message({"targets": list(targets)}, at_s=at_s)
+    site.deliver(payload, at_s=at_s)
+    return json.loads(payload)["data"]
+
+
+MONTHS_S = 90 * 86_400.0
+
+
+@pytest.mark.parametrize("later_s", [5.0, MONTHS_S])
+@pytest.mark.parametrize("after_restart", [False, True])
+def test_a_recorded_release_in_a_fresh_envelope_lifts_no_limit(
+    site, block_with, tmp_path, later_s, after_restart
+):
+    body = recorded(site, target(None))
+    site.send(target(8.0), at_s=later_s)
+    if after_restart:
+        site = Site(block_with, tmp_path, kept=json.loads(json.dumps(site.source.kept())))
+    signal = site.deliver(site.message(body, signer="", at_s=later_s + 1.0), at_s=later_s + 1.0)
+    assert (signal.accepted, "this body was sent before" in signal.reason) == (False, True)
+    assert [one.limit_w for one in site.setpoints(later_s + 1.0)] == [8_000.0]
+    assert site.send(target(None), at_s=later_s + 2.0).accepted
+
+
+def test_a_release_that_came_too_late_to_count_is_not_made_young_by_a_fresh_envelope(site):
+    site.send(target(8.0))
+    late = site.message({"targets": [target(None)]}, at_s=1.0)
+    assert "send it anew" in site.deliver(late, at_s=60.0).reason
+    again = site.message(json.loads(late)["data"], signer="", at_s=61.0)
+    assert "this body was sent before" in site.deliver(again, at_s=61.0).reason
+
+
+def test_an_operator_that_repeats_one_signed_body_is_heard_as_long_as_it_loosens_nothing(site):
+    body = recorded(site, target(8.0))
+    thread = site.setpoints()[0].id
+    for at_s in (10.0, 3600.0, 7200.0):
+        payload = site.message(body, signer="", at_s=at_s, correlation_id=thread)
+        assert site.deliver(payload, at_s=at_s) is None
+        assert site.source.contact == Contact(NOW_S + at_s, NOW_S + at_s)
+
+
+def test_heartbeat_and_operator_are_judged_by_their_own_clocks(block_with, tmp_path):
+    site = Site(block_with, tmp_path, heartbeat_topic="site/heartbeat", heartbeat_timeout_s=5.0)
+    for second in range(40):
+        sent = time_text(second - 10.0)  # the host of the heartbeat is ten seconds behind the operator's
+        payload = json.dumps({"sent_at": sent}).encode()
+        assert site.deliver(payload, at_s=float(second), topic="site/heartbeat") is None
+        assert site.source.contact.heartbeat_at_s == NOW_S + second
+        if second == 20:
+            assert site.send(target(9.0), at_s=20.5).accepted
 
 
 def test_unsigned_commands_count_only_where_the_site_says_so(block_with, tmp_path):
@@ -259,7 +329,52 @@ def test_hints_of_somebody_else_move_nothing(infra):
     assert infra.source.cap_w is None
 
 
-def test_an_adviser_that_died_does_not_hold_gpus_down_for_ever(infra):
+def test_an_adviser_that_died_does_not_hold_gpus_down_for_ever_and_that_is_said(infra):
     advise(infra, hint("node-a"))
-    infra.source.beat(NOW_S + 3601.0)
+    pass_time(infra, 3600.0)
+    assert (infra.source.cap_w[:8] == 300.0).all()
+    revision = infra.source.revision
+    pass_time(infra, 3601.0)
     assert (infra.source.cap_w == 1e12).all()
+    assert infra.source.revision > revision, "it is on disk with the next beat"
+    assert infra.wire.data("enforcement")[-1]["action"] == "reverted"
+    (signal,) = infra.source.pending
+    assert (signal.about, signal.reason) == (f"breach {BREACH}", "reverted: nothing was heard of it any more")
+
+
+def test_a_restart_does_not_begin_the_hour_of_a_silent_adviser_anew(infra, block_with, tmp_path):
+    advise(infra, hint("node-a"))
+    for at_s, capped in ((3000.0, True), (3601.0, False)):
+        infra = restarted(infra, block_with, tmp_path)
+        pass_time(infra, at_s)
+        assert bool(infra.source.cap_w[0] == 300.0) is capped
+
+
+@pytest.mark.parametrize("after_restart", [False, True])
+def test_an_alert_that_comes_after_its_end_caps_no_more(infra, block_with, tmp_path, after_restart):
+    advise(infra, hint("node-a"))
+    advise(infra, status="resolved", at_s=5.0)
+    if after_restart:
+        infra = restarted(infra, block_with, tmp_path)
+    signal = advise(infra, hint("node-a"), at_s=6.0)
+    assert (signal.accepted, "was resolved before" in signal.reason) == (False, True)
+    assert (infra.source.cap_w == 1e12).all()
+
+
+def test_an_alert_delivered_twice_is_answered_once(infra):
+    payload = infra.message(alert(hint("node-a")), sender=HALL, kind=topics.POWER_BREACH_ALERT, role="agent")
+    topic = f"grid/v1/dsx-flex-agent/{HALL}/powerbreach"
+    assert infra.deliver(payload, topic=topic).accepted
+    assert infra.deliver(payload, topic=topic, at_s=1.0) is None
+    assert len(infra.wire.data("enforcement")) == 1
+
+
+def restarted(infra, block_with, folder):
+    kept = json.loads(json.dumps(infra.source.kept()))
+    advisers = {HALL: str(folder / f"{HALL}.pub.pem")}
+    return Site(block_with, folder, kept=kept, infra_id="block-1-infra", advisers=advisers)
+
+
+def pass_time(site, at_s):
+    seen = snapshot(NOW_S + at_s, now_utc_s=UTC_S + at_s)
+    site.source.tell(seen, law.tick(SETTINGS, law.start(SETTINGS, NOW_S + at_s), seen))

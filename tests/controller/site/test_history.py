@@ -100,6 +100,14 @@ def test_a_flood_is_counted_and_not_written_down(kept, tmp_path):
     assert sum(line.get("untold_before", 0) for line in found) + len(found) == 10_001
 
 
+def test_refusals_without_end_do_not_hide_what_was_accepted(kept, tmp_path):
+    for number in range(5000):
+        kept.signal(signal(number, accepted=False, reason="noise"), 0.001 * number)
+    written(kept)
+    kept.signal(signal(7_777), 5.0)
+    assert lines(kept, tmp_path)[-1]["about"] == "create dr-7777"
+
+
 def test_files_are_bounded_in_size_and_number(tmp_path, monkeypatch):
     monkeypatch.setattr(history, "FILE_MAX_BYTES", 2000)
     kept = History(tmp_path)

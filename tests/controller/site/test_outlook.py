@@ -1,7 +1,7 @@
 """Which windows the law gets to see."""
 
 from controller.core.model import Setpoint
-from controller.site.outlook import HORIZON_S, Outlook, key
+from controller.site.outlook import HORIZON_S, NEAR_MAX, Outlook, key
 from protocols.openadr import Window
 
 NOW = 10_000.0
@@ -69,3 +69,22 @@ def test_what_the_law_runs_stays_near_though_the_clock_was_set_back_behind_its_s
     coming = window("coming", NOW + HORIZON_S + 50.0, NOW + HORIZON_S + 60.0)
     assert near(outlook(coming)) == []
     assert near(outlook(coming), running=[setpoint_of(coming)]) == ["coming"]
+
+
+def test_of_too_many_windows_those_that_run_and_the_lowest_open_ones_find_a_place():
+    crowd = [window(f"e{n}", NOW - 1.0, NOW + 60.0, 1000.0 - n) for n in range(NEAR_MAX + 50)]
+    high = window("running", NOW - 1.0, NOW + 60.0, 9999.0)
+    soon = window("soon", NOW + 1.0, NOW + 60.0, 1.0)
+    found = outlook(*crowd, high, soon)
+    names = near(found, running=[setpoint_of(high)])
+    assert len(names) == NEAR_MAX
+    assert found.left_out == 52
+    assert names[0] == "running"
+    assert "soon" not in names
+    assert {f"e{n}" for n in range(51, NEAR_MAX + 50)} < set(names)
+
+
+def test_a_ramp_that_takes_hours_is_seen_hours_ahead():
+    far = Outlook(setpoint_of, 0.0, horizon_s=3 * HORIZON_S)
+    far.learn([window("far", NOW + 2 * HORIZON_S, NOW + 3 * HORIZON_S)])
+    assert near(far) == ["far"]

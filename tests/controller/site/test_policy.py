@@ -110,7 +110,7 @@ def test_reserved_capacity_counts_on_top_of_the_subscribed_while_it_lasts():
 
 def test_a_year_of_reservations_is_added_up_in_no_time():
     hours = [
-        window("IMPORT_CAPACITY_RESERVATION", 1.0, starts=3600.0 * n, ends=3600.0 * (n + 1))
+        window("IMPORT_CAPACITY_RESERVATION", 1.0 + n % 2, starts=3600.0 * n, ends=3600.0 * (n + 1))
         for n in range(8760)
     ]
     subscribed = window("IMPORT_CAPACITY_SUBSCRIPTION", 10.0, starts=0.0, ends=FOREVER_UTC_S)
@@ -167,3 +167,22 @@ def test_best_effort_leaves_every_tier_its_floor(policy):
     assert single.of_dsx(target(1_000.0, best_effort=True)).limit_w == single.floors_w
     assert single.of_dsx(target(1_000.0)).limit_w == 1_000.0
     assert single.of_dsx(target(13_000.0, best_effort=True)).limit_w == 13_000.0
+
+
+def test_capacity_that_overlaps_a_thousandfold_is_added_up_as_fast():
+    """Each span has the winner of all that are open; spans in which nothing changes are one."""
+    many = [
+        window(
+            "IMPORT_CAPACITY_SUBSCRIPTION", 10_000.0 - n, event_id=f"s{n}", starts=float(n), ends=9_000.0 + n
+        )
+        for n in range(3000)
+    ]
+    found = acted_on(tuple(many), PLAIN.acts_on)
+    assert [one.value for one in found] == [10_000.0 - n for n in range(3000)]
+    assert (found[0].starts_utc_s, found[-1].ends_utc_s) == (0.0, 9_000.0 + 2999)
+
+
+def test_a_slow_ramp_lets_the_law_see_further_ahead(block_with):
+    slow = {"site.ramp.down_kw_per_s": 0.001}
+    config = load_block(block_with(slow))
+    assert policy_of(config, config.site.sources[0]).horizon_s > 14_000.0

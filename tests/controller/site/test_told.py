@@ -138,3 +138,26 @@ def test_a_restart_begins_no_event_that_was_told_before(block, block_with, tmp_p
     again.run(3.0, 6.0, at(9_500.0), at(9_400.0))
     assert again.events == ["periodic"]
     assert again.newest["targets"][0]["active"] is True
+
+
+def test_a_plan_of_a_thousand_targets_is_told_as_far_as_it_is_near(block_with, tmp_path):
+    block = Block(block_with, tmp_path)
+    block.send(*(target(9.0 + number % 3, 300.0 * number, 300.0 * (number + 1)) for number in range(1000)))
+    block.beat(1.0, 13_000.0, 12_000.0)
+    assert len(block.newest["targets"]) == 21
+    assert "status dsx" not in dict(block.source.alarms(NOW_S))
+
+
+def test_what_cannot_be_told_is_an_alarm_until_the_next_one_is(block):
+    block.beat(0.0, 13_000.0, 1e15)
+    assert "powerstate.status.v1 could not be told: power" in dict(block.source.alarms(NOW_S))["status dsx"]
+    block.run(0.05, 11.0, at(13_000.0), at(12_000.0))
+    assert "status dsx" not in dict(block.source.alarms(NOW_S))
+
+
+def test_where_another_source_tells_this_one_is_silent(block_with, tmp_path):
+    block = Block(block_with, tmp_path, tells=False, signing_key=None, signing_kid=None)
+    block.send(target(9.5), at_s=0.0)
+    block.run(0.0, 5.0, at(9_500.0), at(12_000.0))
+    assert block.wire.sent == []
+    assert len(block.setpoints()) == 1

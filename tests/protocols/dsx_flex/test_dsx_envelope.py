@@ -8,7 +8,18 @@ from dsx_parts import FUZZ, ISV, PARENT, T0_UTC_S, an_id, envelope, payload, sai
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from protocols.dsx_flex.envelope import SEEN_MAX, Envelope, Seen, Trace, check_age, read, start_trace, write
+from protocols.dsx_flex.envelope import (
+    BODIES_MAX,
+    SEEN_MAX,
+    Bodies,
+    Envelope,
+    Seen,
+    Trace,
+    check_age,
+    read,
+    start_trace,
+    write,
+)
 from protocols.dsx_flex.wire import PAYLOAD_MAX_BYTES, DsxFlexError
 
 
@@ -173,3 +184,30 @@ def test_no_bytes_raise_anything_but_the_packages_error(raw):
 def test_no_member_raises_anything_but_the_packages_error(member, value):
     with contextlib.suppress(DsxFlexError):
         write(read(json.dumps(said() | {member: value}).encode()))
+
+
+# -- bodies -------------------------------------------------------------------------------------------------
+
+
+def test_a_signed_body_is_known_again_in_any_envelope_and_after_a_restart():
+    bodies = Bodies()
+    assert bodies.enter(envelope(1))
+    for known in (bodies, Bodies(bodies.digests)):
+        assert not known.enter(envelope(2, time_utc_s=T0_UTC_S + 99.0, correlation_id=an_id(3)))
+        assert known.enter(envelope(3, data="a.b.d"))
+
+
+def test_bodies_are_bounded_and_forget_the_idle_first():
+    bodies = Bodies()
+    for number in range(BODIES_MAX + 5):
+        bodies.enter(envelope(1, data=f"a.b.{number}"))
+        bodies.enter(envelope(1, data="a.b.often"))
+    assert len(bodies.digests) == BODIES_MAX
+    assert bodies.enter(envelope(1, data="a.b.0"))
+    assert not bodies.enter(envelope(1, data="a.b.often"))
+
+
+def test_what_is_not_signed_is_always_new():
+    bodies = Bodies()
+    assert bodies.enter(envelope(1, data={}))
+    assert bodies.enter(envelope(2, data={}))

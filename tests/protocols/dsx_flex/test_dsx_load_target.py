@@ -310,7 +310,8 @@ def test_the_largest_message_into_a_full_book_takes_milliseconds():
         None,
         [],
         {},
-        {"v": 2},
+        {"v": 3},
+        {"newest_utc_s": {"x": "y"}},
         {"revision": "x"},
         {"windows": [{}]},
         {"seen": [["a"]]},
@@ -329,6 +330,72 @@ def test_a_kept_book_that_is_damaged_is_refused_with_a_remedy(damage):
     )
     with pytest.raises(DsxFlexError, match="let the operator send anew"):
         LoadTargetBook.from_dict(FEEDS, said)
+
+
+def test_a_book_of_the_version_before_is_read():
+    kept = book_of((0, at(5))).to_dict() | {"v": 1}
+    del kept["newest_utc_s"]
+    assert line(LoadTargetBook.from_dict(FEEDS, kept)) == [(0, None, 5)]
+
+
+def test_a_message_that_was_overtaken_is_refused_even_after_a_restart():
+    book = LoadTargetBook(FEEDS)
+    book.apply(envelope(1, time_utc_s=T0_UTC_S + 10), (at(5),), T0_UTC_S + 10)
+    again = LoadTargetBook.from_dict(FEEDS, json.loads(json.dumps(book.to_dict())))
+    late = envelope(2, time_utc_s=T0_UTC_S + 9)
+    for one_book in (book, again):
+        assert one_book.apply(late, (at(None),), T0_UTC_S + 11) == Verdict(False, "older than known")
+        assert len(one_book.windows(T0_UTC_S + 11)) == len(FEEDS)
+        assert one_book.apply(envelope(3, time_utc_s=T0_UTC_S + 10), (at(4),), T0_UTC_S + 11).accepted
+
+
+def test_another_publisher_is_not_overtaken_by_this_one():
+    book = LoadTargetBook(FEEDS)
+    book.apply(envelope(1, time_utc_s=T0_UTC_S + 10), (at(5),), T0_UTC_S + 10)
+    other = envelope(2, source="//grid/v1/isv/other", time_utc_s=T0_UTC_S + 9)
+    assert book.apply(other, (at(4),), T0_UTC_S + 10).accepted
+
+
+def test_a_clock_that_was_wrong_and_is_put_right_does_not_lock_the_operator_out():
+    book = LoadTargetBook(FEEDS)
+    book.apply(envelope(1, time_utc_s=T0_UTC_S + HOUR_S), (at(5),), T0_UTC_S + HOUR_S)
+    assert book.apply(envelope(2), (at(4),), T0_UTC_S).accepted
+
+
+@pytest.mark.parametrize(
+    ("stands", "said", "loosens"),
+    [
+        (at(5), at(5), False),
+        (at(5), at(4), False),
+        (at(5), at(None), True),
+        (at(5), at(6), True),
+        (at(5), at(4, None, 1), False),
+        (at(5), at(6, 2, 3), True),
+        (at(5), at(None, 2, 3), True),
+        (at(5, 2, 3), at(None, 2.5, 4), True),
+        (at(5, 2, 3), at(4, 1, 4), False),
+        (at(5, 2, 3), at(None, 3, 4), False),
+        (at(5), replace(at(5), best_effort=True), True),
+        (at(5), at(None, None, None, "main-b"), True),
+        (at(5, None, None, "main-a"), at(None, None, None, "main-b"), False),
+    ],
+)
+def test_what_may_not_loosen_is_refused_exactly_where_some_moment_would_be_freer(stands, said, loosens):
+    book = book_of((0, stands))
+    before = book.to_dict()
+    verdict = book.apply(envelope(2), (said,), T0_UTC_S, may_loosen=False)
+    assert verdict.accepted is not loosens
+    if loosens:
+        assert "sent before" in verdict.reason
+        assert book.to_dict() == before
+
+
+@pytest.mark.parametrize("held", [frozenset(), frozenset({an_id(9)})])
+def test_what_the_caller_acts_on_is_not_shed_by_a_clock_that_has_jumped(held):
+    book = book_of((0, at(5, 0, 1)))
+    book.hold(held)
+    book.apply(envelope(2, correlation_id=an_id(8)), (at(4, 100, 101),), T0_UTC_S + 90 * HOUR_S)
+    assert ((0, 1, 5) in line(book)) is bool(held)
 
 
 def test_windows_of_a_feed_that_is_no_longer_ours_are_dropped():

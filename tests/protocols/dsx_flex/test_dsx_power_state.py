@@ -7,7 +7,9 @@ from dsx_parts import FUZZ
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocols.dsx_flex.power_state import PowerEvents, is_compliant
+from protocols.dsx_flex.load_target import Window
+from protocols.dsx_flex.power_state import FeedRating, FeedState, Happening, PowerEvents, data, is_compliant
+from protocols.dsx_flex.wire import moment
 
 NOW_UTC_S = 1.8e9
 
@@ -186,3 +188,16 @@ def test_whatever_happens_each_start_has_its_end_and_no_two_ramps_run_at_once(mo
         assert not one.in_flight or one.event_start_utc_s is not None
     spoken = [second for second, _, _ in story]
     assert all(two - one < 14.01 for one, two in pairwise(spoken))  # the beat, and one step of at most 4 s
+
+
+def test_a_status_tells_the_target_in_force_and_those_that_come_next_and_no_more():
+    starts_s = range(-300, 300 * 1000, 300)
+    windows = tuple(
+        Window("a", 1e3, NOW_UTC_S + at_s, NOW_UTC_S + at_s + 300, False, 1, "//s", "m", "c")
+        for at_s in starts_s
+    )
+    calm = Happening("periodic", in_flight=False, event_start_utc_s=None, compliant=True)
+    said = data({"a": FeedState(FeedRating(0.0, 1e3, 1e3), windows, 0.0, calm)}, NOW_UTC_S + 1)
+    told_of = said["feeds"]["a"]["targets"]
+    assert [one["active"] for one in told_of] == [True] + [False] * 20
+    assert told_of[1]["interval"]["start_time"] == moment(NOW_UTC_S + 300)
