@@ -28,6 +28,7 @@ from protocols.ven import Ven, VenConfigError, VenSettings
 HEARTBEAT: Final = "the heartbeat"  # with a blank, which no event's id has
 ROUND_DONE: Final = "the end of a round"  # takes its turn behind the events that the round has told
 NO_LONGER_ASKED: Final = ("older than known", "lapsed")  # of an event whose time, or version, is over
+PROGRAMS_MAX: Final = 1000  # whose units are remembered; a site takes part in a handful
 SECRET_MAX_CHARS: Final = 1024  # a file larger than this is not a secret
 
 log = structlog.get_logger(__name__)
@@ -134,7 +135,10 @@ class OpenAdrMqtt(OpenAdrSource):
             self.wire.hear_canary(arrival)
             return None
         if self.wire.is_heartbeat(arrival.topic):
-            self.contact, refusal = self.wire.heartbeat(arrival, self.event_ids, self.contact)
+            standing = frozenset(
+                one.event_id for one in self.book.windows(NEVER_S) if one.ends_utc_s > arrival.now_utc_s
+            )
+            self.contact, refusal = self.wire.heartbeat(arrival, self.event_ids, self.contact, standing)
             signal = self._signal(
                 arrival, arrival.topic, HEARTBEAT, HEARTBEAT, accepted=not refusal, reason=refusal
             )
@@ -229,7 +233,7 @@ class OpenAdrVtn(OpenAdrSource):
 
     def overrun(self) -> None:
         self._unsure = True
-        self.ven.refresh()
+        self.ven.refresh(self.event_ids)
 
     def beat(self, _at_s: float) -> None:
         """Nothing of its own to send between rounds."""
@@ -272,7 +276,10 @@ class OpenAdrVtn(OpenAdrSource):
         except openadr.OpenAdrError as error:
             log.warning("programme not understood", vtn=self._vtn, why=str(error))
             return
+        self._programs.pop(program.id, None)
         self._programs[program.id] = program.units
+        if len(self._programs) > PROGRAMS_MAX:
+            del self._programs[next(iter(self._programs))]
 
 
 def _book(kept: Any) -> Any:

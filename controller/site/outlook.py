@@ -90,11 +90,11 @@ class Outlook:
         yield from (one for one in self._starting(behind_us) if key(one) in running)
 
     def lowest_w(self, starts_utc_s: float, ends_utc_s: float) -> float | None:
-        """The lowest limit that is announced for a span; None: none is."""
+        """The lowest limit announced for a span; None: none is. Of many windows, only the last to begin."""
         reached = bisect_left(self._known, ends_utc_s, key=_starts)
         limits_w = [
             limit_w
-            for window in self._known[:reached]
+            for window in self._known[max(0, reached - NEAR_MAX) : reached]
             if window.ends_utc_s > starts_utc_s
             and (limit_w := self._setpoint_of(window).limit_w) < NO_LIMIT_W
         ]
