@@ -57,6 +57,11 @@ def check(block_path: BlockPath, as_json: AsJson = False) -> None:
 
     config = _load(block_path)
     _show(view.as_json(config) if as_json else view.render(config))
+    unfit = list(view.unfit(config))
+    for sentence in unfit:
+        typer.echo(f"{block_path.name}: {sentence}", err=True)
+    if unfit:
+        raise typer.Exit(EXIT_NEGATIVE)
 
 
 @app.command()

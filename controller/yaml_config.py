@@ -43,7 +43,8 @@ def load(path: Path, model: type[M]) -> M:
     try:
         return model.model_validate_json(json.dumps(content, default=str), strict=True)
     except ValidationError as error:
-        lines = [f"{path.name}: {_sentence(details)}" for details in error.errors(include_url=False)]
+        found = error.errors(include_url=False)
+        lines = [f"{path.name}: {_sentence(details)}" for details in found if not _is_echo(details, found)]
         raise ConfigError("\n".join(lines)) from None
 
 
@@ -94,8 +95,18 @@ def _syntax(error: yaml.YAMLError) -> str:
     return problem if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
 
 
+def _is_echo(details: ErrorDetails, found: list[ErrorDetails]) -> bool:
+    """A list is called too short when none of its members passed: what is wrong with them has been said."""
+    where = details["loc"]
+    inner = (other["loc"] for other in found if other is not details)
+    return details["type"] == "too_short" and any(loc[: len(where)] == where for loc in inner)
+
+
 def _sentence(details: ErrorDetails) -> str:
     where = _where(details["loc"])
+    if details["type"] == "union_tag_invalid":
+        told = details["ctx"]
+        return f"{where}.kind: no kind {told['tag']!r}; one of {told['expected_tags']}"
     known = SENTENCES.get(details["type"])
     if known is not None:
         return f"{where}: {known}"

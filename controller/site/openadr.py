@@ -207,7 +207,7 @@ class OpenAdrVtn(OpenAdrSource):
             else openadr.Reports.from_dict(told, self.book, resource_name=name)
         )
         self.ven = Ven(
-            _ven_settings(config),
+            ven_settings(config),
             on_message=lambda payload, retained: on_message(config.url, payload, retained),
             on_program=self._program,
             on_round=lambda whole: on_message(ROUND_DONE, b"", False) if whole else None,
@@ -288,7 +288,8 @@ def _book(kept: Any) -> Any:
     return kept["book"]
 
 
-def _ven_settings(config: OpenAdrVtnConfig) -> VenSettings:
+def ven_settings(config: OpenAdrVtnConfig) -> VenSettings:
+    """Raises ConfigError: the secret or the TLS files cannot be used."""
     try:
         secret = config.client_secret_file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:

@@ -7,8 +7,9 @@ power supply. The base load is taken at its assumed most, which is what the law 
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,13 +19,19 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from controller.agent.config import MqttConfig
 from controller.config import BlockConfig, InletConfig, NodeEntry, RackConfig, settings_of
 from controller.core.model import Settings
-from controller.site.config import DsxFlexConfig, RampConfig, Source
+from controller.site.config import DsxFlexConfig, OpenAdrVtnConfig, RampConfig, Source
+from controller.site.keys import key_files, signer_file
+from controller.site.openadr import ven_settings
 from controller.site.policy import ACTS, policy_of
 from controller.views.figures import kw, percent, span
+from controller.yaml_config import ConfigError
+from protocols.mqtt import MqttConfigError, MqttLink
 
 KW: Final = 1000.0
+CREDENTIALS: Final = Path("/run/credentials")
 MQTT_FILES: Final = ("password_file", "ca", "cert", "key")
 SOURCE_FILES: Final = ("client_secret_file", "signing_key", "ca", "cert", "key")
 ALIKE_W: Final = 1.0  # inlets that differ by less are equally tight
@@ -148,12 +155,54 @@ def _source_warnings(config: BlockConfig) -> Iterator[str]:
             yield f"source {source.name} accepts unsigned commands: its broker alone decides who steers"
         if getattr(source, "plain", False):
             yield f"source {source.name} may go without encryption: for laboratories"
+
+
+def unfit(config: BlockConfig) -> Iterator[str]:
+    """Files and addresses with which the controller would not start, for this user on this machine."""
+    missing = False
     for where, path in _files(config):
+        if path.is_relative_to(CREDENTIALS):
+            continue  # systemd puts it there when the service starts
         try:
             with path.open("rb"):
                 pass
         except OSError as error:
-            yield f"{where}: {path}: {error.strerror} here; the controller will not start without it"
+            missing = True
+            yield f"{where}: {path}: {error.strerror}; the controller will not start without it"
+    if missing or any(path.is_relative_to(CREDENTIALS) for _, path in _files(config)):
+        return  # what belongs together can be tried only where all of it is
+    for try_it in _trials(config):
+        try:
+            try_it()
+        except (ConfigError, MqttConfigError) as error:
+            yield str(error)
+
+
+def _trials(config: BlockConfig) -> Iterator[Callable[[], object]]:
+    """What the controller makes of them first: connections not yet connected, key sets, a VEN's settings."""
+    yield partial(_link, config.mqtt)
+    for source in config.site.sources:
+        mqtt = getattr(source, "mqtt", None)
+        if mqtt is not None:
+            yield partial(_link, mqtt)
+        if isinstance(source, DsxFlexConfig):
+            where = f"site.sources: {source.name}"
+            yield partial(key_files, f"{where}: publishers", source.publishers)
+            yield partial(key_files, f"{where}: advisers", source.advisers)
+            yield partial(signer_file, f"{where}: signing_key", source.signing_key, source.signing_kid)
+        if isinstance(source, OpenAdrVtnConfig):
+            yield partial(ven_settings, source)
+
+
+def _link(mqtt: MqttConfig) -> MqttLink:
+    return MqttLink(
+        mqtt.url,
+        client_id="check",
+        on_message=lambda *_: None,
+        username=mqtt.username,
+        password=mqtt.password(),
+        tls=mqtt.tls(),
+    )
 
 
 def _files(config: BlockConfig) -> Iterator[tuple[str, Path]]:

@@ -107,10 +107,13 @@ class OpenAdrEar:
 
     def __init__(self, config: BlockConfig | None) -> None:
         self._policy = _policy(config, OpenAdrMqttConfig, OpenAdrVtnConfig, name="openadr")
+        self._nobody = _nobody(config, OpenAdrMqttConfig, OpenAdrVtnConfig, what="OpenADR")
         self._types = self._policy.acts_on
         self._book = openadr.EventBook(openadr.Rules(acts_on=self._types))
 
     def hear(self, file: str, payload: bytes, now_utc_s: float) -> Heard:
+        if self._nobody:
+            return Heard(file, "", "", accepted=False, reason=self._nobody, ignored=())
         try:
             notification = openadr.parse(payload)
         except openadr.OpenAdrError as error:
@@ -131,10 +134,12 @@ class DsxEar:
         self._policy = _policy(config, DsxFlexConfig, name="dsx")
         self._config = None if config is None else _first(config, DsxFlexConfig)
         self._keys = None if self._config is None else key_files("publishers", self._config.publishers)
-        self._targets: list[tuple[envelope.Envelope, tuple[load_target.Target, ...]]] = []
+        self._nobody = _nobody(config, DsxFlexConfig, what="DSX Flex")
         self._book = load_target.LoadTargetBook(self._policy.feeds)
 
     def hear(self, file: str, payload: bytes, now_utc_s: float) -> Heard:
+        if self._nobody:
+            return Heard(file, "", "load target", accepted=False, reason=self._nobody, ignored=())
         try:
             said = envelope.read(payload)
             if said.type != topics.LOAD_TARGET_SET:
@@ -176,6 +181,14 @@ class DsxEar:
 
 def _first(config: BlockConfig, *kinds: type) -> Any:
     return next((source for source in config.site.sources if isinstance(source, kinds)), None)
+
+
+def _nobody(config: BlockConfig | None, *kinds: type, what: str) -> str:
+    """Why nobody of the block would hear it; empty: somebody would."""
+    if config is None or _first(config, *kinds) is not None:
+        return ""
+    have = ", ".join(f"{source.name} ({source.kind})" for source in config.site.sources)
+    return f"no source of the block hears {what}; site.sources has {have}"
 
 
 def _policy(config: BlockConfig | None, *kinds: type, name: str) -> Policy:
@@ -280,8 +293,9 @@ def _heard_table(heard: Sequence[Heard]) -> Table:
     table = Table("signal", "event", "", "", box=None, padding=(0, 2, 0, 0))
     for one in heard:
         verdict = Text("accepted", style="green") if one.accepted else Text("refused", style="bold red")
-        reason = [one.reason] if one.reason != "accepted" else []
-        ignored = [f"ignored: {', '.join(one.ignored)}"] if one.ignored else []
+        said_already = all(name in one.reason for name in one.ignored)
+        reason = list(filter(None, [one.reason.removeprefix("accepted").removeprefix("; ")]))
+        ignored = [] if said_already else [f"ignored: {', '.join(one.ignored)}"]
         said = f"{one.operation.lower()} {one.event_id}".strip()
         table.add_row(one.file, said, verdict, "; ".join(reason + ignored))
     return table

@@ -111,6 +111,50 @@ def test_check_warns_of_what_may_not_be_meant(block_with, changes, sentence):
     assert sentence in words(found.stdout)
 
 
+def with_dsx(block_with, tmp_path, **changes):
+    from tests.controller.site.dsx_site import source_config
+
+    return block_with({"site.sources": [source_config(tmp_path, **changes)]})
+
+
+def test_check_of_files_that_fit_is_all_well(block_with, tmp_path):
+    found = powerblock("check", with_dsx(block_with, tmp_path))
+    assert (found.exit_code, found.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"signing_key": "absent.pem"}, "the controller will not start without it"),
+        ({"signing_key": "isv-1.pub.pem"}, "give a PEM of an EC P-256 or RSA private key"),
+        ({"publishers": {"isv-1": "isv-1.key.pem"}}, "give a PEM that begins with BEGIN PUBLIC KEY"),
+        (
+            {"mqtt": {"url": "mqtt://b", "ca": "isv-1.pub.pem"}},
+            "TLS files are given, but the url is not mqtts://",
+        ),
+    ],
+)
+def test_check_tries_the_files_as_the_controller_would(block_with, tmp_path, monkeypatch, changes, sentence):
+    monkeypatch.chdir(tmp_path)
+    found = powerblock("check", with_dsx(block_with, tmp_path, **changes))
+    assert found.exit_code == 1
+    assert sentence in found.stderr
+
+
+def test_a_source_that_is_wrong_does_not_make_the_list_too_short(block_with):
+    found = powerblock(
+        "check", block_with({"site.sources.0.hearbeat": 5, "site.sources.0.heartbeat_topic": ...})
+    )
+    assert found.exit_code == 2
+    assert "hearbeat: no such setting" in found.stderr
+    assert "Tuple should have" not in found.stderr
+
+
+def test_a_source_of_no_kind_is_told_the_kinds(block_with):
+    found = powerblock("check", block_with({"site.sources.0.kind": "openadr"}))
+    assert "site.sources[0].kind: no kind 'openadr'; one of 'openadr_mqtt'" in found.stderr
+
+
 # --- status ------------------------------------------------------------------------------------------
 
 

@@ -335,3 +335,28 @@ def test_with_the_block_levels_and_alerts_have_a_meaning(sent, block_with):
 def test_dsx_noise_is_refused_with_its_place(sent):
     refused = explained(*sent(dsx(load_target("x", "y", 1.0))), exit_code=1)["heard"][0]
     assert "targets[0].interval" in refused["reason"]
+
+
+def test_a_block_that_does_not_hear_a_standard_says_so(sent, block_with, tmp_path):
+    refused = explained(*sent(dsx(AT_SIX)), "--block", block_with(), exit_code=1)["heard"][0]
+    assert (
+        "no source of the block hears DSX Flex; site.sources has openadr (openadr_mqtt)" in refused["reason"]
+    )
+    block = dsx_block(block_with, tmp_path)
+    refused = explained(*sent(DEMAND_RESPONSE), "--block", block, exit_code=1)["heard"][0]
+    assert "no source of the block hears OpenADR" in refused["reason"]
+
+
+def test_the_examples_are_what_they_are_said_to_be():
+    from pathlib import Path
+
+    folder = Path(__file__).parents[2] / "examples" / "signals"
+    found = timeline(explained(folder / "event.json", folder / "load_target.json"))
+    assert [(at, limit) for at, limit, *_ in found] == [
+        ("17:55:00", None),
+        ("18:00:00", 11.0),
+        ("18:05:00", 10.0),
+        ("18:15:00", 9.5),
+        ("18:20:00", 9.5),
+        ("18:30:00", None),
+    ]
