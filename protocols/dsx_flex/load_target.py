@@ -272,11 +272,14 @@ class LoadTargetBook:
         return line[index] if index >= 0 and line[index].covers(now_utc_s) else None
 
     def to_dict(self) -> dict[str, Any]:
-        """The whole book, ready for JSON."""
-        windows = [one for line in self._lines.values() for one in line]
-        kept = _Kept(KEPT_VERSION, self.revision, self._seen.keys, tuple(windows), self._newest_utc_s)
-        said: dict[str, Any] = msgspec.to_builtins(kept)
-        return said
+        """The whole book, ready for JSON. Not to be changed: its windows are the book's own."""
+        return {
+            "v": KEPT_VERSION,
+            "revision": self.revision,
+            "seen": self._seen.keys,
+            "windows": [vars(one) for line in self._lines.values() for one in line],
+            "newest_utc_s": dict(self._newest_utc_s),
+        }
 
     @classmethod
     def from_dict(cls, feeds: Iterable[str], said: object) -> "LoadTargetBook":
@@ -349,7 +352,16 @@ class LoadTargetBook:
             known = (one for one in self._lines[window.feed] if _repeats(window, one, envelope, now_utc_s))
             return next(known, window)
 
-        return tuple(map(first, line))
+        settled: list[Window] = []
+        for window in line:
+            kept = first(window)
+            if settled and settled[-1].ends_utc_s > kept.starts_utc_s:
+                if settled[-1].starts_utc_s == kept.starts_utc_s:
+                    settled.pop()  # the piece of it that the repetition has cut off
+                else:
+                    kept = window
+            settled.append(kept)
+        return tuple(settled)
 
     def _window(self, envelope: Envelope, target: Target, feed: str, now_utc_s: float) -> Window | None:
         if target.limit_w is None:

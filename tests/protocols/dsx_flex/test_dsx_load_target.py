@@ -274,6 +274,17 @@ def test_a_new_message_that_says_what_stands_already_changes_nothing(again, repe
     assert ((book.windows(T0_UTC_S + 60.0), book.revision) == (before, revision)) is repeats
 
 
+def test_the_rest_of_a_window_said_again_leaves_no_overlap():
+    """The first hour is over; what is left of the second is sent again, with a start of its own."""
+    book = LoadTargetBook(("a",))
+    book.apply(replace(envelope(1), correlation_id=THREAD), (at(5, 0, 2),), T0_UTC_S)
+    before = book.windows(T0_UTC_S)
+    verdict = book.apply(replace(envelope(2), correlation_id=THREAD), (at(5, 1, 2),), T0_UTC_S + HOUR_S)
+    assert verdict.reason == "repeated"
+    assert book.windows(T0_UTC_S) == before
+    assert LoadTargetBook.from_dict(("a",), book.to_dict()).windows(T0_UTC_S) == before
+
+
 def test_the_same_wish_in_another_thread_is_a_new_one():
     """Its sender waits for a status that names it."""
     book = LoadTargetBook(("a",))
