@@ -1,6 +1,6 @@
 """Measure and say it: JSON per bench, one table on the screen.
 
-    python -m benchmarks                 all of them, about ten minutes
+    python -m benchmarks                 all of them, about half an hour
     python -m benchmarks tick world      some of them
     python -m benchmarks --full          with a whole simulated block-day and more windows of the beat
 
@@ -19,9 +19,10 @@ from typing import Final
 import structlog
 
 from benchmarks import beat, block_day, memory, order_path, result, signals, tick, world
-from benchmarks.result import Figure, Mode
+from benchmarks.gateway import side_by_side
+from benchmarks.result import Figure, Mode, Report
 
-BENCHES: Final[dict[str, Callable[[Mode], list[Figure]]]] = {
+BENCHES: Final[dict[str, Callable[[Mode], list[Figure] | Report]]] = {
     "tick": tick.run,
     "block_day": block_day.run,
     "world": world.run,
@@ -29,6 +30,7 @@ BENCHES: Final[dict[str, Callable[[Mode], list[Figure]]]] = {
     "signals": signals.run,
     "memory": memory.run,
     "beat": beat.run,
+    "gateway": side_by_side.run,
 }
 
 
@@ -60,15 +62,17 @@ def main() -> None:
 def _measure(name: str, mode: Mode, out_dir: Path) -> list[Figure]:
     before = result.conditions()
     began_s = time.monotonic()
-    figures = BENCHES[name](mode)
-    content = result.document(name, mode, figures, before, time.monotonic() - began_s)
+    told = BENCHES[name](mode)
+    report = told if isinstance(told, Report) else Report(told, about={}, text="")
+    content = result.document(name, mode, report, before, time.monotonic() - began_s)
     path = result.write(out_dir, content)
     print(
         f"{name}: load {before['load_average'][0]} before, {content['load_average_after'][0]} after,"
-        f" noise {before['noise_ratio']}, {content['wall_s']} s, {path}\n\n{result.table(figures)}\n",
+        f" noise {before['noise_ratio']}, {content['wall_s']} s, {path}\n\n"
+        f"{report.text}{result.table(report.figures)}\n",
         flush=True,
     )
-    return figures
+    return report.figures
 
 
 if __name__ == "__main__":

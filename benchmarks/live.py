@@ -72,11 +72,11 @@ class Demo:
 
 @contextmanager
 def process(
-    argv: Sequence[str], log_path: Path, env: Mapping[str, str] | None = None
+    argv: Sequence[str], log_path: Path, env: Mapping[str, str] | None = None, cwd: Path | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A child process that is asked to end, waited for, and then made to."""
     with log_path.open("ab") as log:
-        child = subprocess.Popen(argv, stdout=log, stderr=log, env={**os.environ, **(env or {})})
+        child = subprocess.Popen(argv, stdout=log, stderr=log, env={**os.environ, **(env or {})}, cwd=cwd)
     try:
         yield child
     finally:

@@ -13,7 +13,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -69,6 +69,15 @@ class Figure:
         )
 
 
+@dataclass(frozen=True)
+class Report:
+    """Figures with what must be known beside them."""
+
+    figures: list[Figure]
+    about: Mapping[str, Any]  # what else the JSON file says, such as versions of the programs compared
+    text: str  # for people, above the table
+
+
 def quantiles_ms(times_s: Sequence[float]) -> tuple[float, float]:
     """Median and 99th percentile, ms."""
     p50_s, p99_s = np.percentile(np.array(times_s), (50, 99))
@@ -90,14 +99,13 @@ def conditions() -> dict[str, Any]:
     return {"load_average": [round(load, 2) for load in os.getloadavg()], "noise_ratio": _noise_ratio()}
 
 
-def document(
-    name: str, mode: Mode, figures: Iterable[Figure], before: dict[str, Any], wall_s: float
-) -> dict[str, Any]:
+def document(name: str, mode: Mode, report: Report, before: dict[str, Any], wall_s: float) -> dict[str, Any]:
     """What goes into the bench's JSON file."""
-    figures = list(figures)
+    figures = report.figures
     return {
         "name": name,
         "mode": mode.value,
+        **report.about,
         "figures": {figure.name: round(figure.value, 4) for figure in figures},
         "spread_ratio": {
             figure.name: round(figure.spread_ratio, 3)

@@ -1,7 +1,9 @@
 """`powerblock`: one program for everything on the block.
 
-On the hosts: run (block controller), agent (on every GPU host).
-For people: check, status, signals, explain, replay; they read and touch nothing.
+On the hosts: run (block controller or gateway), serve (OPC UA, Modbus,
+DSX Exchange, metrics), agent (on every GPU host).
+For people: check, status, alarms, signals, explain, replay, map; they read
+and touch nothing. command is the block's own panel.
 
 Exit status: 0 all is well; 2 bad input, named on stderr with its remedy;
 1 the answer is not the one hoped for: controller not running, a signal
@@ -35,6 +37,14 @@ AsJson = Annotated[bool, typer.Option("--json", help="print JSON for programs")]
 def run(block_path: BlockPath) -> None:
     """Control the block until SIGTERM or Ctrl-C. A stop raises no power."""
     from controller.service import main
+
+    raise typer.Exit(main(block_path))
+
+
+@app.command()
+def serve(block_path: BlockPath) -> None:
+    """Serve the block to SCADA, DSX Exchange and monitoring until SIGTERM or Ctrl-C."""
+    from controller.facility.serve import main
 
     raise typer.Exit(main(block_path))
 
@@ -86,6 +96,48 @@ def status(
     seen = view.look(path, now_utc_s())
     _show(view.as_json(seen) if as_json else view.render(seen, now_utc_s(), console.width))
     if seen.fault:
+        raise typer.Exit(EXIT_NEGATIVE)
+
+
+@app.command()
+def alarms(block_path: BlockPath, as_json: AsJson = False) -> None:
+    """Show the alarms of a running block and what to do about them. Status 1 if it is not running."""
+    from controller.clock import now_utc_s
+    from controller.views import alarms as view
+    from controller.views.status import look
+
+    seen = look(_load_any(block_path).run_dir / "status.json", now_utc_s())
+    _show(view.as_json(seen.told) if as_json else view.render(seen.told, now_utc_s(), Console().width))
+    if seen.fault:
+        _negative(seen.fault)
+
+
+@app.command()
+def command(
+    block_path: BlockPath,
+    verb: Annotated[
+        str, typer.Argument(metavar="VERB", help="set_power_limit, release, set_mode, acknowledge ...")
+    ],
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME=VALUE]...", help="such as limit_w=9000 valid_for_s=600"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Have something done, as from the block's own panel. Status 1 if it is refused."""
+    import asyncio
+
+    from controller.image.model import Result
+    from controller.views import command as view
+
+    config = _load_any(block_path)
+    try:
+        wanted = view.parsed(verb, arguments or [])
+    except view.CommandError as error:
+        _give_up(str(error))
+    outcome = asyncio.run(view.carry_out(config.run_dir, wanted))
+    _show(view.as_json(outcome) if as_json else view.render(outcome))
+    if outcome.result is Result.REJECTED:
         raise typer.Exit(EXIT_NEGATIVE)
 
 
@@ -183,10 +235,21 @@ def _watch(console: Console, path: Path) -> None:
 
 
 def _load(path: Path) -> Any:
+    """A block with GPUs."""
     from controller.config import ConfigError, load_block
 
     try:
         return load_block(path)
+    except ConfigError as error:
+        _give_up(str(error))
+
+
+def _load_any(path: Path) -> Any:
+    """A block with or without."""
+    from controller.config import ConfigError, load_config
+
+    try:
+        return load_config(path)
     except ConfigError as error:
         _give_up(str(error))
 
@@ -214,6 +277,11 @@ def _show(what: dict[str, Any] | RenderableType) -> None:
         print(json.dumps(what, indent=2))
     else:
         Console().print(what)
+
+
+def _negative(why: str) -> NoReturn:
+    typer.echo(why, err=True)
+    raise typer.Exit(EXIT_NEGATIVE)
 
 
 def _give_up(why: str) -> NoReturn:

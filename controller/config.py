@@ -7,25 +7,31 @@ point asked for).
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
-from urllib.parse import urlsplit
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from controller.agent.config import MqttConfig, TopicName
 from controller.core.model import FailsafeSettings, Ramp, Settings, Topology
+from controller.facility.config import facility_errors
+from controller.gateway_config import Device, DeviceConfig, GatewayConfig, device_errors, own_devices
 from controller.site.config import RampConfig, SiteConfig, site_errors
-from controller.yaml_config import ConfigError, load
-from protocols.profile import Profile, ProfileError, load_profile
+from controller.yaml_config import ConfigError, checked, parse
 
-__all__ = ["BlockConfig", "ConfigError", "load_block", "ramp_of", "settings_of"]
+__all__ = [
+    "BlockConfig",
+    "ConfigError",
+    "GatewayConfig",
+    "devices",
+    "load_block",
+    "load_config",
+    "ramp_of",
+    "settings_of",
+]
 
 CONTINUOUS_RATIO: Final = 0.8  # of a breaker's rating for loads that last for hours (NEC 210.20, 215.3)
-SCHEMES: Final = {"modbus": "modbus+tcp", "opcua": "opc.tcp"}
-DEFAULT_PORTS: Final = {"modbus+tcp": 502, "opc.tcp": 4840}
 KW: Final = 1000.0
 
 Kw = Annotated[float, Field(gt=0, le=1_000_000)]
@@ -35,16 +41,6 @@ Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class DeviceConfig(_Strict):
-    """A field device: where it is, what it is, which of its points matters here."""
-
-    profile: str  # built-in name, or path of a YAML file
-    url: str
-    unit: Annotated[int, Field(ge=1, le=247)] = 1
-    poll_s: Annotated[float, Field(ge=0.05, le=60)] = 1.0
-    frozen_after_s: Seconds | None = 30.0  # all registers bit-identical for this long: not live any more
 
 
 class MeterConfig(DeviceConfig):
@@ -123,12 +119,9 @@ class AgentLinkConfig(_Strict):
     silent_max_after_s: Seconds = 10.0
 
 
-class BlockConfig(_Strict):
-    """All of `block.yaml`."""
+class BlockConfig(GatewayConfig):
+    """All of a `block.yaml` with GPUs."""
 
-    block: TopicName
-    state_dir: Path
-    run_dir: Path
     journal: JournalConfig
     mqtt: MqttConfig
     site: SiteConfig
@@ -151,31 +144,25 @@ class BlockConfig(_Strict):
         return tuple(inlet for rack in self.racks for inlet in rack.inlets)
 
 
-@dataclass(frozen=True)
-class Endpoint:
-    """A device URL taken apart."""
-
-    scheme: str
-    host: str
-    port: int
-
-
-def endpoint(url: str) -> Endpoint:
-    """Raises ValueError with a remedy."""
-    parts = urlsplit(url)
-    if parts.scheme not in DEFAULT_PORTS:
-        raise ValueError(f"unknown scheme {parts.scheme!r}; use modbus+tcp:// or opc.tcp://")
-    if not parts.hostname:
-        raise ValueError(f"no host in {url!r}; write {parts.scheme}://host:port")
-    return Endpoint(parts.scheme, parts.hostname, parts.port or DEFAULT_PORTS[parts.scheme])
-
-
-def load_block(path: Path) -> BlockConfig:
-    """Read `block.yaml`. Raises ConfigError listing everything that is wrong with it."""
-    config = load(path, BlockConfig)
+def load_config(path: Path) -> GatewayConfig | BlockConfig:
+    """Read `block.yaml`, with or without GPUs. Raises ConfigError listing all that is wrong with it."""
+    content = parse(path)
+    has_law = bool(content.keys() & (BlockConfig.model_fields.keys() - GatewayConfig.model_fields.keys()))
+    config = checked(path, content, BlockConfig if has_law else GatewayConfig)
     errors = [f"{path.name}: {error}" for error in _cross_errors(config)]
     if errors:
         raise ConfigError("\n".join(errors))
+    return config
+
+
+def load_block(path: Path) -> BlockConfig:
+    """Read a `block.yaml` with GPUs. Raises ConfigError."""
+    config = load_config(path)
+    if not isinstance(config, BlockConfig):
+        raise ConfigError(
+            f"{path.name}: has no GPUs (no `racks`, no `site`): a gateway has no power to limit;"
+            " this command is for a block that does"
+        )
     return config
 
 
@@ -241,12 +228,14 @@ def ramp_of(ramp: RampConfig, margin_ratio: float) -> Ramp:
     return Ramp(ramp.down_kw_per_s * KW * (1.0 - margin_ratio), ramp.up_kw_per_s * KW * (1.0 - margin_ratio))
 
 
-def _cross_errors(config: BlockConfig) -> Iterator[str]:
-    yield from site_errors(config.site)
-    yield from _name_errors(config)
-    yield from _device_errors(config)
-    yield from _age_errors(config)
-    yield from _power_errors(config)
+def _cross_errors(config: GatewayConfig | BlockConfig) -> Iterator[str]:
+    if isinstance(config, BlockConfig):
+        yield from site_errors(config.site)
+        yield from _name_errors(config)
+        yield from _age_errors(config)
+        yield from _power_errors(config)
+    yield from device_errors(devices(config))
+    yield from facility_errors(config.facility)
 
 
 def _name_errors(config: BlockConfig) -> Iterator[str]:
@@ -261,35 +250,31 @@ def _name_errors(config: BlockConfig) -> Iterator[str]:
     for kind, names in (
         ("racks", [rack.name for rack in config.racks]),
         ("nodes", [node.name for node in config.nodes]),
-        ("inlets", [inlet.name for inlet in config.inlets]),
     ):
         for name in sorted({name for name in names if names.count(name) > 1}):
             yield f"racks: {kind}: {name!r} is used twice; give each its own name"
 
 
-def devices(config: BlockConfig) -> Iterator[tuple[str, DeviceConfig, str]]:
-    """All field devices as (path in the file, device, point that is needed)."""
-    yield "meter", config.meter, config.meter.point
-    for r, rack in enumerate(config.racks):
-        for i, inlet in enumerate(rack.inlets):
-            yield f"racks[{r}].inlets[{i}]", inlet, inlet.point
-    if config.cooling is not None:
-        yield "cooling", config.cooling, config.cooling.capacity_point
-
-
-def _device_errors(config: BlockConfig) -> Iterator[str]:
-    for where, device, point in devices(config):
-        try:
-            profile = load_profile(device.profile)
-        except ProfileError as error:
-            yield f"{where}.profile: {error}"
-            continue
-        if point not in profile.points:
-            known = ", ".join(profile.points)
-            yield f"{where}: profile {device.profile} has no point {point!r}; it has {known}"
-        elif profile.points[point].unit != "W":
-            yield f"{where}: point {point!r} is in {profile.points[point].unit}; a power in W is needed"
-        yield from _url_errors(where, device, profile)
+def devices(config: GatewayConfig | BlockConfig) -> list[Device]:
+    """All field devices: those of the law, in the order of the file, then the others."""
+    found: list[Device] = []
+    if isinstance(config, BlockConfig):
+        found.append(
+            Device("meter", "meter", config.meter, config.meter.kind or "meter", needs=config.meter.point)
+        )
+        for r, rack in enumerate(config.racks):
+            found += (
+                Device(
+                    f"racks[{r}].inlets[{i}]", inlet.name, inlet, inlet.kind or "pdu", rack.name, inlet.point
+                )
+                for i, inlet in enumerate(rack.inlets)
+            )
+        if config.cooling is not None:
+            cooling = config.cooling
+            found.append(
+                Device("cooling", "cooling", cooling, cooling.kind or "cdu", needs=cooling.capacity_point)
+            )
+    return [*found, *own_devices(config)]
 
 
 def _age_errors(config: BlockConfig) -> Iterator[str]:
@@ -304,16 +289,6 @@ def _age_errors(config: BlockConfig) -> Iterator[str]:
                 f"{where}.age_max_s: {age_max_s:g} is less than two polls of {device.poll_s:g} s;"
                 " poll more often or allow an older reading"
             )
-
-
-def _url_errors(where: str, device: DeviceConfig, profile: Profile) -> Iterator[str]:
-    try:
-        scheme = endpoint(device.url).scheme
-    except ValueError as error:
-        yield f"{where}.url: {error}"
-        return
-    if scheme != SCHEMES[profile.protocol]:
-        yield f"{where}.url: profile {device.profile} needs {SCHEMES[profile.protocol]}://, not {scheme}://"
 
 
 def _power_errors(config: BlockConfig) -> Iterator[str]:

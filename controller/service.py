@@ -14,8 +14,10 @@ import asyncio
 import gc
 import sys
 from collections import deque
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import structlog
@@ -23,13 +25,17 @@ import structlog
 from controller.actuate import Actuate
 from controller.board import Board
 from controller.clock import now_s, now_utc_s
-from controller.config import BlockConfig, ConfigError, load_block, settings_of
+from controller.config import BlockConfig, ConfigError, GatewayConfig, load_config, settings_of
 from controller.core import law, watch
-from controller.core.model import NEVER_S, Decision, Site, Snapshot
+from controller.core.model import NEVER_S, Decision, Measurement, Site, Snapshot
 from controller.endless import Life, run_and_leave
-from controller.field import Field
+from controller.field import Taker
+from controller.gateway import FIRST_OWN, Gateway
+from controller.image.block import BlockPoints
 from controller.journal import Journal
 from controller.notify import notify
+from controller.pure_gateway import PureGateway
+from controller.site.config import DsxFlexConfig
 from controller.site.desk import SiteDesk
 from controller.status import PERIOD_S, StatusFile, block_status
 from controller.store import Store, StoreError
@@ -62,7 +68,6 @@ class Controller:
         self._epoch = self._store.begin(now_utc_s())
         self._started_utc_s = now_utc_s()
         self._board = Board(settings, self._epoch)
-        self._field = Field(config, self._board)
         self._actuate = Actuate(settings, self._epoch, config.agents.lease_s)
         self._site = SiteDesk(
             config,
@@ -74,6 +79,19 @@ class Controller:
         self._site.refresh(running, frozenset(), now_utc_s())
         self._link = self._new_link()
         self._site.attach(self._link)
+        facility = self._site.facility
+        self._points = BlockPoints(
+            settings, facility.least_w, self._site.names, _feeds(config), first=FIRST_OWN
+        )
+        self._gateway = Gateway(
+            config,
+            epoch=self._epoch,
+            groups=self._points.groups,
+            takers=_instruments(config, self._board),
+            facility=facility,
+            settings=settings,
+            on_moved=lambda: self._site.moved(now_utc_s()),
+        )
         self._journal = Journal(
             config.journal.path,
             settings,
@@ -90,7 +108,7 @@ class Controller:
             {
                 "broker": self._link.run,
                 **self._site.runs(),
-                **self._field.runs,
+                **self._gateway.runs(),
                 "beat": self._beat_for_ever,
             }
         )
@@ -140,7 +158,7 @@ class Controller:
         self._site.after_beat(snapshot, decision)
         self._journal.record(before, snapshot, decision)
         if self._is_due("status", PERIOD_S, began_s):
-            self._status.write(self._told(snapshot, decision))
+            self._tell(snapshot, decision)
         after = decision.state
         if self._is_due("refresh", REFRESH_S, began_s) or after.running != before.running:
             self._site.refresh(after.running, after.ended, snapshot.now_utc_s)
@@ -216,38 +234,42 @@ class Controller:
 
     # --- what is told -----------------------------------------------------------------------------------
 
-    def _told(self, snapshot: Snapshot, decision: Decision) -> dict[str, Any]:
+    def _tell(self, snapshot: Snapshot, decision: Decision) -> None:
+        """The status, the alarms, and the block's points of the process image."""
         now = snapshot.now_s
-        links = [{"name": "broker", "up": self._link.connected, "fault": self._link.fault, "age_s": None}]
-        links += [
-            {"name": d.name, "up": d.up, "fault": d.fault, "age_s": _age_s(now, d.taken_at_s)}
-            for d in self._field.links.values()
-        ]
-        links += map(dict, self._site.links(now))
-        told = block_status(
-            self._settings, snapshot, decision, self._board.last_refusal, self._board.gpu_faults
-        )
-        told["alarms"] += [
-            {"key": key, "text": text}
-            for key, text in (
-                ("broker", self._link.fault),
-                ("state file", self._store.fault),
-                ("journal", self._journal.fault),
-                *self._site.alarms(now),
-                *((f"report {node}", why) for node, why in self._board.last_refusal.items()),
-                *((f"faults {node}", "; ".join(said)) for node, said in self._board.gpu_faults.items()),
-            )
-            if text
-        ]
-        return {
+        broker = {"name": "broker", "up": self._link.connected, "fault": self._link.fault, "age_s": None}
+        told = {
             "block": self._config.block,
             "epoch": self._epoch,
             "started_utc_s": self._started_utc_s,
-            **told,
-            "links": links,
+            **block_status(
+                self._settings, snapshot, decision, self._board.last_refusal, self._board.gpu_faults
+            ),
+            "alarms": self._gateway.tell(self._conditions(now, decision)),
+            "links": [broker, *self._gateway.links(), *map(dict, self._site.links(now))],
             "site": self._site.told(now, decision),
+            "facility": self._gateway.told(),
             "beat": self._beat_status(),
         }
+        self._status.write(told)
+        for update in self._points.updates(told, snapshot, decision, now_utc_s()):
+            self._gateway.update(update)
+
+    def _conditions(self, now: float, decision: Decision) -> Iterator[tuple[str, str]]:
+        """What is wrong, by key and text: causes before effects."""
+        for key, fault in (
+            ("broker", self._link.fault),
+            ("state file", self._store.fault),
+            ("journal", self._journal.fault),
+        ):
+            if fault:
+                yield key, fault
+        yield from self._site.alarms(now)
+        yield from ((f"report {node}", why) for node, why in self._board.last_refusal.items())
+        yield from (
+            (f"faults {node}", "; ".join(said)) for node, said in self._board.gpu_faults.items() if said
+        )
+        yield from ((alarm.key, alarm.text) for alarm in decision.alarms)
 
     def _beat_status(self) -> dict[str, float]:
         late_ms, tick_ms = 1e3 * np.array(self._late_s or [0.0]), 1e3 * np.array(self._tick_s or [0.0])
@@ -260,16 +282,31 @@ class Controller:
         }
 
     def close(self) -> None:
+        self._gateway.close()
         self._site.close()
         self._journal.close()
         self._store.close()
 
 
-def _age_s(now: float, at_s: float) -> float | None:
-    return now - at_s if at_s > 0.0 else None
+def _feeds(config: BlockConfig) -> dict[str, float]:
+    """Share of the block's power that each feed carries, as far as a source names feeds."""
+    return next((dict(one.feeds) for one in config.site.sources if isinstance(one, DsxFlexConfig)), {})
 
 
-async def run(config: BlockConfig) -> int:
+def _instruments(config: BlockConfig, board: Board) -> dict[str, Taker]:
+    """Where the measurements go that the law lives by."""
+
+    def put_meter(measurement: Measurement) -> None:
+        board.meter = measurement
+
+    def put_cooling(measurement: Measurement) -> None:
+        board.cooling = measurement
+
+    inlets = {inlet.name: partial(board.put_inlet, index) for index, inlet in enumerate(config.inlets)}
+    return {"meter": put_meter, "cooling": put_cooling, **inlets}
+
+
+async def run(config: GatewayConfig | BlockConfig) -> int:
     """Serve until SIGTERM or SIGINT. A stop changes no limit: the agents' leases run out by themselves.
 
     Returns the exit status: 2 when it cannot work as set up, else 0.
@@ -277,7 +314,7 @@ async def run(config: BlockConfig) -> int:
     life = Life()
     life.end_on_signals()
     try:
-        controller = Controller(config)
+        controller = Controller(config) if isinstance(config, BlockConfig) else PureGateway(config)
     except (StoreError, MqttConfigError, ConfigError) as error:
         return _refused(error)
     try:
@@ -296,7 +333,7 @@ def main(path: Path) -> int:
 
     configure("INFO", json=not sys.stderr.isatty())
     try:
-        config = load_block(path)
+        config = load_config(path)
     except ConfigError as error:
         return _refused(error)
     return run_and_leave(run(config))

@@ -16,7 +16,7 @@ import structlog
 from controller.core import base_load, watch
 from controller.core.model import Decision, Floats, Ints, Limit, Settings, Snapshot
 
-VERSION: Final = 2
+VERSION: Final = 3
 PERIOD_S: Final = 0.25
 
 NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
@@ -58,7 +58,6 @@ def block_status(
         "binding": limit_status(decision.binding),
         "limits": [limit_status(limit) for limit in decision.limits],
         "why": watch.why(settings, decision),
-        "alarms": [{"key": alarm.key, "text": alarm.text} for alarm in decision.alarms],
         "racks": [
             {
                 "name": name,

@@ -39,7 +39,11 @@ class ConfigError(ValueError):
 
 def load(path: Path, model: type[M]) -> M:
     """Read and check a YAML file. Raises ConfigError with all errors at once."""
-    content = _parse(path)
+    return checked(path, parse(path), model)
+
+
+def checked(path: Path, content: dict[str, Any], model: type[M]) -> M:
+    """Check what was read from a file. Raises ConfigError with all errors at once."""
     try:
         return model.model_validate_json(json.dumps(content, default=str), strict=True)
     except ValidationError as error:
@@ -48,7 +52,8 @@ def load(path: Path, model: type[M]) -> M:
         raise ConfigError("\n".join(lines)) from None
 
 
-def _parse(path: Path) -> dict[str, Any]:
+def parse(path: Path) -> dict[str, Any]:
+    """Read a YAML file of settings. Raises ConfigError."""
     try:
         size_bytes = path.stat().st_size
         if size_bytes > FILE_MAX_BYTES:

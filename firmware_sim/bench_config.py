@@ -78,7 +78,7 @@ def block_config(
         "racks": racks,
         "tiers": TIERS,
         "cooling": {
-            "profile": "opcua_cdu", "url": device_urls["cdu"],
+            "profile": "opcua_cdu", "url": device_urls["cdu"], "security": "none",
             "capacity_point": "capacity_w", "blind_kw": block.cooling.blind_kw,
         },
     }  # fmt: skip

@@ -11,7 +11,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 
 FaultMode = Literal["frozen", "silent", "refusing", "lying", "nan"]
 
@@ -24,11 +24,16 @@ class DeviceFault:
     scale_ratio: float = 1.0  # lying: reading over truth
 
 
-def distort(values: Mapping[str, float], fault: DeviceFault | None) -> dict[str, float]:
+_V = TypeVar("_V", float, float | str)
+
+
+def distort(values: Mapping[str, _V], fault: DeviceFault | None) -> dict[str, _V]:
     """What a device with this fault says instead of `values` (point name -> value in its unit)."""
     if fault is None or fault.mode != "lying":
         return dict(values)
     return {
-        name: value * (fault.scale_ratio if name.endswith(POWER_SUFFIXES) else 1.0)
+        name: value * fault.scale_ratio
+        if not isinstance(value, str) and name.endswith(POWER_SUFFIXES)
+        else value
         for name, value in values.items()
     }

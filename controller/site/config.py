@@ -24,6 +24,7 @@ from protocols.dsx_flex.topics import AGENT_SPELLINGS
 
 SOURCES_MAX: Final = 8
 TOPICS_MAX: Final = 64
+FACILITY: Final = "facility"
 
 TOPIC_MAX_BYTES: Final = 65_535  # MQTT 3.1.1, 1.5.3
 
@@ -270,6 +271,8 @@ def site_errors(site: SiteConfig) -> Iterator[str]:
     names = [source.name for source in site.sources]
     for name in sorted({name for name in names if names.count(name) > 1}):
         yield f"site.sources: {name!r} is used twice; give each its own name"
+    if FACILITY in names:
+        yield f"site.sources: {FACILITY!r} is the name of the block's own operators; choose another"
     telling = Counter(one.agent_id for one in site.sources if isinstance(one, DsxFlexConfig) and one.tells)
     for name in sorted(name for name, count in telling.items() if count > 1):
         yield (

@@ -18,6 +18,7 @@ from itertools import islice, zip_longest
 from operator import attrgetter
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 import structlog
 
@@ -25,12 +26,13 @@ from controller.config import BlockConfig, settings_of
 from controller.core import schedule
 from controller.core.model import NEVER_S, Decision, Floats, Running, Setpoint, Site, Snapshot
 from controller.site import config as sites
-from controller.site.config import DsxFlexConfig, OpenAdrMqttConfig, OpenAdrVtnConfig
+from controller.site.config import FACILITY, DsxFlexConfig, OpenAdrMqttConfig, OpenAdrVtnConfig
 from controller.site.dsx import DsxFlex
+from controller.site.facility import Facility
 from controller.site.history import History
 from controller.site.openadr import OpenAdrMqtt, OpenAdrVtn
 from controller.site.outlook import Key, key
-from controller.site.policy import policy_of
+from controller.site.policy import block_w, policy_of
 from controller.site.source import Arrival, Signal, Source
 from controller.site.waiting import Waiting
 from controller.site.wire import MqttWire
@@ -87,11 +89,13 @@ class SiteDesk:
         self._caps: tuple[Floats, ...] = ()
         self._now_s, self._now_utc_s = clock
         kept = store.book or {}
-        for name in sorted(kept.keys() - {one.name for one in config.site.sources}):
+        for name in sorted(kept.keys() - {FACILITY, *(one.name for one in config.site.sources)}):
             log.warning("signals were kept for a source that is not configured; dropped", source=name)
+        self.facility = self._opened_facility(config, kept.get(FACILITY))
         self.sources: dict[str, Source] = {
             one.name: self._opened(config, one, kept.get(one.name)) for one in config.site.sources
         }
+        self.sources[FACILITY] = self.facility
         self._watched = [self.sources[one.name] for one in config.site.watched]
         self._waiting = {name: Waiting() for name in self.sources}
         for name, source in self.sources.items():
@@ -102,6 +106,11 @@ class SiteDesk:
         self._running: frozenset[Key] = frozenset()
         self._over: frozenset[Setpoint] = frozenset()
         self._decided: tuple[Any, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the site's sources, in the order that they are told in."""
+        return tuple(name for name in self.sources if name != FACILITY)
 
     # --- what comes in ----------------------------------------------------------------------------------
 
@@ -229,6 +238,10 @@ class SiteDesk:
 
     # --- what the law hears -----------------------------------------------------------------------------
 
+    def moved(self, now_utc_s: float) -> None:
+        """A command has changed what the facility asks: the law shall hear it now."""
+        self._choose(now_utc_s)
+
     def before_beat(self, now_s: float) -> None:
         """What is due, signs of life, and what was accepted onto the disk."""
         for source in self.sources.values():
@@ -328,6 +341,7 @@ class SiteDesk:
                     "plan_age_s": _age_s(now_s, source.contact.plan_at_s),
                 }
                 for name, source in self.sources.items()
+                if name != FACILITY
             ],
             "setpoints": list(_standing(self.site.setpoints, decision)),
             "accepted": self.counts["accepted"],
@@ -363,6 +377,15 @@ class SiteDesk:
             self._store.set_book_aside(str(error))
             source = make(one, policy, settings, None, on_message, on_oversized)
         return source
+
+    def _opened_facility(self, config: BlockConfig, kept: Any) -> Facility:
+        settings = settings_of(config)
+        least_w = block_w(settings, settings.topology.gpu_min_w)
+        try:
+            return Facility(least_w, kept)
+        except msgspec.ValidationError as error:
+            self._store.set_book_aside(str(error))
+            return Facility(least_w)
 
     def _shared(self) -> Iterator[MqttWire]:
         for source in self.sources.values():

@@ -19,7 +19,7 @@ from rich.text import Text
 from controller.core.model import NO_LIMIT_W
 from controller.views.figures import MARK, Bar, kw, moment, relative, span
 
-VERSION: Final = 2  # of status.json
+VERSION: Final = 3  # of status.json
 STALE_S: Final = 2.0  # eight writes missed
 WIDE: Final = 110  # columns from which two tables stand side by side
 ROWS_MAX: Final = 12  # of one table; a screen shows no more
@@ -77,9 +77,11 @@ def render(seen: Seen, now_utc_s: float, width: int) -> RenderableType:
     if not seen.told:
         return Group(*parts)
     told = seen.told
-    if told["alarms"]:
+    if _shown_alarms(told):
         parts.append(_alarms(told))
-    parts.append(_block(told))
+    if "binding" not in told:  # a gateway without GPUs
+        return Group(*parts, _switch(told), _links(told))
+    parts += [_block(told), _switch(told)]
     tables = [_limits(told), _racks(told), _nodes(told), _links(told)]
     parts += _side_by_side(tables) if width >= WIDE else tables
     parts += [_site(told, now_utc_s), _beat(told, now_utc_s)]
@@ -99,14 +101,36 @@ def _side_by_side(tables: Sequence[RenderableType]) -> list[RenderableType]:
 
 
 def _alarms(told: dict[str, Any]) -> Panel:
-    shown = told["alarms"][:ROWS_MAX]
+    """What is wrong now, or was and nobody has seen it; hidden ones are for `powerblock alarms`."""
+    shown = _shown_alarms(told)
     lines = Table.grid(padding=(0, 2, 0, 0))
-    for alarm in shown:
-        lines.add_row(Text(alarm["key"], style="bold"), alarm["text"])
-    title = f"{len(told['alarms'])} alarm{'s' if len(told['alarms']) > 1 else ''}"
-    return Panel(
-        Group(lines, *_rest(told["alarms"])), title=title, title_align="left", border_style="bold red"
-    )
+    for alarm in shown[:ROWS_MAX]:
+        style = "bold" if alarm["active"] else "dim"
+        lines.add_row(
+            Text(alarm["key"], style=style), Text(alarm["text"], style="" if alarm["active"] else "dim")
+        )
+    active = sum(alarm["active"] for alarm in shown)
+    over = f", {len(shown) - active} over and not acknowledged" if len(shown) > active else ""
+    title = f"{active} alarm{'' if active == 1 else 's'}{over}"
+    style = "bold red" if active else "yellow"
+    return Panel(Group(lines, *_rest(shown)), title=title, title_align="left", border_style=style)
+
+
+def _switch(told: dict[str, Any]) -> RenderableType:
+    """Who may move plant and power, and the limits that operators have set."""
+    facility = told["facility"]
+    said = Text.assemble(("switch ", "dim"), (facility["mode"].upper(), "bold"))
+    for slot in facility["slots"][:ROWS_MAX]:
+        said.append(f"   {kw(slot['limit_w'])} by {slot['writer']}, priority {slot['priority']}")
+    return said
+
+
+def _shown_alarms(told: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        alarm
+        for alarm in told["alarms"]
+        if not alarm["out_of_service"] and alarm["shelved_until_utc_s"] is None
+    ]
 
 
 def _block(told: dict[str, Any]) -> Panel:

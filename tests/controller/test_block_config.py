@@ -2,7 +2,7 @@
 
 import pytest
 
-from controller.config import ConfigError, endpoint, load_block, settings_of
+from controller.config import ConfigError, GatewayConfig, load_block, load_config, settings_of
 
 
 def errors(path) -> list[str]:
@@ -67,22 +67,29 @@ def test_the_margin_is_a_share_of_the_rating_or_what_is_said_nothing_included(bl
         ),
         ({"racks.1.name": "r1"}, "racks: racks: 'r1' is used twice; give each its own name"),
         ({"racks.1.nodes.0.name": "node-a"}, "racks: nodes: 'node-a' is used twice; give each its own name"),
-        ({"racks.1.inlets.0.name": "r1-a"}, "racks: inlets: 'r1-a' is used twice; give each its own name"),
+        (
+            {"racks.1.inlets.0.name": "r1-a"},
+            "racks[0].inlets[0], racks[1].inlets[0]: 'r1-a' is used 2 times; give each device its own name",
+        ),
         ({"meter.poll_s": 0.6}, "meter.age_max_s: 1 is less than two polls of 0.6 s; poll more often"),
         ({"meter.profile": "nix"}, "meter.profile: no built-in profile 'nix'"),
         ({"meter.point": "frequency_hz"}, "meter: point 'frequency_hz' is in Hz; a power in W is needed"),
         ({"meter.point": "nix"}, "meter: profile pm5000_meter has no point 'nix'; it has"),
         (
             {"meter.url": "modbus://10.0.0.1"},
-            "meter.url: unknown scheme 'modbus'; use modbus+tcp:// or opc.tcp://",
+            "meter.url: 'modbus://10.0.0.1': unknown scheme 'modbus'; use modbus+tcp://host:502, modbus+tls",
         ),
         (
             {"meter.url": "opc.tcp://10.0.0.1"},
-            "meter.url: profile pm5000_meter needs modbus+tcp://, not opc.tcp://",
+            "meter.url: profile pm5000_meter needs modbus+tcp:// or another of Modbus, not opc.tcp://",
         ),
         (
             {"meter.url": "modbus+tcp://"},
-            "meter.url: no host in 'modbus+tcp://'; write modbus+tcp://host:port",
+            "meter.url: 'modbus+tcp://': give host and port and nothing more; use modbus+tcp://host:502",
+        ),
+        (
+            {"meter.url": "modbus+rtu:///dev/ttyS0?baud=fast"},
+            "meter.url: 'modbus+rtu:///dev/ttyS0?baud=fast': baud 'fast'; use 300 to 4000000",
         ),
         ({"base_load.min_kw": 6}, "base_load.min_kw: 6 is above max_kw 5; swap or correct them"),
         ({"site.failsafe_kw": 15}, "site.failsafe_kw: 15 is above feed.rating_kw 14"),
@@ -106,13 +113,6 @@ def test_all_errors_come_at_once(block_with):
         "racks.1.name": "r1",
     }
     assert len(errors(block_with(wrong))) == 4
-
-
-@pytest.mark.parametrize(
-    ("url", "port"), [("modbus+tcp://h", 502), ("modbus+tcp://h:1502", 1502), ("opc.tcp://h", 4840)]
-)
-def test_a_url_without_port_means_the_standard_one(url, port):
-    assert endpoint(url).port == port
 
 
 @pytest.mark.parametrize("url", ["modbus+tcp://h:notaport", "modbus+tcp://h:99999", "modbus+tcp://[::1"])
@@ -169,3 +169,58 @@ def test_two_operators_of_one_agent_are_two_sources_of_which_one_tells(block_wit
     assert "agent_id 'block-1': two sources would tell its status" in sentence
     assert "set tells: false on all but the first" in sentence
     assert load_block(block_with({"site.sources": [sources[0], sources[1] | {"tells": False}]}))
+
+
+PDU = {"name": "pdu-9", "profile": "xerus_pdu", "url": "modbus+tcp://10.9.0.9"}
+CDU = {"name": "cdu-9", "profile": "opcua_cdu", "url": "opc.tcp://10.9.0.8", "security": "none"}
+RPU = {"name": "rpu-9", "profile": "orv3_rpu", "url": "modbus+rtu:///dev/ttyUSB0", "unit": 3}
+FLOW = {"flow_target_l_per_min": {"lowest": 100, "highest": 180}}
+
+
+@pytest.mark.parametrize(
+    ("devices", "sentence"),
+    [
+        ([PDU, PDU | {"url": "modbus+tcp://10.9.0.7"}], "devices[0], devices[1]: 'pdu-9' is used 2 times"),
+        ([PDU | {"name": "meter"}], "meter, devices[0]: 'meter' is used 2 times"),
+        ([PDU, PDU | {"name": "b"}], "devices[1].unit: 1 at 10.9.0.9:502 is devices[0] already"),
+        ([PDU, PDU | {"name": "b", "url": "modbus+rtu+tcp://10.9.0.9:502"}], "10.9.0.9:502: opened twice"),
+        ([PDU | {"points": ["nix"]}], "devices[0].points: profile xerus_pdu has no point 'nix'; it has"),
+        (
+            [PDU | {"writes": {"power_w": {"lowest": 0, "highest": 1}}}],
+            "devices[0].writes: 'power_w' is read-only",
+        ),
+        ([PDU | {"alarms": {"nix": {"high": 1}}}], "devices[0].alarms: profile xerus_pdu has no point 'nix'"),
+        (
+            [PDU | {"alarms": {"power_w": {"high": 1, "low": 2}}}],
+            "devices[0].alarms.power_w: limits must fall",
+        ),
+        ([PDU | {"alarms": {"power_w": {}}}], "devices[0].alarms.power_w: no limit; give"),
+        ([RPU | {"writes": {"flow_target_l_per_min": {"lowest": 2, "highest": 1}}}], "devices[0].writes"),
+        ([CDU | {"security": None}], "devices[0].security: missing; name our certificate"),
+        ([CDU | {"profile": "xerus_pdu"}], "devices[0].url: profile xerus_pdu needs modbus+tcp"),
+    ],
+)
+def test_what_is_wrong_with_devices_is_named_with_its_place(block_with, devices, sentence):
+    found = errors(block_with({"devices": devices}))
+    assert len(found) == 1
+    assert sentence in found[0]
+
+
+def test_a_file_without_gpus_is_a_gateway_and_commands_for_blocks_say_what_is_missing(tmp_path):
+    path = tmp_path / "gateway.yaml"
+    path.write_text(
+        f"block: hall-a\nstate_dir: {tmp_path}\nrun_dir: {tmp_path}\n"
+        f"devices: {[PDU, CDU, RPU | {'writes': FLOW}]}\n".replace("'", '"')
+    )
+    config = load_config(path)
+    assert type(config) is GatewayConfig
+    assert [device.name for device in config.devices] == ["pdu-9", "cdu-9", "rpu-9"]
+    with pytest.raises(ConfigError, match="has no GPUs"):
+        load_block(path)
+
+
+def test_a_block_that_lost_its_racks_is_told_so_and_not_taken_for_a_gateway(block_with):
+    path = block_with({})
+    text = path.read_text()
+    path.write_text(text.replace("racks:", "rakcs:"))
+    assert any("racks: missing" in line for line in errors(path))

@@ -3,11 +3,13 @@
 import json
 from dataclasses import asdict
 
+import msgspec
 import pytest
 from typer.testing import CliRunner
 
 from controller.cli import app
 from controller.config import load_block, settings_of
+from controller.image.model import AlarmView
 from controller.journal import Journal
 from controller.status import StatusFile, block_status
 from tests.controller.recorded import beats
@@ -100,7 +102,7 @@ def test_check_says_what_follows_in_numbers(block_with):
             "inlets r1-a, r1-b read the same point of the same device",
         ),
         (
-            {"cooling": {"profile": "opcua_cdu", "url": "opc.tcp://h", "blind_kw": 8.0}},
+            {"cooling": {"profile": "opcua_cdu", "url": "opc.tcp://h", "security": "none", "blind_kw": 8.0}},
             "cooling.blind_kw 8.00 kW cannot be reached",
         ),
     ],
@@ -190,6 +192,8 @@ def run_dir(tmp_path):
                 }
             ],
         },
+        "alarms": [],
+        "facility": {"mode": "remote", "limit_w": None, "slots": []},
         "beat": {"count": 40, "late_p99_ms": 0.4, "late_max_ms": 0.6, "tick_p99_ms": 0.9, "skipped": 0},
     }
 
@@ -200,21 +204,72 @@ def run_dir(tmp_path):
     return write
 
 
+def alarm(key, text, **changes):
+    view = AlarmView(
+        key=key,
+        text=text,
+        priority="high",
+        state="",
+        active=True,
+        acknowledged=False,
+        since_utc_s=0.0,
+    )
+    return msgspec.structs.replace(view, **changes)
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_status_of_a_gateway_shows_its_devices(tmp_path, columns):
+    from controller.clock import now_utc_s
+
+    links = [
+        {"name": "pdu-1", "up": True, "fault": "", "age_s": 0.2},
+        {"name": "cdu-1", "up": False, "fault": "connection refused", "age_s": None},
+    ]
+    StatusFile(tmp_path).write(
+        {
+            "block": "hall-a",
+            "epoch": 3,
+            "started_utc_s": now_utc_s(),
+            "at_utc_s": now_utc_s(),
+            "alarms": [alarm("device cdu-1", "connection refused")],
+            "links": links,
+            "facility": {"mode": "remote", "limit_w": None, "slots": []},
+        }
+    )
+    shown = powerblock("status", "--run-dir", tmp_path, "--once", columns=columns)
+    assert shown.exit_code == 0
+    for said in ("1 alarm", "switch REMOTE", "pdu-1", "cdu-1 down connection refused"):
+        assert said in words(shown.stdout), said
+
+
 @pytest.mark.parametrize("columns", [80, 120])
 def test_status_shows_what_binds_and_what_is_wrong(run_dir, columns):
-    folder = run_dir(alarms=[{"key": "pdu r1-a", "text": "PDU r1-a not usable"}])
+    folder = run_dir(
+        alarms=[
+            alarm("pdu r1-a", "PDU r1-a not usable"),
+            alarm("broker", "was away", active=False),
+            alarm("meter", "nobody wants to see this", out_of_service=True),
+        ],
+        facility={
+            "mode": "local",
+            "limit_w": 4000.0,
+            "slots": [{"writer": "panel bob", "priority": 8, "limit_w": 4000.0, "ends_utc_s": 1e12}],
+        },
+    )
     shown = powerblock("status", "--run-dir", folder, "--once", columns=columns)
     assert shown.exit_code == 0
     assert max(len(line) for line in shown.stdout.splitlines()) <= columns
     for said in (
         "hall-a",
-        "1 alarm",
+        "1 alarm, 1 over and not acknowledged",
         "PDU r1-a not usable",
+        "switch LOCAL 4.00 kW by panel bob, priority 8",
         "binding",
         "lowest first",
         "feed rating (protection)",
     ):
         assert said in words(shown.stdout), said
+    assert "nobody wants to see this" not in shown.stdout
     for said in (
         "r1-a down no reply from unit 1",
         "units 'MW'; send KW",

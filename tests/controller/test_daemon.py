@@ -91,4 +91,6 @@ async def test_faults_that_an_agent_tells_of_are_shown(start):
     controller._board.gpu_faults["node-b"] = ["GPU 3 is lost", "GPU 4 is lost"]
     said = status(controller)
     assert said["nodes"][1]["faults"] == ["GPU 3 is lost", "GPU 4 is lost"]
-    assert {"key": "faults node-b", "text": "GPU 3 is lost; GPU 4 is lost"} in said["alarms"]
+    (alarm,) = [alarm for alarm in said["alarms"] if alarm["key"] == "faults node-b"]
+    assert alarm["text"] == "GPU 3 is lost; GPU 4 is lost"
+    assert alarm["state"] == "unacknowledged"

@@ -49,7 +49,7 @@ def test_it_is_plain_json_and_replaced_as_a_whole(tmp_path):
     file.write(told(power_w=np.nan))
     first = file.path.stat().st_ino
     file.write(told())
-    assert json.loads(file.path.read_text())["v"] == 2
+    assert json.loads(file.path.read_text())["v"] == 3
     assert file.path.stat().st_ino != first
     assert [entry.name for entry in file.path.parent.iterdir()] == ["status.json"]
 

@@ -54,6 +54,24 @@ async def test_a_pdu_says_watts_and_follows_the_plant_between_two_reads():
         assert await read_float(client, PDU_POWER) == 5900.0
 
 
+async def test_a_device_says_states_texts_flags_and_coils_as_its_profile_has_them():
+    """Read without the profile: numbers as the documents print them."""
+    values = {"model": "RDF040", "leak_alarms": 16.0, "auto_flow_control": 1.0, "auto_pressure_control": 1.0}
+    async with ModbusDevice(load_profile("orv3_rpu"), lambda: values) as rpu, a_client(rpu) as client:
+        reply = await client.read_holding_registers(0x19CC, count=8, device_id=1)
+        assert b"".join(r.to_bytes(2, "big") for r in reply.registers).rstrip(b"\0") == b"RDF040"
+        assert (await client.read_holding_registers(37378, count=1, device_id=1)).registers == [16]
+        assert (await client.read_holding_registers(37904, count=1, device_id=1)).registers == [0x0018]
+    states = {"system_status": 16.0, "subfeed_2_ground_overcurrent": 1.0, "power_w": 12_000.0}
+    async with ModbusDevice(load_profile("liebert_branch"), lambda: states) as feed, a_client(feed) as client:
+        assert (await client.read_input_registers(5898, count=1, device_id=1)).registers == [16]
+        assert (await client.read_input_registers(5884, count=1, device_id=1)).registers == [12]
+        assert (await client.read_discrete_inputs(4514, count=4, device_id=1)).bits[:4] == [False] * 3 + [
+            True
+        ]
+        assert (await client.read_holding_registers(5884, count=1, device_id=1)).isError()
+
+
 async def test_registers_that_no_profile_block_names_do_not_exist():
     async with (
         ModbusDevice(load_profile("xerus_pdu"), lambda: {"power_w": 1.0}) as pdu,

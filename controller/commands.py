@@ -1,0 +1,302 @@
+"""What people and programs outside may want done, who may, and what became of it.
+
+Every way in (OPC UA, Modbus, DSX Exchange, the panel on the host) ends here: one table of verbs, one check of
+roles, one switch position, one log. A command is answered with what came of it, and refused with a reason;
+none is dropped in silence. Whoever authenticated the asker has said the role; whether it suffices is decided
+here, again, for all ways alike.
+
+In LOCAL, and in OFF, verbs that move plant or power are refused unless they come from the block's own panel.
+To look after alarms is everybody's business who may.
+"""
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Annotated, Final, NamedTuple
+
+import msgspec
+import structlog
+
+from controller.alarms import AlarmDesk
+from controller.core.model import FOREVER_S, Ramp, Settings
+from controller.image.model import Command, Outcome, Result, Role, Words
+from controller.lines import Lines
+from controller.site.facility import PRIORITIES, Facility, Mode, Slot
+from controller.site.history import Room
+from protocols.reading import DeviceError, Written
+
+FILE_NAME: Final = "commands.jsonl"
+FILE_MAX_BYTES: Final = 4 * 1024 * 1024  # some 15,000 lines
+FILES_MAX: Final = 4
+WRITE_WAIT_S: Final = 5.0  # a slow device behind a busy line, its read-back included
+OPERATOR: Final = 8
+
+Positive = Annotated[float, msgspec.Meta(gt=0, le=1e9)]
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=366 * 86_400)]  # longer is "until released"
+
+log = structlog.get_logger(__name__)
+
+
+class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Arguments of a verb."""
+
+
+class SetPowerLimit(_Strict, frozen=True):
+    limit_w: Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+    ramp_w_per_s: Positive | None = None
+    valid_for_s: Seconds | None = None
+    priority: int = OPERATOR
+    heartbeat_timeout_s: Annotated[float, msgspec.Meta(ge=1, le=86_400)] | None = None
+    then_w: Annotated[float, msgspec.Meta(ge=0, le=1e9)] | None = None
+
+
+class Release(_Strict, frozen=True):
+    priority: int | None = None
+
+
+class SetMode(_Strict, frozen=True):
+    mode: Mode
+
+
+class Write(_Strict, frozen=True):
+    device: Words
+    point: Words
+    value: Annotated[float, msgspec.Meta(ge=-1e12, le=1e12)]
+
+
+class Heartbeat(_Strict, frozen=True):
+    pass
+
+
+class OfAlarm(_Strict, frozen=True):
+    key: Words = ""
+
+
+class Shelve(_Strict, frozen=True):
+    key: Words
+    for_s: Seconds
+    reason: Words = ""
+
+
+class OutOfService(_Strict, frozen=True):
+    key: Words
+    reason: Words = ""
+
+
+class Verb(NamedTuple):
+    """What it takes."""
+
+    arguments: type[_Strict]
+    role: Role
+    moves: bool = False  # plant or power: in LOCAL and OFF for the panel alone
+
+
+VERBS: Final = {
+    "set_power_limit": Verb(SetPowerLimit, Role.OPERATE, moves=True),
+    "release": Verb(Release, Role.OPERATE, moves=True),
+    "write": Verb(Write, Role.OPERATE, moves=True),
+    "set_mode": Verb(SetMode, Role.ENGINEER, moves=True),
+    "heartbeat": Verb(Heartbeat, Role.OPERATE),
+    "acknowledge": Verb(OfAlarm, Role.OPERATE),
+    "reset": Verb(OfAlarm, Role.OPERATE),
+    "shelve": Verb(Shelve, Role.OPERATE),
+    "unshelve": Verb(OfAlarm, Role.OPERATE),
+    "out_of_service": Verb(OutOfService, Role.ENGINEER),
+    "return_to_service": Verb(OfAlarm, Role.ENGINEER),
+}
+
+
+class CommandDesk:
+    """Carries commands out.
+
+    Args:
+        state_dir: where `commands.jsonl` is written.
+        write: sets a point of a field device, and says what it reads back.
+        alarms: of the block.
+        power: what limits of the facility go to, with the law's settings; None: a gateway without GPUs.
+        on_moved: called when the facility asks for another power.
+        clock: monotonic and wall clock, s.
+    """
+
+    def __init__(
+        self,
+        state_dir: Path,
+        *,
+        write: Callable[[str, str, float, float], Awaitable[Written]],
+        alarms: AlarmDesk,
+        facility: Facility,
+        settings: Settings | None,
+        on_moved: Callable[[], None],
+        clock: tuple[Callable[[], float], Callable[[], float]],
+    ) -> None:
+        self._write, self._alarms, self._facility, self._settings = write, alarms, facility, settings
+        self._on_moved = on_moved
+        self._now_s, self._now_utc_s = clock
+        self._lines = Lines(state_dir / FILE_NAME, files_max=FILES_MAX)
+        self._written_bytes = FILE_MAX_BYTES  # the first line begins a file
+        self._encoder = msgspec.json.Encoder()
+        self._room = Room()
+
+    @property
+    def fault(self) -> str:
+        return self._lines.fault
+
+    async def carry_out(self, command: Command) -> Outcome:
+        """Never raises for what a command says or a device does."""
+        refusal = self._refusal(command)
+        if refusal:
+            return self._told(command, _rejected(refusal))
+        try:
+            arguments = msgspec.convert(command.arguments, VERBS[command.verb].arguments)
+        except msgspec.ValidationError as error:
+            return self._told(command, _rejected(f"{command.verb}: {error}"))
+        outcome = await self._run(command, arguments)
+        return self._told(command, outcome)
+
+    def close(self) -> None:
+        self._lines.close()
+
+    def _refusal(self, command: Command) -> str:
+        verb = VERBS.get(command.verb)
+        if verb is None:
+            return f"no verb {command.verb!r}; one of {', '.join(VERBS)}"
+        if command.role < verb.role:
+            return (
+                f"{command.verb} needs the role {verb.role.name.lower()},"
+                f" {command.by} has {Role(command.role).name.lower()}"
+            )
+        mode = self._facility.mode
+        if verb.moves and mode != "remote" and not command.local:
+            return f"the block is switched to {mode.upper()}: only its own panel may; switch to REMOTE there"
+        return ""
+
+    async def _run(self, command: Command, arguments: _Strict) -> Outcome:
+        match arguments:
+            case SetPowerLimit():
+                return self._set_power_limit(command, arguments)
+            case Release():
+                return self._release(command, arguments)
+            case SetMode():
+                return self._set_mode(command, arguments)
+            case Write():
+                return await self._write_point(arguments)
+            case Heartbeat():
+                return self._heartbeat(command)
+        return self._alarms.command(command.verb, command.by, **msgspec.structs.asdict(arguments))
+
+    # --- power ------------------------------------------------------------------------------------------
+
+    def _set_power_limit(self, command: Command, said: SetPowerLimit) -> Outcome:
+        settings, now_utc_s = self._settings, self._now_utc_s()
+        if settings is None:
+            return _rejected("this gateway has no GPUs: there is no power to limit")
+        if said.priority not in PRIORITIES:
+            return _rejected(f"priority: {said.priority} is none of {', '.join(map(str, PRIORITIES))}")
+        least_w, most_w = self._facility.least_w, settings.feed_rating_w
+        limit_w = min(max(said.limit_w, least_w), most_w)
+        ramp, agreed = None, settings.ramp
+        if said.ramp_w_per_s is not None:
+            ramp = Ramp(
+                min(said.ramp_w_per_s, agreed.down_w_per_s), min(said.ramp_w_per_s, agreed.up_w_per_s)
+            )
+        slot = Slot(
+            writer_of(command),
+            said.priority,
+            limit_w,
+            now_utc_s,
+            FOREVER_S if said.valid_for_s is None else now_utc_s + said.valid_for_s,
+            None if said.then_w is None else min(max(said.then_w, least_w), most_w),
+            ramp,
+            said.heartbeat_timeout_s,
+            command.local,
+        )
+        before = self._facility.limit_w
+        refusal = self._facility.put(slot, self._now_s())
+        if refusal:
+            return _rejected(refusal)
+        self._on_moved()
+        clamped = []
+        if limit_w != said.limit_w:
+            clamped.append(f"limit to {limit_w:.0f} W: the block can do {least_w:.0f} to {most_w:.0f} W")
+        if ramp is not None and min(ramp) < (said.ramp_w_per_s or 0.0):
+            clamped.append(
+                f"ramp to the agreed {agreed.down_w_per_s:.0f} W/s down, {agreed.up_w_per_s:.0f} up"
+            )
+        result = Result.CLAMPED if clamped else Result.ACCEPTED
+        return Outcome(result=result, reason="; ".join(clamped), value=limit_w, was=before)
+
+    def _release(self, command: Command, said: Release) -> Outcome:
+        before = self._facility.limit_w
+        if not self._facility.release(writer_of(command), said.priority):
+            return _rejected(f"{writer_of(command)} holds no such limit")
+        self._on_moved()
+        return Outcome(result=Result.ACCEPTED, value=self._facility.limit_w, was=before)
+
+    def _set_mode(self, command: Command, said: SetMode) -> Outcome:
+        self._facility.switch(said.mode, writer_of(command), self._now_s(), self._now_utc_s())
+        self._on_moved()
+        return Outcome(result=Result.ACCEPTED)
+
+    def _heartbeat(self, command: Command) -> Outcome:
+        self._facility.heartbeat(writer_of(command), self._now_s())
+        return Outcome(result=Result.ACCEPTED)
+
+    # --- plant ------------------------------------------------------------------------------------------
+
+    async def _write_point(self, said: Write) -> Outcome:
+        try:
+            written = await self._write(said.device, said.point, said.value, WRITE_WAIT_S)
+        except DeviceError as error:
+            return _rejected(str(error))
+        was = written.was if isinstance(written.was, (int, float)) else None
+        return Outcome(result=Result.ACCEPTED, value=written.value, was=was)
+
+    # --- the log ----------------------------------------------------------------------------------------
+
+    def _told(self, command: Command, outcome: Outcome) -> Outcome:
+        """Who, when, what, and what came of it. A heartbeat is no news."""
+        if command.verb != "heartbeat" or outcome.result is Result.REJECTED:
+            self._note(command, outcome)
+        return outcome
+
+    def _note(self, command: Command, outcome: Outcome) -> None:
+        now_s = self._now_s()
+        if not self._room.takes(now_s) or not self._lines.takes(1, now_s):
+            return
+        line = (
+            self._encoder.encode(
+                {
+                    "at_utc_s": self._now_utc_s(),
+                    "by": command.by,
+                    "via": command.via,
+                    "role": Role(command.role).name.lower(),
+                    "local": command.local,
+                    "verb": command.verb,
+                    "arguments": command.arguments,
+                    "result": Result(outcome.result).name.lower(),
+                    "reason": outcome.reason,
+                    "value": outcome.value,
+                    "was": outcome.was,
+                }
+            )
+            + b"\n"
+        )
+        first = self._lines.needs_head or self._written_bytes + len(line) > FILE_MAX_BYTES
+        self._written_bytes = len(line) if first else self._written_bytes + len(line)
+        self._lines.put(line, first=first)
+        write = log.warning if outcome.result is Result.REJECTED else log.info
+        write(
+            "command",
+            verb=command.verb,
+            by=command.by,
+            via=command.via,
+            result=outcome.result.name.lower(),
+            reason=outcome.reason,
+        )
+
+
+def writer_of(command: Command) -> str:
+    return f"{command.via} {command.by}"
+
+
+def _rejected(reason: str) -> Outcome:
+    return Outcome(result=Result.REJECTED, reason=reason)

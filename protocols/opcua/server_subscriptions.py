@@ -1,0 +1,748 @@
+"""Subscriptions of an OPC UA server, at a cost that does not grow with what happens between two publishings.
+
+This takes the place of the library's subscription service, which copies every written value into a queue for
+every client. The rules are those of OPC 10000-4, 5.12 and 5.13:
+
+* A monitored item is looked at when it is due, by its sampling interval, and told when it has changed.
+* Most items want the newest value only (queue of 1, sampled no faster than published). They have no queue here
+  at all: an item remembers which version of the value it was told, and what is newer goes into the answer at
+  the moment of publishing. A client that does not ask for a while misses nothing and costs nothing.
+* Items with a longer queue, a deadband, another attribute or another trigger are sampled one by one.
+* Events are queued per item, oldest first out.
+
+An answer needs a question: without a publish request at hand nothing is sent, and after a lifetime of silence
+the subscription ends. Everything a client can ask for is bounded, because it is kept on the client's behalf.
+"""
+
+import asyncio
+import contextlib
+import struct
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Protocol
+
+from asyncua import ua
+from asyncua.common.utils import ServiceError
+from asyncua.ua.ua_binary import struct_to_binary
+
+from protocols.opcua.server_events import Event, EventFilter, FilterError
+from protocols.opcua.server_values import Batch, Variable, overflowed, stamped
+
+SLOWEST_S: Final = 3600.0
+KEEP_ALIVE_MAX: Final = 1000  # publishing intervals
+LIFETIME_MAX: Final = 3000
+LIFETIME_OF_KEEP_ALIVE: Final = 3  # the least: OPC 10000-4, 5.14.2
+LIFETIME_MAX_S: Final = 600.0  # a client that is gone is forgotten, whatever it asked for
+SUBSCRIPTIONS_MAX: Final = 20  # of one session
+ITEMS_MAX: Final = 20_000  # of one subscription: every point of the largest block
+NOTIFICATIONS_MAX: Final = 10_000  # in one answer: some 300 kB
+QUEUE_MAX: Final = 100  # values of one item: ten seconds at 10 Hz
+EVENTS_MAX: Final = 1000  # of one item: the first minute of a bad day
+SENT_MAX: Final = 10  # answers kept for a client that lost one
+DATA_CHANGE: Final = ua.NodeId(ua.ObjectIds.DataChangeNotification_Encoding_DefaultBinary)
+EVENT_LIST: Final = ua.NodeId(ua.ObjectIds.EventNotificationList_Encoding_DefaultBinary)
+NO_DIAGNOSTICS: Final = struct.pack("<i", -1)
+
+_u32 = struct.Struct("<I").pack
+_count = struct.Struct("<i").pack
+
+
+class Nodes(Protocol):
+    """What is there to be watched."""
+
+    def variable(self, node_id: ua.NodeId) -> Variable | None: ...
+
+    def read(self, node_id: ua.NodeId, attribute: int) -> ua.DataValue: ...
+
+    def is_notifier(self, node_id: ua.NodeId) -> bool: ...
+
+
+class Asker(Protocol):
+    """The connection of a session: where answers go and publish requests come from."""
+
+    async def forward_publish_response(self, result: ua.PublishResult, request: Any) -> None: ...
+
+    def get_publish_request(self, number: int) -> Any | None: ...
+
+
+class Owner(Protocol):
+    """A session."""
+
+    session_id: ua.NodeId
+
+    @property
+    def role(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """A monitored item as a client wants it, revised."""
+
+    node_id: ua.NodeId
+    attribute: int
+    handle: int
+    mode: ua.MonitoringMode
+    sampling_s: float
+    queue: int
+    discard_oldest: bool
+    times: ua.TimestampsToReturn
+    trigger: ua.DataChangeTrigger = ua.DataChangeTrigger.StatusValue
+    deadband: float = 0.0
+
+
+class _Newest:
+    """Wants the newest value of a variable, nothing else."""
+
+    __slots__ = ("handle", "rate_s", "seen", "variable", "wish")
+
+    def __init__(self, wish: Wish, variable: Variable, rate_s: float) -> None:
+        self.wish, self.variable, self.rate_s = wish, variable, rate_s
+        self.handle = _u32(wish.handle)
+        self.seen = -1
+
+
+@dataclass(eq=False, slots=True)
+class _Share:
+    """Items of one rate that watch one batch."""
+
+    batch: Batch
+    items: dict[int, _Newest] = field(default_factory=dict)
+    version: int = -1
+
+
+@dataclass(eq=False, slots=True)
+class _Rate:
+    """Items that are due together; those of interval 0 with every publishing."""
+
+    interval_s: float
+    due_s: float = 0.0
+    shares: dict[Batch, _Share] = field(default_factory=dict)
+
+    def advance(self, now_s: float) -> None:
+        for share in self.shares.values():
+            share.version = share.batch.version
+        self.due_s = _next(self.due_s, self.interval_s, now_s)
+
+
+class _Sampled:
+    """An item that is looked at by itself, with a queue of what it saw."""
+
+    __slots__ = ("handle", "lost", "nodes", "queue", "seen", "told", "variable", "wish")
+
+    def __init__(self, wish: Wish, variable: Variable | None, nodes: Nodes) -> None:
+        self.wish, self.variable, self.nodes = wish, variable, nodes
+        self.handle = _u32(wish.handle)
+        self.queue: deque[bytes] = deque()
+        self.seen = -1
+        self.told: tuple[Any, int, Any] | None = None
+        self.lost = False
+
+    def sample(self) -> bool:
+        """Whether there is something new in the queue."""
+        wish, variable = self.wish, self.variable
+        if variable is None or wish.trigger is ua.DataChangeTrigger.StatusValueTimestamp:
+            answer = self.nodes.read(wish.node_id, wish.attribute)
+            status = answer.StatusCode.value if answer.StatusCode is not None else 0
+            now = (answer.Value.Value if answer.Value is not None else None, status, answer.SourceTimestamp)
+            if not self._is_news(now):
+                return False
+            self._put(struct_to_binary(_with_times(answer, wish.times)), marked=False)
+        else:
+            variable.batch.refresh()
+            if variable.version == self.seen:
+                return False
+            self.seen = variable.version
+            now = (variable.value, variable.status, None)
+            if not self._is_news(now):
+                return False
+            self._put(variable.encoded, marked=True)
+        self.told = now
+        return True
+
+    def _is_news(self, now: tuple[Any, int, Any]) -> bool:
+        told, trigger = self.told, self.wish.trigger
+        if told is None or told[1] != now[1]:
+            return True
+        if trigger is ua.DataChangeTrigger.StatusValueTimestamp and told[2] != now[2]:
+            return True
+        if trigger is ua.DataChangeTrigger.Status or told[0] == now[0]:
+            return False
+        if self.wish.deadband and isinstance(told[0], float) and isinstance(now[0], float):
+            return abs(now[0] - told[0]) > self.wish.deadband
+        return True
+
+    def _put(self, encoded: bytes, *, marked: bool) -> None:
+        """Newest in; what has no room goes, and the one beside the gap says so."""
+        queue, wish = self.queue, self.wish
+        full = len(queue) >= wish.queue
+        if full and wish.discard_oldest:
+            queue.popleft()
+        elif full:
+            queue.pop()
+        queue.append(encoded)
+        if full and wish.queue > 1 and marked:
+            place = 0 if wish.discard_oldest else -1
+            queue[place] = overflowed(queue[place])
+
+    def pop(self) -> bytes:
+        encoded = self.queue.popleft()
+        return stamped(encoded, self.wish.times) if self.variable is not None else encoded
+
+
+class _Hearing:
+    """An item that hears events."""
+
+    __slots__ = ("filter", "handle", "queue", "wish")
+
+    def __init__(self, wish: Wish, wanted: EventFilter) -> None:
+        self.wish, self.filter = wish, wanted
+        self.handle = _u32(wish.handle)
+        self.queue: deque[bytes] = deque(maxlen=wish.queue)
+
+    def offer(self, event: Event) -> bool:
+        if self.wish.node_id not in event.notifiers or not self.filter.wants(event):
+            return False
+        self.queue.append(event.encoded(self.filter.fields))
+        return True
+
+
+_Item = _Newest | _Sampled | _Hearing
+
+
+class Subscription:
+    """One subscription. Its attributes without underscore are what the library's connections use.
+
+    Attributes:
+        session_id: whose it is.
+        pub_result_callback, pub_request_callback: the way to its client now.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        nodes: Nodes,
+        owner: Owner,
+        asker: Asker,
+        asked: ua.CreateSubscriptionParameters,
+        *,
+        fastest_s: float,
+        on_expired: Callable[[int], None],
+    ) -> None:
+        self.number, self.session_id, self.owner = number, owner.session_id, owner
+        self.pub_result_callback: Callable[..., Awaitable[None]] = asker.forward_publish_response
+        self.pub_request_callback: Callable[[int], Any | None] = asker.get_publish_request
+        self.enabled = bool(asked.PublishingEnabled)
+        self._nodes, self._fastest_s, self._on_expired = nodes, fastest_s, on_expired
+        self._items: dict[int, _Item] = {}
+        self._rates: dict[float, _Rate] = {}
+        self._sampled: dict[float, tuple[list[float], dict[int, _Sampled]]] = {}
+        self._pending: dict[int, _Sampled | _Hearing] = {}
+        self._item_numbers = 0
+        self._sent: dict[int, ua.NotificationMessage] = {}
+        self._sequence = 1
+        self._quiet = 0  # publishing intervals without an answer
+        self._unasked = 0  # publishing intervals with something to say and nobody to say it to
+        self._is_new = True
+        self._more = False
+        self.revise(asked)
+        self._task = asyncio.create_task(self._run(), name=f"opc ua subscription {number}")
+
+    def revise(self, asked: Any) -> None:
+        """Intervals and counts as near to what is asked as they may be."""
+        self.interval_s = _within(asked.RequestedPublishingInterval / 1000.0, self._fastest_s)
+        self.keep_alive = min(max(asked.RequestedMaxKeepAliveCount, 1), KEEP_ALIVE_MAX)
+        least = LIFETIME_OF_KEEP_ALIVE * self.keep_alive
+        most = max(least, min(LIFETIME_MAX, int(LIFETIME_MAX_S / self.interval_s)))
+        self.lifetime = min(max(asked.RequestedLifetimeCount, least), most)
+        self._most = min(asked.MaxNotificationsPerPublish or NOTIFICATIONS_MAX, NOTIFICATIONS_MAX)
+
+    async def close(self) -> None:
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+        self.forget()
+
+    def forget(self) -> None:
+        self.delete(list(self._items))
+
+    # --- items ------------------------------------------------------------------------------------------
+
+    def create(
+        self, times: ua.TimestampsToReturn, asked: ua.MonitoredItemCreateRequest
+    ) -> ua.MonitoredItemCreateResult:
+        result = ua.MonitoredItemCreateResult()
+        if len(self._items) >= ITEMS_MAX:
+            result.StatusCode = ua.StatusCode(ua.StatusCodes.BadTooManyMonitoredItems)
+            return result
+        target, parameters = asked.ItemToMonitor, asked.RequestedParameters
+        try:
+            if target.IndexRange:
+                raise ServiceError(ua.StatusCodes.BadIndexRangeInvalid)
+            wish = self._wish(target.NodeId, target.AttributeId, asked.MonitoringMode, times, parameters)
+            item = self._made(wish, parameters.Filter)
+        except ServiceError as refused:
+            result.StatusCode = ua.StatusCode(refused.code)
+            return result
+        self._item_numbers += 1
+        result.MonitoredItemId = self._item_numbers
+        result.RevisedSamplingInterval = wish.sampling_s * 1000.0
+        result.RevisedQueueSize = wish.queue
+        self._add(self._item_numbers, item)
+        return result
+
+    def modify(
+        self, times: ua.TimestampsToReturn, asked: ua.MonitoredItemModifyRequest
+    ) -> ua.MonitoredItemModifyResult:
+        result = ua.MonitoredItemModifyResult()
+        old = self._items.get(asked.MonitoredItemId)
+        try:
+            if old is None:
+                raise ServiceError(ua.StatusCodes.BadMonitoredItemIdInvalid)
+            parameters = asked.RequestedParameters
+            wish = self._wish(old.wish.node_id, old.wish.attribute, old.wish.mode, times, parameters)
+            item = self._made(wish, parameters.Filter)
+        except ServiceError as refused:
+            result.StatusCode = ua.StatusCode(refused.code)
+            return result
+        self._replace(asked.MonitoredItemId, item)
+        result.RevisedSamplingInterval = wish.sampling_s * 1000.0
+        result.RevisedQueueSize = wish.queue
+        return result
+
+    def set_mode(self, mode: ua.MonitoringMode, numbers: Iterable[int]) -> list[ua.StatusCode]:
+        results = []
+        for number in numbers:
+            item = self._items.get(number)
+            if item is None:
+                results.append(ua.StatusCode(ua.StatusCodes.BadMonitoredItemIdInvalid))
+                continue
+            item_wish = replace(item.wish, mode=mode)
+            self._remove(number)
+            item.wish = item_wish
+            self._add(number, item)
+            results.append(ua.StatusCode())
+        return results
+
+    def delete(self, numbers: Iterable[int]) -> list[ua.StatusCode]:
+        results = []
+        for number in numbers:
+            known = number in self._items
+            if known:
+                self._remove(number)
+            code = ua.StatusCodes.Good if known else ua.StatusCodes.BadMonitoredItemIdInvalid
+            results.append(ua.StatusCode(code))
+        return results
+
+    def find_again(self) -> None:
+        """The address space was built anew: the same nodes are other objects now, or gone."""
+        for number, item in list(self._items.items()):
+            if not isinstance(item, _Hearing):
+                self._replace(number, self._watching(item.wish))
+
+    def hear(self, event: Event, number: int | None = None) -> None:
+        if self.owner.role < event.needs:
+            return
+        for item_number, item in self._items.items():
+            if isinstance(item, _Hearing) and number in {None, item_number}:
+                if item.wish.mode is ua.MonitoringMode.Reporting and item.offer(event):
+                    self._pending[item_number] = item
+
+    def has_item(self, number: int) -> bool:
+        return number in self._items
+
+    def _wish(
+        self,
+        node_id: ua.NodeId,
+        attribute: int,
+        mode: ua.MonitoringMode,
+        times: ua.TimestampsToReturn,
+        asked: ua.MonitoringParameters,
+    ) -> Wish:
+        """Raises ServiceError for what cannot be had."""
+        if attribute == ua.AttributeIds.EventNotifier:
+            queue = EVENTS_MAX if asked.QueueSize <= 1 else min(asked.QueueSize, EVENTS_MAX)
+            return Wish(node_id, attribute, asked.ClientHandle, mode, 0.0, queue, True, times)
+        sampling_s = self.interval_s if asked.SamplingInterval < 0 else asked.SamplingInterval / 1000.0
+        wish = Wish(
+            node_id,
+            attribute,
+            asked.ClientHandle,
+            mode,
+            _within(sampling_s, self._fastest_s),
+            min(max(asked.QueueSize, 1), QUEUE_MAX),
+            bool(asked.DiscardOldest),
+            times,
+        )
+        wanted = asked.Filter
+        if isinstance(wanted, ua.DataChangeFilter):
+            deadband = self._deadband(node_id, wanted)
+            return replace(wish, trigger=ua.DataChangeTrigger(wanted.Trigger), deadband=deadband)
+        if wanted is not None and not (isinstance(wanted, ua.ExtensionObject) and wanted.TypeId.is_null()):
+            raise ServiceError(ua.StatusCodes.BadFilterNotAllowed)
+        return wish
+
+    def _deadband(self, node_id: ua.NodeId, wanted: ua.DataChangeFilter) -> float:
+        if wanted.DeadbandType == ua.DeadbandType.None_:
+            return 0.0
+        variable = self._nodes.variable(node_id)
+        if variable is None or variable.meaning.kind is not ua.VariantType.Double:
+            raise ServiceError(ua.StatusCodes.BadFilterNotAllowed)
+        if wanted.DeadbandType == ua.DeadbandType.Absolute:
+            return max(float(wanted.DeadbandValue), 0.0)
+        lowest, highest = variable.meaning.lowest, variable.meaning.highest
+        if lowest is None or highest is None or not 0.0 <= wanted.DeadbandValue <= 100.0:
+            raise ServiceError(ua.StatusCodes.BadDeadbandFilterInvalid)
+        return float(wanted.DeadbandValue) / 100.0 * (highest - lowest)
+
+    def _made(self, wish: Wish, wanted: Any) -> _Item:
+        if wish.attribute != ua.AttributeIds.EventNotifier:
+            answer = self._nodes.read(wish.node_id, wish.attribute)
+            if answer.StatusCode is not None and answer.StatusCode.value in NOT_THERE:
+                raise ServiceError(answer.StatusCode.value)
+            return self._watching(wish)
+        if not self._nodes.is_notifier(wish.node_id):
+            raise ServiceError(ua.StatusCodes.BadNodeIdInvalid)
+        try:
+            return _Hearing(wish, EventFilter(wanted))
+        except FilterError as error:
+            raise ServiceError(ua.StatusCodes.BadEventFilterInvalid) from error
+
+    def _watching(self, wish: Wish) -> _Newest | _Sampled:
+        variable = self._nodes.variable(wish.node_id) if wish.attribute == ua.AttributeIds.Value else None
+        if (
+            variable is not None
+            and wish.queue == 1
+            and not wish.deadband
+            and wish.trigger is ua.DataChangeTrigger.StatusValue
+            and wish.times is ua.TimestampsToReturn.Both
+        ):
+            return _Newest(wish, variable, wish.sampling_s if wish.sampling_s > self.interval_s else 0.0)
+        return _Sampled(wish, variable, self._nodes)
+
+    def _add(self, number: int, item: _Item) -> None:
+        self._items[number] = item
+        if item.wish.mode is not ua.MonitoringMode.Reporting:
+            return  # sampling without reporting has no use without triggering, which is not offered
+        if isinstance(item, _Hearing):
+            return
+        if item.variable is not None:
+            item.variable.batch.watch(item.variable)
+        interval_s = item.wish.sampling_s
+        if isinstance(item, _Newest):
+            item.seen = -1
+            rate = self._rates.setdefault(item.rate_s, _Rate(item.rate_s))
+            share = rate.shares.setdefault(item.variable.batch, _Share(item.variable.batch))
+            share.items[number] = item
+            share.version, rate.due_s = -1, 0.0
+        else:
+            item.seen, item.told = -1, None
+            due, items = self._sampled.setdefault(interval_s, ([0.0], {}))
+            items[number] = item
+            if item.sample():
+                self._pending[number] = item
+
+    def _remove(self, number: int) -> None:
+        item = self._items.pop(number)
+        self._pending.pop(number, None)
+        if isinstance(item, _Hearing) or item.wish.mode is not ua.MonitoringMode.Reporting:
+            return
+        if item.variable is not None:
+            item.variable.batch.unwatch(item.variable)
+        interval_s = item.wish.sampling_s
+        if isinstance(item, _Newest):
+            rate = self._rates[item.rate_s]
+            share = rate.shares[item.variable.batch]
+            del share.items[number]
+            if not share.items:
+                del rate.shares[share.batch]
+            if not rate.shares:
+                del self._rates[item.rate_s]
+        else:
+            items = self._sampled[interval_s][1]
+            del items[number]
+            if not items:
+                del self._sampled[interval_s]
+
+    def _replace(self, number: int, item: _Item) -> None:
+        self._remove(number)
+        self._add(number, item)
+
+    # --- publishing -------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        """Publish and sample on a grid, until nobody has asked for a lifetime."""
+        publish_s = time.monotonic()
+        while self._unasked <= self.lifetime:
+            now_s = time.monotonic()
+            self._sample(now_s)
+            if now_s >= publish_s:
+                publish_s = _next(publish_s, self.interval_s, now_s)
+                self._quiet += 1
+                await self.publish_results()
+            due_s = min([publish_s, *(due[0] for due, _ in self._sampled.values())])
+            await asyncio.sleep(max(due_s - time.monotonic(), 0.0))
+        self.forget()
+        self._on_expired(self.number)
+
+    def _sample(self, now_s: float) -> None:
+        for interval_s, (due, items) in self._sampled.items():
+            if due[0] > now_s:
+                continue
+            due[0] = _next(due[0], interval_s, now_s)
+            for number, item in items.items():
+                if item.sample():
+                    self._pending[number] = item
+
+    async def publish_results(self, request: Any | None = None) -> bool:
+        """Answer, if there is something to say and a request to answer; whether `request` was used."""
+        used = False
+        while True:
+            changed = self._changed(time.monotonic()) if self.enabled else []
+            has_news = bool(changed or (self.enabled and self._pending))
+            if not has_news and not self._is_new and self._quiet < self.keep_alive:
+                return used
+            asked = request if not used and request is not None else self.pub_request_callback(self.number)
+            if asked is None:
+                self._unasked += 1
+                return used
+            used = used or request is not None
+            self._quiet = self._unasked = 0
+            self._is_new = False
+            await self.pub_result_callback(self._answer(changed), asked)
+            if not self._more:
+                return used
+
+    def _changed(self, now_s: float) -> list[_Newest]:
+        """Items that are due and have something newer than what they were told."""
+        found: list[_Newest] = []
+        for rate in self._rates.values():
+            if rate.due_s > now_s:
+                continue
+            before = len(found)
+            for share in rate.shares.values():
+                if share.batch.refresh() != share.version:
+                    news = [item for item in share.items.values() if item.variable.version != item.seen]
+                    found += news
+                    if not news:
+                        share.version = share.batch.version
+            if len(found) == before:
+                rate.advance(now_s)
+        return found
+
+    def _answer(self, changed: list[_Newest]) -> ua.PublishResult:
+        """As much of it as one answer holds; the rest is not touched and comes with the next one."""
+        message = ua.NotificationMessage()
+        self._more = len(changed) > self._most
+        parts: list[bytes] = []
+        for item in changed[: self._most] if self._more else changed:
+            variable = item.variable
+            item.seen = variable.version
+            parts.append(item.handle)
+            parts.append(variable.encoded)
+        if not self._more:
+            now_s = time.monotonic()
+            for rate in self._rates.values():
+                if rate.due_s <= now_s:
+                    rate.advance(now_s)
+        events: list[bytes] = []
+        if self.enabled:
+            self._take_pending(parts, events)
+        if parts:
+            message.NotificationData.append(_bulk(DATA_CHANGE, parts, NO_DIAGNOSTICS))
+        if events:
+            message.NotificationData.append(_bulk(EVENT_LIST, events))
+        message.SequenceNumber = self._sequence
+        if message.NotificationData:
+            self._sequence = self._sequence % 0xFFFF_FFFF + 1
+            self._sent[message.SequenceNumber] = message
+            if len(self._sent) > SENT_MAX:
+                del self._sent[next(iter(self._sent))]
+        return ua.PublishResult(
+            SubscriptionId=self.number,
+            AvailableSequenceNumbers=list(self._sent),
+            MoreNotifications=self._more,
+            NotificationMessage=message,
+        )
+
+    def _take_pending(self, parts: list[bytes], events: list[bytes]) -> None:
+        for number, item in list(self._pending.items()):
+            room = self._most - (len(parts) + len(events)) // 2
+            if room <= 0:
+                self._more = True
+                return
+            for _ in range(min(room, len(item.queue))):
+                if isinstance(item, _Hearing):
+                    events += (item.handle, item.queue.popleft())
+                else:
+                    parts += (item.handle, item.pop())
+            if not item.queue:
+                del self._pending[number]
+
+    def acknowledge(self, sequence: int) -> ua.StatusCode:
+        known = self._sent.pop(sequence, None) is not None
+        code = ua.StatusCodes.Good if known else ua.StatusCodes.BadSequenceNumberUnknown
+        return ua.StatusCode(code)
+
+    def republish(self, sequence: int) -> ua.NotificationMessage:
+        message = self._sent.get(sequence)
+        if message is None:
+            raise ServiceError(ua.StatusCodes.BadMessageNotAvailable)
+        return message
+
+    @property
+    def available(self) -> list[int]:
+        return list(self._sent)
+
+    def asked(self) -> None:
+        """Its client is alive."""
+        self._unasked = 0
+
+
+class SubscriptionService:
+    """All subscriptions of a server: what the library's sessions and connections ask for.
+
+    Args:
+        nodes: what there is.
+        fastest_s: nothing is sampled or published faster.
+        most: subscriptions of all clients together.
+    """
+
+    def __init__(self, nodes: Nodes, *, fastest_s: float, most: int) -> None:
+        self.subscriptions: dict[int, Subscription] = {}
+        self._nodes, self._fastest_s, self._most = nodes, fastest_s, most
+        self._numbers = 0
+
+    def of(self, owner: Owner) -> list[Subscription]:
+        return [one for one in self.subscriptions.values() if one.session_id == owner.session_id]
+
+    def find(self, owner: Owner, number: int) -> Subscription:
+        """Raises ServiceError for a subscription that is not its own."""
+        subscription = self.subscriptions.get(number)
+        if subscription is None or subscription.session_id != owner.session_id:
+            raise ServiceError(ua.StatusCodes.BadSubscriptionIdInvalid)
+        return subscription
+
+    def create(
+        self, owner: Owner, asker: Asker, asked: ua.CreateSubscriptionParameters
+    ) -> ua.CreateSubscriptionResult:
+        if len(self.subscriptions) >= self._most or len(self.of(owner)) >= SUBSCRIPTIONS_MAX:
+            raise ServiceError(ua.StatusCodes.BadTooManySubscriptions)
+        self._numbers += 1
+        one = self.subscriptions[self._numbers] = Subscription(
+            self._numbers,
+            self._nodes,
+            owner,
+            asker,
+            asked,
+            fastest_s=self._fastest_s,
+            on_expired=lambda number: self.subscriptions.pop(number, None),
+        )
+        return ua.CreateSubscriptionResult(
+            SubscriptionId=one.number,
+            RevisedPublishingInterval=one.interval_s * 1000.0,
+            RevisedLifetimeCount=one.lifetime,
+            RevisedMaxKeepAliveCount=one.keep_alive,
+        )
+
+    def modify(self, owner: Owner, asked: ua.ModifySubscriptionParameters) -> ua.ModifySubscriptionResult:
+        one = self.find(owner, asked.SubscriptionId)
+        one.revise(asked)
+        one.find_again()  # which items are sampled apart depends on the interval
+        return ua.ModifySubscriptionResult(
+            RevisedPublishingInterval=one.interval_s * 1000.0,
+            RevisedLifetimeCount=one.lifetime,
+            RevisedMaxKeepAliveCount=one.keep_alive,
+        )
+
+    async def delete(self, owner: Owner, numbers: Sequence[int]) -> list[ua.StatusCode]:
+        results = []
+        for number in numbers:
+            try:
+                one = self.find(owner, number)
+            except ServiceError as refused:
+                results.append(ua.StatusCode(refused.code))
+                continue
+            del self.subscriptions[number]
+            await one.close()
+            results.append(ua.StatusCode())
+        return results
+
+    async def close(self) -> None:
+        while self.subscriptions:
+            await self.subscriptions.popitem()[1].close()
+
+    def publish(
+        self, owner: Owner, acks: Iterable[ua.SubscriptionAcknowledgement]
+    ) -> tuple[int, list[ua.StatusCode]]:
+        own = self.of(owner)
+        if not own:
+            raise ServiceError(ua.StatusCodes.BadNoSubscription)
+        for one in own:
+            one.asked()
+        return len(own), list(self._acknowledged(owner, acks))
+
+    def _acknowledged(
+        self, owner: Owner, acks: Iterable[ua.SubscriptionAcknowledgement]
+    ) -> Iterator[ua.StatusCode]:
+        for ack in acks:
+            try:
+                yield self.find(owner, ack.SubscriptionId).acknowledge(ack.SequenceNumber)
+            except ServiceError as refused:
+                yield ua.StatusCode(refused.code)
+
+    def transfer(
+        self, number: int, owner: Owner, asker: Asker, *, tell_all: bool
+    ) -> ua.TransferResult:
+        """Let another session of the same user have it; who is the same is for the caller to know."""
+        one = self.subscriptions[number]
+        one.session_id, one.owner = owner.session_id, owner
+        one.pub_result_callback, one.pub_request_callback = (
+            asker.forward_publish_response,
+            asker.get_publish_request,
+        )
+        one.asked()
+        if tell_all:
+            one.find_again()  # which begins with everything
+        return ua.TransferResult(AvailableSequenceNumbers=one.available)
+
+    def tell(self, event: Event) -> None:
+        for one in self.subscriptions.values():
+            one.hear(event)
+
+    def find_again(self) -> None:
+        for one in self.subscriptions.values():
+            one.find_again()
+
+
+def _within(interval_s: float, fastest_s: float) -> float:
+    """An interval that is not too fast and not for ever; also for NaN, which is less than nothing."""
+    return min(max(fastest_s, interval_s), SLOWEST_S)
+
+
+def _next(due_s: float, interval_s: float, now_s: float) -> float:
+    """The next point of the grid; a new one where it was left by more than one."""
+    following_s = due_s + interval_s
+    return following_s if following_s > now_s else now_s + interval_s
+
+
+def _with_times(answer: ua.DataValue, times: ua.TimestampsToReturn) -> ua.DataValue:
+    keep_source = times in {ua.TimestampsToReturn.Source, ua.TimestampsToReturn.Both}
+    keep_server = times in {ua.TimestampsToReturn.Server, ua.TimestampsToReturn.Both}
+    return ua.DataValue(
+        answer.Value,
+        answer.StatusCode,
+        SourceTimestamp=answer.SourceTimestamp if keep_source else None,
+        ServerTimestamp=answer.ServerTimestamp if keep_server else None,
+    )
+
+
+def _bulk(kind: ua.NodeId, pairs: list[bytes], tail: bytes = b"") -> ua.ExtensionObject:
+    """Handles and contents in turn, as one object that needs no more encoding."""
+    return ua.ExtensionObject(TypeId=kind, Body=b"".join((_count(len(pairs) // 2), *pairs, tail)))
+
+
+NOT_THERE: Final = frozenset(
+    {int(ua.StatusCodes.BadNodeIdUnknown), int(ua.StatusCodes.BadAttributeIdInvalid)}
+)

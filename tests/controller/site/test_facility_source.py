@@ -1,0 +1,182 @@
+"""Limits that operators set by hand: slots, priorities, ends, fallbacks, and the switch."""
+
+from dataclasses import replace
+
+import msgspec
+import pytest
+
+from controller.core import schedule
+from controller.core.model import FOREVER_S, Ramp, Setpoint
+from controller.site.facility import Facility, Slot
+
+LEAST_W = 3000.0
+ALICE = Slot("opcua alice", 8, 9000.0, 100.0)
+BMS = Slot("bms site", 10, 7000.0, 100.0)
+
+
+class Block:
+    """The facility's windows as the law runs them."""
+
+    def __init__(self, facility: Facility | None = None) -> None:
+        self.facility = facility or Facility(LEAST_W)
+        self.now_s, self.now_utc_s = 10.0, 100.0
+        self.running: tuple = ()
+        self.ended: frozenset[Setpoint] = frozenset()
+
+    def wait(self, seconds: float, wall_steps_s: float = 0.0) -> None:
+        self.now_s += seconds
+        self.now_utc_s += seconds + wall_steps_s
+
+    def limit_w(self) -> float | None:
+        """As one beat finds it."""
+        facility = self.facility
+        facility.beat(self.now_s)
+        keys = frozenset(schedule._window(entry.setpoint) for entry in self.running)
+        setpoints = tuple(facility.outlook.near(self.now_utc_s, keys, self.ended))
+        self.running, self.ended = schedule.open_windows(
+            self.running, self.ended, setpoints, self.now_s, self.now_utc_s
+        )
+        facility.hold(frozenset(entry.setpoint.id for entry in self.running))
+        limits = schedule.limits(
+            self.running, self.ended, setpoints, now_utc_s=self.now_utc_s, lead_s=0.0, ramp=Ramp(1.0, 1.0)
+        )
+        return min((limit.power_w for limit in limits), default=None)
+
+    def put(self, slot: Slot) -> None:
+        assert self.facility.put(slot, self.now_s) == ""
+
+
+def test_the_highest_occupied_priority_counts_and_relinquishing_lets_the_next_one_count():
+    block = Block()
+    block.put(BMS)
+    assert block.limit_w() == 7000.0
+    block.put(ALICE)
+    assert block.limit_w() == 9000.0  # an operator stands above the site, as in BACnet
+    assert block.facility.release("opcua alice", None) == 1
+    assert block.limit_w() == 7000.0
+    assert block.facility.release("bms site", 10) == 1
+    assert block.limit_w() is None
+    assert block.facility.release("bms site", 10) == 0
+
+
+def test_of_two_writers_at_one_priority_the_lower_limit_counts():
+    block = Block()
+    block.put(ALICE)
+    block.put(replace(ALICE, writer="modbus plc", limit_w=8000.0))
+    assert block.limit_w() == 8000.0
+
+
+def test_a_limit_ends_when_its_time_is_up():
+    block = Block()
+    block.put(replace(ALICE, ends_utc_s=160.0))
+    assert block.limit_w() == 9000.0
+    block.wait(59.0)
+    assert block.limit_w() == 9000.0
+    block.wait(1.5)
+    assert block.limit_w() is None
+    assert block.facility.slots == ()
+
+
+@pytest.mark.parametrize("step_s", [-3600.0, 3600.0])
+def test_a_step_of_the_wall_clock_neither_ends_nor_stretches_it(step_s: float):
+    block = Block()
+    block.put(replace(ALICE, ends_utc_s=160.0, then_w=5000.0))
+    assert block.limit_w() == 9000.0
+    block.wait(30.0, wall_steps_s=step_s)
+    assert block.limit_w() == 9000.0
+    block.wait(31.0)
+    assert block.limit_w() == 5000.0
+    assert block.limit_w() == 5000.0
+
+
+def test_its_fallback_holds_from_then_on_until_it_is_released():
+    block = Block()
+    block.put(replace(ALICE, ends_utc_s=160.0, then_w=5000.0))
+    assert block.limit_w() == 9000.0
+    block.wait(61.0)
+    assert block.limit_w() == 5000.0
+    block.wait(100_000.0)
+    assert block.limit_w() == 5000.0
+    assert block.facility.limit_w == 5000.0
+    block.facility.release("opcua alice", 8)
+    assert block.limit_w() is None
+
+
+def test_a_writer_whose_promised_heartbeat_stays_away_loses_its_limit():
+    block = Block()
+    block.put(replace(ALICE, heartbeat_timeout_s=5.0, then_w=4000.0))
+    for _ in range(5):
+        block.wait(4.0)
+        assert block.facility.heartbeat("opcua alice", block.now_s)
+        assert block.limit_w() == 9000.0
+    block.wait(5.1)
+    assert block.limit_w() == 4000.0
+    assert not block.facility.heartbeat("nobody", block.now_s)
+
+
+def test_turning_the_switch_to_local_moves_no_power():
+    block = Block()
+    block.put(BMS)
+    assert block.limit_w() == 7000.0
+    block.facility.switch("local", "panel bob", block.now_s, block.now_utc_s)
+    assert block.limit_w() == 7000.0
+    assert [slot.writer for slot in block.facility.slots] == ["panel bob"]
+
+
+def test_in_local_only_the_panel_counts_and_remote_limits_come_back_with_remote():
+    block = Block()
+    block.put(BMS)
+    block.facility.switch("local", "panel bob", block.now_s, block.now_utc_s)
+    block.put(Slot("panel bob", 8, 11_000.0, block.now_utc_s, local=True))
+    assert block.limit_w() == 11_000.0
+    block.facility.switch("remote", "panel bob", block.now_s, block.now_utc_s)
+    assert block.limit_w() == 7000.0
+
+
+def test_a_remote_limit_whose_time_runs_out_in_local_is_gone_in_remote():
+    block = Block()
+    block.put(replace(BMS, ends_utc_s=160.0))
+    block.facility.switch("local", "panel bob", block.now_s, block.now_utc_s)
+    block.limit_w()
+    block.wait(100.0)
+    block.facility.switch("remote", "panel bob", block.now_s, block.now_utc_s)
+    assert block.limit_w() is None
+
+
+def test_off_leads_to_the_least_whoever_wants_what_and_turning_it_on_starts_nothing_by_itself():
+    block = Block()
+    block.put(ALICE)
+    block.facility.switch("off", "panel bob", block.now_s, block.now_utc_s)
+    assert block.limit_w() == LEAST_W
+    assert dict(block.facility.alarms(0.0))["facility mode"]
+    block.facility.switch("remote", "panel bob", block.now_s, block.now_utc_s)
+    assert block.limit_w() == 9000.0
+
+
+def test_slots_and_switch_survive_a_restart():
+    block = Block()
+    block.put(replace(ALICE, ends_utc_s=160.0, then_w=5000.0, ramp=Ramp(100.0, 50.0)))
+    block.facility.switch("local", "panel bob", block.now_s, block.now_utc_s)
+    kept = msgspec.json.decode(msgspec.json.encode(block.facility.kept()))
+    again = Facility(LEAST_W, kept)
+    assert again.mode == "local"
+    assert again.slots == block.facility.slots
+    assert again.kept() == block.facility.kept()
+
+
+@pytest.mark.parametrize(
+    "kept", [[], {"mode": "sideways"}, {"mode": "local", "since_utc_s": 0, "slots": [{}]}]
+)
+def test_what_was_kept_by_another_program_is_refused_whole(kept: object):
+    with pytest.raises(msgspec.ValidationError):
+        Facility(LEAST_W, kept)
+
+
+def test_slots_are_bounded_and_a_full_house_still_lets_a_writer_change_its_own():
+    facility = Facility(LEAST_W)
+    refusals = [facility.put(replace(ALICE, writer=f"w{number}"), 0.0) for number in range(40)]
+    assert refusals.count("") == 32
+    assert "release one" in refusals[-1]
+    assert facility.put(replace(ALICE, writer="w0", limit_w=1.0), 0.0) == ""
+    assert facility.limit_w == 1.0
+    assert ALICE.ends_utc_s == FOREVER_S

@@ -1,0 +1,167 @@
+"""Commands from outside: roles, the switch, clear refusals, and a log of all of them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from controller.commands import VERBS, CommandDesk
+from controller.config import settings_of
+from controller.image.model import Command, Outcome, Result, Role
+from controller.site.facility import Facility
+from protocols.reading import DeviceError, Written
+
+
+class Desk:
+    """A command desk with a facility, one writable point and fake alarms."""
+
+    def __init__(self, state_dir: Path, settings) -> None:
+        self.facility, self.moved, self.asked = Facility(4000.0), 0, []
+        self.now_s = 10.0
+        self.desk = CommandDesk(
+            state_dir,
+            write=self.write,
+            alarms=self,
+            facility=self.facility,
+            settings=settings,
+            on_moved=self.on_moved,
+            clock=(lambda: self.now_s, lambda: 1000.0),
+        )
+        self.log = state_dir / "commands.jsonl"
+
+    def on_moved(self) -> None:
+        self.moved += 1
+
+    async def write(self, device: str, point: str, value: float, _wait_max_s: float) -> Written:
+        if device != "cdu":
+            raise DeviceError(f"no device {device!r}")
+        return Written(value, 20.0, True)
+
+    def command(self, verb: str, by: str, **arguments) -> Outcome:
+        self.asked.append((verb, by, arguments))
+        return Outcome(result=Result.ACCEPTED)
+
+    async def do(self, verb: str, role: Role = Role.ENGINEER, local: bool = False, **arguments) -> Outcome:
+        command = Command(verb=verb, arguments=arguments, by="alice", role=role, via="opcua", local=local)
+        return await self.desk.carry_out(command)
+
+
+@pytest.fixture
+def desk(tmp_path: Path, config):
+    made = Desk(tmp_path, settings_of(config))
+    yield made
+    made.desk.close()
+
+
+ARGUMENTS = {
+    "set_power_limit": {"limit_w": 9000.0},
+    "set_mode": {"mode": "local"},
+    "write": {"device": "cdu", "point": "p", "value": 1.0},
+    "shelve": {"key": "meter", "for_s": 60.0},
+    "out_of_service": {"key": "meter"},
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("role", list(Role))
+async def test_nobody_without_the_role_has_anything_done(desk: Desk, verb: str, role: Role):
+    if verb == "release":
+        await desk.do("set_power_limit", limit_w=9000.0)
+    outcome = await desk.do(verb, role, **ARGUMENTS.get(verb, {}))
+    allowed = role >= VERBS[verb].role
+    assert (outcome.result is not Result.REJECTED) == allowed
+    assert allowed or VERBS[verb].role.name.lower() in outcome.reason
+
+
+@pytest.mark.parametrize("mode", ["local", "off"])
+async def test_in_local_and_off_a_remote_writer_is_refused_with_the_reason_and_the_panel_is_not(
+    desk: Desk, mode: str
+):
+    await desk.do("set_mode", local=True, mode=mode)
+    refused = await desk.do("set_power_limit", limit_w=9000.0)
+    assert refused.result is Result.REJECTED
+    assert mode.upper() in refused.reason
+    assert (await desk.do("set_mode", mode="remote")).result is Result.REJECTED
+    assert (await desk.do("write", device="cdu", point="p", value=1.0)).result is Result.REJECTED
+    assert (await desk.do("acknowledge")).result is Result.ACCEPTED
+    assert (await desk.do("set_power_limit", local=True, limit_w=9000.0)).result is Result.ACCEPTED
+
+
+async def test_a_limit_enters_the_arbitration_and_is_released_by_its_writer(desk: Desk):
+    first = await desk.do("set_power_limit", limit_w=9000.0)
+    second = await desk.do("set_power_limit", limit_w=8000.0, valid_for_s=60.0)
+    assert (first.value, first.was, second.value, second.was) == (9000.0, None, 8000.0, 9000.0)
+    (slot,) = desk.facility.slots
+    assert (slot.writer, slot.priority, slot.ends_utc_s) == ("opcua alice", 8, 1060.0)
+    released = await desk.do("release")
+    assert (released.result, released.value, desk.moved) == (Result.ACCEPTED, None, 3)
+    assert "holds no such limit" in (await desk.do("release")).reason
+
+
+@pytest.mark.parametrize(("asked_w", "held_w"), [(0.0, 4000.0), (9000.0, 9000.0), (1e9, 14_000.0)])
+async def test_what_the_block_cannot_do_is_clamped_and_said(desk: Desk, asked_w: float, held_w: float):
+    outcome = await desk.do("set_power_limit", limit_w=asked_w)
+    assert outcome.value == held_w
+    assert outcome.result is (Result.ACCEPTED if asked_w == held_w else Result.CLAMPED)
+    assert ("limit to" in outcome.reason) == (asked_w != held_w)
+
+
+async def test_a_writer_may_ramp_more_slowly_than_agreed_and_never_faster(desk: Desk):
+    assert (await desk.do("set_power_limit", limit_w=9000.0, ramp_w_per_s=10.0)).result is Result.ACCEPTED
+    (slot,) = desk.facility.slots
+    assert slot.ramp == (10.0, 10.0)
+    faster = await desk.do("set_power_limit", limit_w=9000.0, ramp_w_per_s=1e6)
+    assert faster.result is Result.CLAMPED
+    assert "agreed" in faster.reason
+
+
+@pytest.mark.parametrize(
+    ("verb", "arguments", "word"),
+    [
+        ("launch", {}, "no verb 'launch'"),
+        ("set_power_limit", {}, "limit_w"),
+        ("set_power_limit", {"limit_w": float("nan")}, "limit_w"),
+        ("set_power_limit", {"limit_w": -1.0}, "limit_w"),
+        ("set_power_limit", {"limit_w": "9 kW"}, "limit_w"),
+        ("set_power_limit", {"limit_w": 1.0, "color": "red"}, "color"),
+        ("set_power_limit", {"limit_w": 1.0, "priority": 3}, "priority"),
+        ("set_power_limit", {"limit_w": 1.0, "valid_for_s": 0.0}, "valid_for_s"),
+        ("set_mode", {"mode": "sideways"}, "mode"),
+        ("write", {"device": "pump", "point": "p", "value": 1.0}, "no device 'pump'"),
+        ("write", {"device": "cdu", "point": "p", "value": float("inf")}, "value"),
+    ],
+)
+async def test_nonsense_is_refused_with_its_culprit(desk: Desk, verb: str, arguments: dict, word: str):
+    outcome = await desk.do(verb, **arguments)
+    assert outcome.result is Result.REJECTED
+    assert word in outcome.reason
+    assert desk.facility.slots == ()
+
+
+async def test_a_gateway_without_gpus_limits_no_power_and_says_so(tmp_path: Path):
+    desk = Desk(tmp_path, None)
+    assert "no GPUs" in (await desk.do("set_power_limit", limit_w=9000.0)).reason
+    assert (await desk.do("write", device="cdu", point="p", value=25.0)).was == 20.0
+    desk.desk.close()
+
+
+async def test_every_command_is_logged_with_who_what_old_new_and_outcome(desk: Desk):
+    await desk.do("set_power_limit", limit_w=9000.0)
+    await desk.do("set_power_limit", Role.OBSERVE, limit_w=1.0)
+    await desk.do("heartbeat")
+    desk.desk.close()
+    lines = [json.loads(line) for line in desk.log.read_text().splitlines()]
+    assert [(line["by"], line["via"], line["verb"], line["result"]) for line in lines] == [
+        ("alice", "opcua", "set_power_limit", "accepted"),
+        ("alice", "opcua", "set_power_limit", "rejected"),
+    ]
+    assert lines[0]["arguments"] == {"limit_w": 9000.0}
+    assert (lines[0]["value"], lines[0]["was"], lines[0]["at_utc_s"]) == (9000.0, None, 1000.0)
+    assert "operate" in lines[1]["reason"]
+
+
+async def test_a_flood_of_commands_does_not_fill_the_disk(desk: Desk):
+    for _ in range(1000):
+        await desk.do("set_power_limit", Role.OBSERVE, limit_w=1.0)
+    desk.desk.close()
+    assert len(desk.log.read_text().splitlines()) <= 100
