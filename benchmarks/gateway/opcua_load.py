@@ -43,14 +43,14 @@ class Subscribers:
 
 @asynccontextmanager
 async def subscribers(
-    url: str, pattern: str, count: int = SUBSCRIBERS, *, each_all: bool = False
+    url: str, pattern: str, wanted: int, count: int = SUBSCRIBERS, *, each_all: bool = False
 ) -> AsyncIterator[Subscribers]:
-    """Subscribed, every one; TimeoutError when the server takes too long for that."""
+    """Subscribed to `wanted` variables; TimeoutError when the server takes too long to have or grant them."""
     async with AsyncExitStack() as stack:
         children = []
         for seat in range(count):
             share = (0, 1) if each_all else (seat, count)
-            children.append(await stack.enter_async_context(_subscriber(url, pattern, *share)))
+            children.append(await stack.enter_async_context(_subscriber(url, pattern, wanted, *share)))
         async with asyncio.timeout(READY_MAX_S):
             shares = await asyncio.gather(*(_told(child) for child in children))
         yield Subscribers(children, sum(shares))
@@ -71,8 +71,8 @@ async def measure(clients: Subscribers, server_pids: Sequence[int], window_s: fl
 
 
 @asynccontextmanager
-async def _subscriber(url: str, pattern: str, seat: int, seats: int) -> AsyncIterator[Process]:
-    arguments = (url, pattern, str(seat), str(seats), str(PERIOD_MS))
+async def _subscriber(url: str, pattern: str, wanted: int, seat: int, seats: int) -> AsyncIterator[Process]:
+    arguments = (url, pattern, str(wanted), str(seat), str(seats), str(PERIOD_MS))
     argv = (sys.executable, "-m", "benchmarks.gateway.opcua_subscriber", *arguments)
     child = await asyncio.create_subprocess_exec(*argv, stdin=PIPE, stdout=PIPE)
     try:

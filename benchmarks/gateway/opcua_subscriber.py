@@ -1,10 +1,10 @@
 """An OPC UA client that subscribes and counts; a process of its own, so that its work is not the server's.
 
-    python -m benchmarks.gateway.opcua_subscriber URL PATTERN SEAT SEATS PERIOD_MS
+    python -m benchmarks.gateway.opcua_subscriber URL PATTERN WANTED SEAT SEATS PERIOD_MS
 
-Of all variables whose browse name matches PATTERN it takes its share: those of SEAT (from 0) of SEATS; all of
-them with SEATS 1. It says how many they are when it is subscribed, then how many values have come so far
-whenever it gets a line, and ends with its standard input.
+It waits until the server has WANTED variables whose browse name matches PATTERN and takes its share of them:
+those of SEAT (from 0) of SEATS; all of them with SEATS 1. It says how many those are, then how many
+values have come so far whenever it gets a line, and ends with its standard input.
 """
 
 import asyncio
@@ -18,6 +18,7 @@ from asyncua import Client, Node, ua
 VISITS_MAX: Final = 200_000  # nodes; no server of ours has more
 SERVER_OBJECT: Final = ua.NodeId(ua.ObjectIds.Server)  # diagnostics of the server itself
 REQUEST_ITEMS: Final = 500
+LOOK_S: Final = 1.0  # the server may still wait for the controller to tell what there is
 ANSWER_MAX_S: Final = 30.0  # a busy server is slow to take thousands of subscriptions
 
 
@@ -47,10 +48,14 @@ async def variables(client: Client, pattern: str) -> AsyncIterator[Node]:
                 yield node
 
 
-async def _run(url: str, pattern: str, seat: int, seats: int, period_ms: int) -> None:
+async def _run(url: str, pattern: str, wanted: int, seat: int, seats: int, period_ms: int) -> None:
     count = Count()
     async with Client(url, timeout=ANSWER_MAX_S) as client:
-        nodes = [node async for node in variables(client, pattern)][seat::seats]
+        found: list[Node] = []
+        while len(found) < wanted:
+            await asyncio.sleep(LOOK_S)
+            found = [node async for node in variables(client, pattern)]
+        nodes = found[seat::seats]
         subscription = await client.create_subscription(period_ms, count)
         for first in range(0, len(nodes), REQUEST_ITEMS):
             await subscription.subscribe_data_change(nodes[first : first + REQUEST_ITEMS])
@@ -60,4 +65,4 @@ async def _run(url: str, pattern: str, seat: int, seats: int, period_ms: int) ->
 
 
 if __name__ == "__main__":
-    asyncio.run(_run(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:6])))
+    asyncio.run(_run(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:7])))

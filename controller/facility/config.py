@@ -147,6 +147,7 @@ class BmsObjectConfig(_Strict):
         publish: false: nothing of it is told.
         type: PowerMeter, CDU, Chiller ...
         id, name: of the object; of a rack: its location, as the IT side knows it.
+        rack: name of the rack that it stands in or feeds.
         serves: ids of the objects that it feeds, towards the racks.
         part_of: id of the object that it is a part of; it is then no object of its own.
         area: where in the plant, such as [Secondary].
@@ -156,6 +157,7 @@ class BmsObjectConfig(_Strict):
     type: str | None = None
     id: str | None = None
     name: str | None = None
+    rack: str | None = None
     serves: tuple[str, ...] | None = None
     part_of: str | None = None
     area: tuple[str, ...] = ()

@@ -38,6 +38,7 @@ from controller.facility.register_map import (
     STATUS_AT,
     SUNSPEC_UNIT,
     Page,
+    Record,
     Register,
     fingerprint,
     is_writable,
@@ -285,9 +286,7 @@ class ModbusFacility:
         else:
             await self._write_point(unit, first, values, peer)
 
-    async def _command(
-        self, verb: str, arguments: Mapping[str, float | bool | str | None], by: str, peer: Peer
-    ) -> Outcome:
+    async def _command(self, verb: str, arguments: native.Arguments, by: str, peer: Peer) -> Outcome:
         return await self._feed.command(
             Command(verb=verb, arguments=dict(arguments), by=by, role=self._role(peer), via=VIA)
         )
@@ -383,23 +382,22 @@ class ModbusFacility:
 
     async def _write_point(self, unit: int, first: int, words: Sequence[int], peer: Peer) -> None:
         """One writable point of a device, whole."""
+        page, record = self._point_at(unit, first, len(words))
+        value = native.number(record.type, words)
+        if not math.isfinite(value):
+            raise Refusal(ExceptionCode.ILLEGAL_DATA_VALUE)
+        device = page.group.path.partition("/")[2]
+        arguments: native.Arguments = {"device": device, "point": record.point.name, "value": value}
+        outcome = await self._command("write", arguments, peer.name, peer)
+        if outcome.result is Result.REJECTED:
+            raise Refusal(ExceptionCode.SERVER_DEVICE_FAILURE, outcome.reason)
+
+    def _point_at(self, unit: int, first: int, count: int) -> tuple[Page, Record]:
         for page in self._pages:
-            for record in page.records if page.unit_id == unit and page.first <= first else ():
-                if (
-                    page.first + record.at == first
-                    and record.words == len(words)
-                    and is_writable(page, record)
-                ):
-                    value = native.number(record.type, words)
-                    arguments: dict[str, float | bool | str | None] = {
-                        "device": page.group.path.partition("/")[2],
-                        "point": record.point.name,
-                        "value": value,
-                    }
-                    outcome = await self._command("write", arguments, peer.name, peer)
-                    if outcome.result is Result.REJECTED:
-                        raise Refusal(ExceptionCode.SERVER_DEVICE_FAILURE, outcome.reason)
-                    return
+            if page.unit_id == unit and page.first <= first < page.first + page.length:
+                for record in page.records:
+                    if (page.first + record.at, record.words) == (first, count) and is_writable(page, record):
+                        return page, record
         raise Refusal(ExceptionCode.ILLEGAL_DATA_ADDRESS)
 
     # --- who asks ---------------------------------------------------------------------------------------

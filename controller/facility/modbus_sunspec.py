@@ -21,7 +21,7 @@ from functools import cache
 from itertools import count
 from typing import Any, Final, Literal
 
-from controller.facility.register_map import SUNSPEC_UNIT, Register
+from controller.facility.register_map import SUNSPEC_UNIT, Register, functions
 from protocols.modbus.answer import ExceptionCode, Refusal
 from protocols.sunspec import definition, lay_out, points_of
 
@@ -337,6 +337,7 @@ def _edge(address: int, name: str, description: str) -> Register:
 def _register(field: Field) -> Register:
     said, limits = field.definition, WRITABLE.get((field.model, field.name))
     lowest, highest = limits or (None, None)
+    access: Literal["r", "rw"] = "r" if limits is None else "rw"
     return Register(
         unit_id=SUNSPEC_UNIT,
         address=field.at,
@@ -344,8 +345,8 @@ def _register(field: Field) -> Register:
         type=field.type,
         name=f"{field.model}.{field.name}",
         unit=said.get("units", ""),
-        access="r" if limits is None else "rw",
-        functions="3" if limits is None else "3, 6, 16, 23",
+        access=access,
+        functions=functions(access, field.words, reads="3"),
         lowest=lowest,
         highest=highest,
         scale=f"10^{said['sf']}" if "sf" in said else "1",

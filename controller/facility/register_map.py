@@ -41,7 +41,13 @@ REQUEST_AT: Final = 100
 ANSWER_AT: Final = 200
 
 READS: Final = "3, 4"
-WRITES: Final = "3, 4, 6, 16, 23"
+
+
+def functions(access: str, words: int, reads: str = READS) -> str:
+    """Function codes that work on a value: one register can be written alone, more only together."""
+    if access == "r":
+        return reads
+    return f"{reads}, 6, 16, 22, 23" if words == 1 else f"{reads}, 16, 23"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,7 +290,7 @@ def _listed(
             name=prefix + field.name,
             unit=field.unit,
             access=access,
-            functions=WRITES if access == "rw" else READS,
+            functions=functions(access, field.words),
             lowest=field.lowest,
             highest=field.highest,
             states=field.states,
@@ -296,7 +302,7 @@ def _listed(
 def _of_record(page: Page, record: Record) -> Iterator[Register]:
     point, path = record.point, f"{page.group.path}/{record.point.name}"
     at = page.first + record.at
-    writable = is_writable(page, record)
+    access: Literal["r", "rw"] = "rw" if is_writable(page, record) else "r"
     named = {**point.states, **{bit: f"bit {bit}: {text}" for bit, text in point.bits.items()}}
     yield Register(
         unit_id=page.unit_id,
@@ -305,8 +311,8 @@ def _of_record(page: Page, record: Record) -> Iterator[Register]:
         type=record.type,
         name=path,
         unit=point.unit,
-        access="rw" if writable else "r",
-        functions=WRITES if writable else READS,
+        access=access,
+        functions=functions(access, record.words),
         lowest=point.lowest,
         highest=point.highest,
         states=", ".join(text if point.bits else f"{number} {text}" for number, text in named.items()),

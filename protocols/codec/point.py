@@ -62,7 +62,7 @@ def decode(point: "Point", registers: Sequence[int], known: Mapping[str, Value] 
     if bits in point.sentinels:
         return None
     if point.mask:
-        return from_raw(point, (bits & point.mask) >> lowest_bit(point.mask))
+        return from_raw(point, (bits & point.mask) >> lowest_bit(point.mask), known)
     raw = struct.unpack(f">{TYPES[point.type][1]}", pattern)[0]
     return from_raw(point, raw, known)
 

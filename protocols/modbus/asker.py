@@ -7,7 +7,14 @@ before a question of another shape has cleared the line (see `station`).
 
 import asyncio
 
-from protocols.modbus.questions import LostError, Question, RefusedError, SilentError, TargetSilentError
+from protocols.modbus.questions import (
+    HeldBackError,
+    LostError,
+    Question,
+    RefusedError,
+    SilentError,
+    TargetSilentError,
+)
 from protocols.modbus.reads import Read, span, words_of
 from protocols.modbus.station import Station
 from protocols.modbus.wire import Wire
@@ -39,15 +46,16 @@ class Asker:
 
     async def ask(self, station: Station, question: Question) -> bytes:
         """One request and its right answer. Raises SilentError, LostError or RefusedError."""
-        loop = asyncio.get_running_loop()
-        if self._gap_s and self._rest_until_s > loop.time():
-            await asyncio.sleep(self._rest_until_s - loop.time())
+        if self._gap_s or station.doubt:
+            await self._rest(station)
+        self.listen()
+        if station.owed and not station.may_ask(question, loop_s()):
+            await self._resync(station, question)
+            await self._rest(station)
+            self.listen()
         wire = self.wire
         if wire is None:
             raise LostError(f"{station.name}: not connected: {self.why_down}")
-        self.listen()
-        if station.owed and not station.may_ask(question, loop.time()):
-            await self._resync(station, question)
         self._last = station, question
         try:
             answer = await wire.ask(station.unit.unit_id, question, station.reply_wait_max_s, station.owed)
@@ -55,10 +63,19 @@ class Asker:
             await self._went_wrong(wire, station, question, error)
             raise _named(station, error) from None
         finally:
-            self._rest_until_s = loop.time() + self._gap_s
+            if self._gap_s:
+                self._rest_until_s = loop_s() + self._gap_s
         station.owed.clear()  # devices answer in order: nothing older is on its way
         self.silences, self.answered, station.heard = 0, True, True
         return answer
+
+    async def _rest(self, station: Station) -> None:
+        """Between a reply and a request; longer where a second answer may follow the first."""
+        left_s = self._rest_until_s - loop_s()
+        if left_s > 0:
+            await asyncio.sleep(left_s)
+        if self._rtu and station.doubt and self.wire is not None:
+            await self.wire.quiet()
 
     async def _went_wrong(
         self, wire: Wire, station: Station, question: Question, error: SilentError | RefusedError
@@ -72,7 +89,8 @@ class Asker:
         if self._rtu and (station.owed or not told):  # a refusal may be that of an older request
             station.owe(question, loop_s())
             station.slipped(str(error))
-            await wire.drain()
+            await wire.quiet()
+            wire.forget()
 
     async def _resync(self, station: Station, question: Question) -> None:
         """Ask for another shape: its answer proves that nothing older is still to come."""
@@ -84,10 +102,10 @@ class Asker:
                     station.owe(probe, loop_s())
                     continue
                 return
-        wait_s = station.owed_until_s - loop_s()
-        raise SilentError(
-            f"{station.name}: {question.what}: held back for {wait_s:.1f} s: "
-            f"a late answer could pass for its own"
+        raise HeldBackError(
+            f"{station.name}: {question.what}: held back, a late answer could pass for its own "
+            f"({station.doubt})",
+            station.owed_until_s,
         )
 
     def listen(self) -> None:
@@ -95,7 +113,7 @@ class Asker:
         unasked = self.wire.take_unasked() if self.wire is not None else ""
         if unasked and self._last is not None:
             station, question = self._last
-            station.slipped(unasked)
+            station.slipped(f"a late answer came: {unasked}" if station.owed else unasked)
             if self._rtu:
                 station.owe(question, loop_s())
 

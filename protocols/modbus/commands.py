@@ -32,7 +32,7 @@ class Commands:
         stations: by name.
         wake: tells the link's task that there is something to carry out.
         introduce: makes sure that a unit is the device meant; raises DeviceError.
-        fell_silent: takes down that a unit did not answer; may raise LostError.
+        fell_silent: takes down that a unit did not answer, and why; may raise LostError.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Commands:
         *,
         wake: Callable[[], None],
         introduce: Callable[[Station], Awaitable[None]],
-        fell_silent: Callable[[Station, str], None],
+        fell_silent: Callable[[Station, SilentError], None],
     ) -> None:
         self._asker, self._stations = asker, stations
         self._wake, self._introduce, self._fell_silent = wake, introduce, fell_silent
@@ -137,7 +137,7 @@ class Commands:
             if isinstance(error, LostError):
                 raise
             if isinstance(error, SilentError):
-                self._fell_silent(station, str(error))
+                self._fell_silent(station, error)
 
     def _forsake(self, station: Station, why: str) -> None:
         """A command failed: without another one that stands, what was armed for it must not stay so."""
@@ -292,7 +292,7 @@ class Commands:
             kept = "not released" if upkeep.releasing else "commands not kept alive"
             upkeep.failed(f"{kept}: {error}", loop_s())
             if isinstance(error, SilentError):
-                self._fell_silent(station, str(error))
+                self._fell_silent(station, error)
 
     async def _restore(self, station: Station) -> None:
         """The device was away: it may have fallen back, and it does not know that a command stands."""

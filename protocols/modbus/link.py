@@ -19,6 +19,7 @@ from typing import Final
 from protocols.modbus.asker import Asker, loop_s
 from protocols.modbus.commands import Commands
 from protocols.modbus.questions import (
+    HeldBackError,
     LostError,
     RefusedError,
     SilentError,
@@ -229,7 +230,7 @@ class ModbusLink:
                 await self._introduce(station)
             await self._round(station, taken_at_s)
         except SilentError as silent:
-            self._fell_silent(station, str(silent))
+            self._fell_silent(station, silent)
         except StrangerError as stranger:
             station.silent = 0
             station.due_s = loop_s() + STRANGER_RETRY_S
@@ -264,16 +265,19 @@ class ModbusLink:
             ]
         station.unit.on_reading(station.reading(values, taken_at_s, "up", "; ".join(faults), doubt))
 
-    def _fell_silent(self, station: Station, why: str) -> None:
+    def _fell_silent(self, station: Station, why: SilentError) -> None:
         """Report it, ask the unit less and less often, and give the connection up if all are silent."""
         now_s = loop_s()
+        station.unit.on_reading(station.reading(station.nothing(), self._clock(), "down", str(why)))
+        if isinstance(why, HeldBackError):
+            station.due_s = max(why.until_s, now_s + EARLY_S)
+            return
         station.silent += 1
         station.due_s = now_s + max(station.unit.poll_s, retry_delay_s(station.silent))
         if station.dead:
             station.introduced = False  # what comes back may be another device
             if any(not other.dead for other in self._stations.values()):
                 self._probe_from_s = now_s + station.reply_wait_max_s / PROBE_SHARE
-        station.unit.on_reading(station.reading(station.nothing(), self._clock(), "down", why))
         if self._asker.silences >= SILENT_MAX and all(other.silent for other in self._stations.values()):
             raise LostError(f"{why}; {SILENT_MAX} requests unanswered, connecting anew")
 

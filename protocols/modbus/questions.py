@@ -41,6 +41,14 @@ class TargetSilentError(SilentError):
     """A gateway answered: the unit behind it does not."""
 
 
+class HeldBackError(SilentError):
+    """Not asked: until `until_s` (event loop's clock) a late answer could pass for this one's."""
+
+    def __init__(self, text: str, until_s: float) -> None:
+        super().__init__(text)
+        self.until_s = until_s
+
+
 class LostError(DeviceError):
     """The connection is gone."""
 

@@ -52,8 +52,8 @@ class _Paper(Wire):
     ) -> bytes:
         return await super().ask(unit_id, question, 0.0, owed)
 
-    async def drain(self) -> None:
-        self.forget()
+    async def quiet(self) -> None:
+        """It always is."""
 
 
 class _Loop(asyncio.Transport):

@@ -45,6 +45,8 @@ ROLE: Final = x509.ObjectIdentifier("1.3.6.1.4.1.50316.802.1")
 UTF8_STRING: Final = 0x0C  # its DER tag
 ROLE_BYTES_MAX: Final = 127  # what a DER length of one byte can say
 
+NAME_MAX: Final = 64  # characters of a common name (X.520); a longer one is cut
+
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 log = structlog.get_logger(__name__)
@@ -129,7 +131,9 @@ class ModbusServer:
         self._turn = 0
 
     async def run(self) -> None:
-        """Serve for ever. Raises OSError when the port cannot be had."""
+        """Serve for ever. Raises OSError when the port or a certificate cannot be had."""
+        if self._tls is not None:
+            self._tls()
         family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
         with socket.create_server((self._host, self.port), family=family, backlog=BACKLOG) as listener:
             listener.setblocking(False)
@@ -322,11 +326,13 @@ def server_tls(*, ca: Path, cert: Path, key: Path, crl: Path | None = None) -> s
 
 
 def holder(certificate_der: bytes) -> tuple[str, str]:
-    """Common name and role in a certificate; "" where it has none, or not exactly one."""
-    certificate = x509.load_der_x509_certificate(certificate_der)
-    names = certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
-    name = str(names[0].value) if len(names) == 1 else ""
+    """Common name and role in a certificate; "" where it has none, not exactly one, or is malformed."""
+    name = ""
     try:
+        certificate = x509.load_der_x509_certificate(certificate_der)
+        names = certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
+        if len(names) == 1:
+            name = "".join(filter(str.isprintable, str(names[0].value)))[:NAME_MAX]
         extension = certificate.extensions.get_extension_for_oid(ROLE).value
     except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
         return name, ""

@@ -159,7 +159,7 @@ class Station:
     def finished(self, *, changed: bool, full: bool, slips: int, taken_at_s: float) -> str:
         """A round has been answered; returns the doubt that its values carry."""
         self.silent = 0
-        self._rounds += 1
+        self._rounds = self._rounds + 1 if slips == self.slips else 0
         if changed:
             self._unchanged_since_s = taken_at_s
         doubt = self.doubt

@@ -101,17 +101,16 @@ class Wire(ModbusProtocol):
             timer.cancel()
             self._open = None
 
-    async def drain(self) -> None:
-        """Wait until nothing comes any more, and forget it: it was late, or the rest of something broken."""
+    async def quiet(self) -> None:
+        """Wait until nothing comes any more."""
         quiet_s = max(self.gap_s, QUIET_S)
         give_up_s = self.loop.time() + DRAIN_MAX_S
         self._heard_s = self.loop.time()
         while (now_s := self.loop.time()) < min(self._heard_s + quiet_s, give_up_s):  # noqa: ASYNC110
             await asyncio.sleep(self._heard_s + quiet_s - now_s)  # silence is no event to wait for
-        self.forget()
 
     def forget(self) -> None:
-        """Drop what came and was not an answer."""
+        """Drop what came and was not an answer: it was late, or the rest of something broken."""
         self._rest = b""
         self.take_unasked()
 
@@ -164,7 +163,7 @@ class Wire(ModbusProtocol):
         came = f" ({self._framing.came} came)" if self._framing.came else ""
         self._end(
             SilentError(
-                f"{question.what}: no answer within {wait_max_s:g} s{came}: is the unit on, and its id right?"
+                f"{question.what}: no answer within {wait_max_s:.3g} s{came}: is the unit on, and its id right?"
             )
         )
 

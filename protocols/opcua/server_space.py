@@ -337,12 +337,22 @@ def values_of(entry: Entry) -> Values:
         case Thing():
             return entry.values
         case Variable():
-            return properties_of(entry.meaning)
+            return properties_of(entry.meaning) | _as_text(entry)
         case Method():
             lists = {"InputArguments": entry.inputs, "OutputArguments": entry.outputs}
             return {name: _arguments(given) for name, given in lists.items() if given}
         case Kind():
             return {}
+
+
+def _as_text(variable: Variable) -> dict[str, ua.Variant]:
+    """The name of the state; the standard wants it where the numbers have gaps."""
+    states = variable.meaning.states
+    if not states or _is_row(states):
+        return {}
+    number = variable.batch.read(variable).Value.Value
+    text = ua.LocalizedText(states.get(number, "") if number is not None else "")
+    return {"ValueAsText": ua.Variant(text, ua.VariantType.LocalizedText)}
 
 
 def properties_of(meaning: Meaning) -> dict[str, ua.Variant]:

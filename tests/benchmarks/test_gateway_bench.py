@@ -264,7 +264,7 @@ async def test_subscribers_share_the_variables_and_count_what_comes():
 
     async with server:
         changing = asyncio.create_task(change())
-        async with subscribers(f"opc.tcp://127.0.0.1:{port}", r"r\d+_w", 2) as clients:
+        async with subscribers(f"opc.tcp://127.0.0.1:{port}", r"r\d+_w", 5, 2) as clients:
             load = await measure(clients, [os.getpid()], window_s=1.0)
         changing.cancel()
     assert load.variables == 5

@@ -4,7 +4,7 @@ import math
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocols.codec import FLOATS, TYPES, CodecError, decode, encode, from_raw, width
@@ -28,6 +28,7 @@ def points(draw):
     )
 
 
+@settings(deadline=None)  # the machine is shared
 @given(points(), st.data())
 def test_every_pattern_of_bits_survives_decode_and_encode(p, data):
     registers = data.draw(st.lists(st.integers(0, 0xFFFF), min_size=width(p), max_size=width(p)))
@@ -41,6 +42,7 @@ def test_every_pattern_of_bits_survives_decode_and_encode(p, data):
     assert math.isclose(back, value, rel_tol=1e-6, abs_tol=1e-3 + abs(p.scale))
 
 
+@settings(deadline=None)  # the machine is shared
 @given(points(), st.integers(-30_000, 30_000))
 def test_a_value_comes_back_to_the_nearest_step_of_its_type(p, raw):
     raw = abs(raw) if p.type.startswith("u") else raw
@@ -135,6 +137,7 @@ def test_a_coil_is_one_or_nothing():
     assert [encode(coil, 0.0), encode(coil, 1.0)] == [[0], [1]]
 
 
+@settings(deadline=None)  # the machine is shared
 @given(st.sampled_from(["i16", "u16", "i32", "f32"]), st.floats(-500, 500), st.floats(-500, 500), st.data())
 def test_what_is_written_never_lies_outside_the_range_of_its_point(type_, one, other, data):
     """Rounding to a step of the type must not carry a limit over its bound, not by half a step."""
@@ -158,6 +161,7 @@ def test_a_value_just_inside_its_range_does_not_wrap_around_its_type():
     assert encode(point("u16", lowest=0.3), 0.35) == [1]
 
 
+@settings(deadline=None)  # the machine is shared
 @given(st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=12), ORDERS)
 def test_a_text_survives_encode_and_decode(text, order):
     p = Point(name="model", unit="text", address=0, type="string", registers=6, byte_order=order)
@@ -197,6 +201,7 @@ def test_a_state_without_a_name_is_no_value_and_is_not_written():
         encode(p, 1)
 
 
+@settings(deadline=None)  # the machine is shared
 @given(st.integers(0, 0xFFFF), st.integers(0, 0xFFFF), st.integers(1, 0xFFFF))
 def test_a_masked_point_changes_its_own_bits_and_no_other(before, value, mask):
     p = point("u16", mask=mask)

@@ -51,7 +51,8 @@ def point(draw, name):
     fields = {"type": kind, "address": address, "sentinels": tuple(marks), **order}
     shape = draw(st.sampled_from(["plain", "masked", "enum", "factor", "bits"]))
     if shape == "masked" and kind not in FLOATS:
-        return Point(name=name, unit="count", mask=draw(st.integers(1, 2 ** (16 * size) - 1)), **fields)
+        mask, factor = draw(st.integers(1, 2 ** (16 * size) - 1)), draw(st.sampled_from(["", *FACTORS]))
+        return Point(name=name, unit="count", mask=mask, scale_factor=factor, **fields)
     if shape == "enum" and kind not in FLOATS:
         states = draw(st.dictionaries(st.integers(0, 3), st.just("state"), min_size=1))
         return Point(name=name, unit="enum", enum=states, **fields)
@@ -109,6 +110,7 @@ def test_no_value_that_is_not_a_number_comes_out(span_points, words):
             assert value == value.strip() != ""
 
 
+@settings(deadline=None)  # the machine is shared
 @given(st.lists(st.integers(0, 1), min_size=19, max_size=19))
 def test_coils_come_as_bits_or_as_the_bytes_of_the_reply(bits):
     coils = [

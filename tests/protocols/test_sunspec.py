@@ -4,6 +4,7 @@ pysunspec2 is the SunSpec Alliance's own library. Only its definitions are share
 lays models out, counts groups, scales and marks what is not implemented is its own.
 """
 
+import asyncio
 import json
 import math
 import random
@@ -13,6 +14,8 @@ from importlib.resources import files
 import pytest
 import sunspec2.file.client as oracle
 import sunspec2.mdef as mdef
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from protocols import codec, sunspec
 from protocols.profile import ProfileError, complaints, load_profile
@@ -391,6 +394,45 @@ async def test_an_answer_of_the_wrong_length_is_no_answer():
 
     with pytest.raises(DeviceError, match="1 registers where 2 were asked for"):
         await sunspec.discover(read, name="d")
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.one_of(st.sampled_from((1, 103, 160, 203, 701, 704, 705, 714, 715, 802, 804, 64_999)), st.integers(0, 0xFFFF)),
+            st.one_of(st.integers(0, 200), st.sampled_from((0xFFFF, 40_000))),
+            st.integers(0, 2**32),
+        ),
+        max_size=8,
+    ),
+)  # fmt: skip
+def test_whatever_a_device_says_of_itself_makes_a_sound_profile_or_a_sentence(chain):
+    """Any ids, any lengths, any content: no other exception, bounded reads, and nothing but numbers in range."""
+    models = []
+    for model_id, length, seed in chain:
+        rng = random.Random(seed)
+        held = min(length, 400)  # a device that claims more than it holds refuses the rest
+        models.append(
+            [model_id, length, *(rng.choice((0, 1, 3, 0xFFFF, rng.getrandbits(16))) for _ in range(held))]
+        )
+    device = Device(models)
+    try:
+        profile = asyncio.run(sunspec.discover(device.read, name="d"))
+    except (ProfileError, DeviceError):
+        return
+    assert len(device.reads) < 1000
+    assert not list(complaints.of_profile(profile))
+    for block in profile.blocks:
+        held = [device.words.get(a) for a in range(block.first, block.last + 1)]
+        if None in held:
+            continue
+        points = [p for p in profile.points.values() if block.holds(p)]
+        for name, value in codec.SpanDecoder(points, block.first, len(held)).values(held).items():
+            point = profile.points[name]
+            if isinstance(value, float):
+                assert math.isfinite(value)
+                assert not point.enum or value in point.enum
 
 
 # ---- commanding ----

@@ -8,11 +8,22 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parents[2] / "systemd"
-UNITS = ("powerblock.service", "powerblock-agent.service", "powerblock-rig@.service")
+UNITS = (
+    "powerblock.service",
+    "powerblock-serve.service",
+    "powerblock-agent.service",
+    "powerblock-rig@.service",
+)
 DROP_INS = sorted((FOLDER / "drop-ins").glob("*.conf"))
-EXPOSURE_MAX = {"powerblock.service": 2.0, "powerblock-agent.service": 4.0, "powerblock-rig@.service": 2.0}
+EXPOSURE_MAX = {
+    "powerblock.service": 2.0,
+    "powerblock-serve.service": 2.0,
+    "powerblock-agent.service": 4.0,
+    "powerblock-rig@.service": 2.0,
+}
 COMMANDS = {
     "powerblock.service": "/opt/powerblock/venv/bin/powerblock run /etc/powerblock/block.yaml",
+    "powerblock-serve.service": "/opt/powerblock/venv/bin/powerblock serve /etc/powerblock/block.yaml",
     "powerblock-agent.service": "/opt/powerblock/venv/bin/powerblock agent /etc/powerblock/node.yaml",
     "powerblock-rig@.service": "/opt/powerblock/venv/bin/powerblock-rig run /etc/powerblock/rig/%i.yaml",
 }

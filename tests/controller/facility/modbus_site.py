@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import time
-from pathlib import Path
 
 import msgspec
 
@@ -11,7 +10,7 @@ from controller.commands import VERBS
 from controller.facility.config import ModbusServerConfig
 from controller.facility.modbus import ModbusFacility
 from controller.image.image import Image
-from controller.image.model import Command, Group, Outcome, Point, Result, Role
+from controller.image.model import Command, Group, Outcome, Point, Result
 from controller.image.wire import Update
 
 RATING_W = 14_000.0
@@ -68,7 +67,7 @@ VALUES = {
 class Site:
     """What `ImageFeed` is to the server. `command` answers with `outcomes` by verb, else accepts."""
 
-    def __init__(self, groups=GROUPS):
+    def __init__(self, groups=GROUPS) -> None:
         self.image = Image(groups)
         self.alive = True
         self.block = "hall-a"
@@ -76,8 +75,8 @@ class Site:
         self.outcomes: dict[str, Outcome] = {}
         self.gate = asyncio.Event()
         self.gate.set()
-        for path, values in VALUES.items():
-            self.tell(path, values)
+        for group in groups:
+            self.tell(group.path, VALUES[group.path])
 
     def tell(self, path, values, doubt="", taken_at_s=None):
         index = self.image.index(path)
@@ -131,6 +130,3 @@ async def serving(site, now_s=time.monotonic, **changes):
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
-
-
-__all__ = ["FACILITY", "GROUPS", "METER", "RATING_W", "Path", "Role", "Site", "config", "serving"]

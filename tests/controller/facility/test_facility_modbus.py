@@ -378,9 +378,25 @@ async def test_a_write_that_the_device_or_the_block_refuses_is_exception_4_and_o
         unit, address = PLACES["devices/meter/setpoint_c"]
         assert await master.write(unit, address, [0x4190, 0]) == 4
         assert await master.write(unit, address, [0x4190]) == 2
+        assert await master.write(unit, address, [0x7FC0, 0]) == 3  # NaN
+        assert len(site.commands) == 1
         assert await master.write(unit, address + 1, [0]) == 2
         unit, address = PLACES["devices/meter/power_w"]
         assert await master.write(unit, address, [0x4190, 0]) == 2
+
+
+async def test_a_gateway_without_a_block_serves_its_devices_and_has_no_limit_to_set():
+    site = Site(GROUPS[1:])
+    async with serving(site) as facility, master_of(facility) as master:
+        unit, address = PLACES["devices/meter/power_w"]
+        assert (await master.read(unit, address, 4))[2] == 2
+        limit = PLACES["704.WMaxLimPct"][1]
+        assert await master.read(1, limit, 1) == [0xFFFF]
+        assert await master.write(1, limit, [5000]) == 2
+        assert await master.write(1, PLACES["715.AlarmReset"][1], [1]) == 0
+        power = PLACES["213.W"][1]
+        assert struct.unpack(">f", struct.pack(">2H", *await master.read(1, power, 2))) == (9001.5,)
+        assert site.asked == [("reset", {})]
 
 
 # --- who may ----------------------------------------------------------------------------------------------

@@ -18,8 +18,10 @@ from tests.controller.facility.modbus_site import RATING_W, Site, serving
 class Client:
     """The blocking client in a thread, so that the server can live in this one."""
 
-    def __init__(self, port):
-        self.device = SunSpecModbusClientDeviceTCP(slave_id=1, ipaddr="127.0.0.1", ipport=port, timeout=5)
+    def __init__(self, port, **more):
+        self.device = SunSpecModbusClientDeviceTCP(
+            slave_id=1, ipaddr="127.0.0.1", ipport=port, timeout=5, **more
+        )
 
     async def __aenter__(self):
         await asyncio.to_thread(self.device.scan, connect=True, full_model_read=True)

@@ -3,22 +3,28 @@
 import asyncio
 import contextlib
 import datetime as dt
+import ipaddress
 import ssl
 import struct
+import time
 
 import pytest
 import trustme
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from sunspec2.modbus.modbus import ModbusClientException
 
+from controller.facility.modbus import ModbusFacility
 from controller.image.model import Role
 from protocols.modbus.server import ROLE, holder
-from tests.controller.facility.modbus_site import Site, serving
+from tests.controller.facility.modbus_site import Site, config, serving
+from tests.controller.facility.test_facility_modbus_sunspec import Client
 
 # handshakes are refused here: what the loop then leaves to the collector is closed by it, with a warning
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
+LOOPBACK = ipaddress.ip_address("127.0.0.1")
 NOW = dt.datetime.now(dt.UTC)
 DAY = dt.timedelta(days=1)
 SEQ = struct.pack(">BHH", 6, 112, 1)
@@ -47,7 +53,7 @@ class Authority:
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
         made = self._begun(subject, key.public_key(), ends).add_extension(
-            x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False
+            x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.IPAddress(LOOPBACK)]), critical=False
         )
         made = made.add_extension(
             x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False
@@ -198,6 +204,40 @@ async def test_a_plain_master_on_the_secure_port_is_let_go_and_others_are_served
         assert (await ask(facility, ca, cert, key, READ))[0] == 3
         writer.close()
         silent_writer.close()
+
+
+def test_a_name_holds_nothing_that_a_terminal_would_obey():
+    made = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "a\x1b[2J")])
+    key = ec.generate_private_key(ec.SECP256R1())
+    evil = x509.CertificateBuilder(made, made, key.public_key(), 1, NOW - DAY, NOW + DAY).sign(
+        key, hashes.SHA256()
+    )
+    assert holder(evil.public_bytes(serialization.Encoding.DER)) == ("a[2J", "")
+    assert holder(b"no certificate") == ("", "")
+
+
+async def test_a_certificate_that_is_not_there_is_known_at_the_start(ca, tmp_path):
+    missing = {"port": 0, "ca": ca.path, "cert": tmp_path / "none.pem", "key": tmp_path / "none.key"}
+    facility = ModbusFacility(config(port=None, tls=missing), Site(), version="1", now_s=time.monotonic)
+    with pytest.raises(ExceptionGroup) as failed:
+        await facility.run()
+    assert failed.group_contains(FileNotFoundError)
+
+
+async def test_a_sunspec_client_in_tls_limits_the_block_as_its_role_allows(ca):
+    site = Site()
+    _, cert, key = ca.issue("operator", ("operate",))
+    _, viewer, viewer_key = ca.issue("viewer", ("observe",))
+    async with secured(site, ca) as facility:
+        port = facility.servers[0].port
+        async with Client(port, tls=True, cafile=ca.path, certfile=cert, keyfile=key) as client:
+            await client.write(704, WMaxLimPct=50, WMaxLimPctEna=1)
+            assert site.asked == [("set_power_limit", {"limit_w": 7000.0})]
+        async with Client(port, tls=True, cafile=ca.path, certfile=viewer, keyfile=viewer_key) as client:
+            assert client.model(213).W.cvalue == pytest.approx(9001.5)
+            with pytest.raises(ModbusClientException, match="1"):
+                await client.write(704, WMaxLimPctEna=0)
+        assert len(site.commands) == 1
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ async def test_in_local_the_controller_refuses_and_remote_obeys_again(tmp_path, 
         with pytest.raises(ModbusClientException, match="4"):
             await client.write(704, WMaxLimPct=50, WMaxLimPctEna=1)
         async with asyncio.timeout(5):
-            while (await client.read(715)).LocRemCtl.value != 1:
+            while (await client.read(715)).LocRemCtl.value != 1:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         controller.facility.switch("remote", "panel", controller.now_s(), time.time())
         controller.tell()

@@ -77,7 +77,10 @@ class FaultServer:
 
 
 class Bus:
-    """A serial line: what the master says reaches every slave, what a slave says reaches the master.
+    """A serial line with a libmodbus process per unit; what a slave says reaches the master.
+
+    What the master says reaches the slaves of that id alone: libmodbus takes whatever follows a request to
+    another slave for that slave's answer, so beside a dead one it would lose its own requests.
 
     The master's end is a terminal (`path`) or, as with a serial device server, a TCP port (`port`).
     """
@@ -85,9 +88,7 @@ class Bus:
     def __init__(self, *units):
         self._units = units
         self.servers = []
-        self.said = bytearray()  # by the master
         self._fds = []
-        self._master = None
 
     async def __aenter__(self):
         self._stack = contextlib.AsyncExitStack()
@@ -129,9 +130,9 @@ class Bus:
         self._send(os.read(self._serial, 1024))
 
     def _send(self, data):
-        self.said += data
-        for fd in self._slaves:
-            os.write(fd, data)
+        for unit, fd in zip(self._units, self._slaves, strict=True):
+            if unit == data[0]:
+                os.write(fd, data)
 
     def _from_slave(self, fd):
         data = os.read(fd, 1024)

@@ -108,8 +108,8 @@ async def test_p05_a_late_tcp_reply_is_dropped_by_its_transaction():
     ("name", "argument", "sentence"),
     [
         ("function", 4, "asked with function 3, answered with 4"),
-        ("count", 5, "1 asked, 5 came"),
-        ("count", 0, "1 asked, 0 came"),
+        ("count", 5, "asked, 5 came"),
+        ("count", 0, "asked, 0 came"),
         ("exception", 4, "device failure"),
         ("exception", 6, "device busy"),
         ("unit", 9, "unit 9"),
@@ -158,7 +158,7 @@ async def test_a_second_answer_casts_doubt_and_never_answers_the_next_question(k
         readings = Readings()
         async with running(None, twins(readings, unit_id=7), transport=wire_of(kind, bus)):
             await readings.until(healthy)
-            await bus.servers[0].fault(7, "twice", 1)
+            await bus.servers[0].fault(7, "twice", 0)
             doubtful = await readings.until(lambda r: r.doubt, within_s=5)
             assert "two devices with one unit id?" in doubtful.doubt
             for _ in range(10):
@@ -191,7 +191,7 @@ async def test_a_second_tcp_answer_casts_doubt():
         readings = Readings()
         async with running(None, twins(readings), transport=Tcp("127.0.0.1", server.port)):
             await readings.until(healthy)
-            await server.fault(1, "twice", 1)
+            await server.fault(1, "twice", 0)
             doubtful = await readings.until(lambda r: r.doubt)
             assert doubtful.doubt.startswith("answered twice: two devices with one unit id?")
         assert untrue(readings, 1) == []
@@ -212,7 +212,7 @@ async def test_p03_one_dead_unit_of_eight_on_a_line_costs_the_others_less_than_a
     """Also P8: its time-outs drop nothing of theirs. A wait is as long as five of their polls."""
     ids = range(1, 9)
     everyone = {unit_id: Readings() for unit_id in ids}
-    units = [twins(everyone[n], f"u{n}", unit_id=n, poll_s=0.1, points=("first",)) for n in ids]
+    units = [twins(everyone[n], f"u{n}", unit_id=n, poll_s=0.1, points=("first", "third")) for n in ids]
     async with Bus(*ids) as bus, FaultServer() as server:
         transport = Tcp("127.0.0.1", server.port) if kind == "tcp" else wire_of(kind, bus)
         async with running(None, *units, transport=transport, clock=time.monotonic):

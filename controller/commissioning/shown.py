@@ -1,0 +1,121 @@
+"""One value as a person sees it: what it says, how good it is, why not, and what was on the wire.
+
+The same row comes from a device asked directly and from the image of a running controller, so that `read`,
+`watch` and `checkout` need not know which of the two it was.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from controller.image.model import Quality, Value
+from protocols.profile import Point
+
+EXACT_BELOW: Final = 1e7  # seven digits are what a 32-bit float carries; a counter beyond is shown whole
+STATES_SHOWN: Final = 4  # of an enumeration, in the column for the expected range
+
+QUALITY_STYLES: Final = {Quality.GOOD: "green", Quality.UNCERTAIN: "yellow", Quality.BAD: "bold red"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """A value of a point, once.
+
+    Attributes:
+        raw: registers or variable as they came; "" where that is not known.
+        age_s: since it was taken.
+        why: it is not good.
+    """
+
+    point: Point
+    value: Value
+    quality: Quality
+    why: str = ""
+    raw: str = ""
+    age_s: float = 0.0
+
+    @property
+    def said(self) -> str:
+        return said(self.point, self.value)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "point": self.point.name,
+            "value": self.value,
+            "said": self.said,
+            "unit": self.point.unit,
+            "quality": self.quality.name.lower(),
+            "why": self.why,
+            "raw": self.raw,
+            "age_s": round(self.age_s, 3),
+        }
+
+
+def good(point: Point, value: Value, raw: str = "") -> Shown:
+    return Shown(point=point, value=value, quality=Quality.GOOD, raw=raw)
+
+
+def bad(point: Point, why: str, raw: str = "") -> Shown:
+    return Shown(point=point, value=None, quality=Quality.BAD, why=why, raw=raw)
+
+
+def said(point: Point, value: Value) -> str:
+    """The value in words: states and flags by their names."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    if point.enum:
+        return f"{value:g} {point.enum.get(int(value), '?')}"
+    if point.bits:
+        active = [bit.name for number, bit in point.bits.items() if int(value) >> number & 1 == bit.active]
+        return ", ".join(active) or "none"
+    if point.unit == "bool":
+        return "on" if value else "off"
+    return number(value)
+
+
+def number(value: float) -> str:
+    if value == int(value) and abs(value) >= EXACT_BELOW:
+        return f"{value:.0f}"
+    return f"{value:.7g}"
+
+
+def unit(point: Point) -> str:
+    """As it stands behind a number; states, flags and texts have none."""
+    return "" if point.unit in ("bool", "count", "enum", "bits", "text") else point.unit
+
+
+def expected(point: Point, lowest: float | None = None, highest: float | None = None) -> str:
+    """What a plausible value looks like; bounds of the site stand in for those of the profile."""
+    if point.enum:
+        states = [f"{value} {name}" for value, name in point.enum.items()]
+        rest = f" and {len(states) - STATES_SHOWN} more" if len(states) > STATES_SHOWN else ""
+        return ", ".join(states[:STATES_SHOWN]) + rest
+    if point.bits:
+        return f"{len(point.bits)} flags"
+    if point.unit == "text":
+        return "a text"
+    if point.unit == "bool":
+        return "on or off"
+    low = point.lowest if lowest is None else lowest
+    high = point.highest if highest is None else highest
+    if math.isinf(low) and math.isinf(high):
+        return "any number"
+    if math.isinf(high):
+        return f"{number(low)} or more"
+    return f"{number(high)} or less" if math.isinf(low) else f"{number(low)} to {number(high)}"
+
+
+def words_said(words: Sequence[int]) -> str:
+    """Registers as people compare them with a document; bits as they are."""
+    return " ".join(f"{word:04X}" for word in words)
+
+
+def counted(shown: Mapping[str, Shown]) -> str:
+    """`12 good, 1 uncertain, 2 bad`."""
+    counts = {quality: sum(one.quality is quality for one in shown.values()) for quality in Quality}
+    return ", ".join(
+        f"{counts[quality]} {quality.name.lower()}"
+        for quality in (Quality.GOOD, Quality.UNCERTAIN, Quality.BAD)
+        if counts[quality] or quality is Quality.GOOD
+    )
