@@ -62,10 +62,12 @@ def agent(
 
 @app.command()
 def check(block_path: BlockPath, as_json: AsJson = False) -> None:
-    """Check a configuration and show the limits it means, or everything that is wrong with it."""
-    from controller.views import check as view
+    """Check a configuration and show what it means, or everything that is wrong with it."""
+    from controller.config import BlockConfig
+    from controller.views import check, check_gateway
 
-    config = _load(block_path)
+    config = _load_any(block_path)
+    view: Any = check if isinstance(config, BlockConfig) else check_gateway
     _show(view.as_json(config) if as_json else view.render(config))
     unfit = list(view.unfit(config))
     for sentence in unfit:
@@ -194,6 +196,36 @@ def explain(
     _show(view.as_json(found) if as_json else view.render(found))
     if found.refused:
         raise typer.Exit(EXIT_NEGATIVE)
+
+
+@app.command("map")
+def map_(
+    block_path: BlockPath,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FILE", help="its ending says what: .csv, .md or .xlsx")
+    ],
+) -> None:
+    """Write the Modbus register map that `facility.modbus` serves."""
+    from controller.facility.modbus import register_map
+    from controller.facility.modbus_export import write
+    from controller.gateway import catalogue
+
+    config = _load_any(block_path)
+    try:
+        write(out, register_map(catalogue(config)), block=config.block)
+    except (ValueError, OSError) as error:
+        _give_up(f"{out}: {error}")
+
+
+@app.command()
+def password() -> None:
+    """Ask for a password and print what stands for it in the users' file of `facility.opcua`."""
+    from controller.facility.opcua_users import PASSWORD_MAX_CHARS, hashed
+
+    said = typer.prompt("password", hide_input=True, confirmation_prompt=True)
+    if len(said) > PASSWORD_MAX_CHARS:
+        _give_up(f"more than {PASSWORD_MAX_CHARS} characters; choose a shorter one")
+    typer.echo(hashed(said))
 
 
 @app.command()

@@ -5,6 +5,9 @@ both have been seen of network libraries after a lost broker. A link that ended 
 nobody, while all the rest goes on. Here such an end is an error: it ends the process, and the service
 manager starts a new one, which holds what is safe until it knows better.
 
+SIGHUP means: begin anew with the configuration as it stands, if it holds. The process replaces itself, so its
+number stays; whoever is connected to another process stays connected.
+
 Nothing may keep a process from ending. Libraries have been seen to swallow a cancellation
 (`asyncio.wait_for` does, up to Python 3.11), and a task group passes it on to its tasks only once: so all
 tasks are cancelled again and again. A thread that waits for a dead disk or a silent name server cannot be
@@ -16,12 +19,14 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, Final, NoReturn
 
 import structlog
 
 CANCEL_AGAIN_S: Final = 0.2
+RELOAD: Final = -1  # exit status of a life that ends to begin anew
 
 log = structlog.get_logger(__name__)
 
@@ -30,6 +35,7 @@ class Life:
     """The tasks of a process that live until one of them fails or a signal comes."""
 
     def __init__(self) -> None:
+        self.reloads = False  # it ends only to begin anew
         self._stopping = False
         self._tasks: list[asyncio.Task[Any]] = []  # the first is the one that waits for the others
 
@@ -38,6 +44,16 @@ class Life:
         self._begin()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self.end)
+
+    def reload_on_signal(self, holds: Callable[[], bool]) -> None:
+        """SIGHUP ends the process to begin anew, if `holds` says that it can."""
+
+        def reload() -> None:
+            if holds():
+                self.reloads = True
+                self.end()
+
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
 
     async def live(self, parts: Mapping[str, Callable[[], Awaitable[None]]]) -> None:
         """Run all parts until `end` is called. Raises an exception group when one fails, or just ends."""
@@ -80,6 +96,13 @@ class Life:
             asyncio.get_running_loop().call_later(CANCEL_AGAIN_S, self.end)
 
 
+def ending(life: Life) -> str:
+    """What the service manager is told at the end."""
+    if not life.reloads:
+        return "STOPPING=1"
+    return f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}"
+
+
 def run_and_leave(life: Coroutine[Any, Any, int]) -> NoReturn:
     """Run the coroutine, and end the process with the status it returns, without waiting for threads."""
     runner = asyncio.Runner(loop_factory=_loop_factory())  # not closed: that would wait for threads
@@ -91,6 +114,8 @@ def run_and_leave(life: Coroutine[Any, Any, int]) -> NoReturn:
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
+    if code == RELOAD:
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606  the same program anew
     os._exit(code)
 
 

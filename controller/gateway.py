@@ -13,20 +13,38 @@ from controller.alarms import AlarmDesk, AlarmSettings
 from controller.alarms.points import SEVERITIES, Flag, PointRules, Rule, Threshold
 from controller.clock import now_s, now_utc_s
 from controller.commands import CommandDesk
-from controller.config import BlockConfig, GatewayConfig, devices
+from controller.config import BlockConfig, GatewayConfig, devices, settings_of
 from controller.core.model import Settings
-from controller.field import Field, Taker
+from controller.field import Field, Taker, group_of
 from controller.gateway_config import Device, profile_of
-from controller.image.block import FACILITY
+from controller.image.block import FACILITY, BlockPoints
 from controller.image.image import GroupCells, Image
 from controller.image.model import AlarmView, Command, Group, Outcome, Value
 from controller.image.server import ImageServer
 from controller.image.wire import SOCKET_NAME, Update
+from controller.site.config import DsxFlexConfig
 from controller.site.facility import MODES, Facility
+from controller.site.policy import block_w
 from protocols.profile import Point
 
 FACILITY_INDEX: Final = 0
 FIRST_OWN: Final = 1  # groups of the law begin here, those of devices follow
+
+
+def block_points(config: BlockConfig) -> BlockPoints:
+    """The law's own groups."""
+    settings = settings_of(config)
+    feeds = next((dict(one.feeds) for one in config.site.sources if isinstance(one, DsxFlexConfig)), {})
+    names = [source.name for source in config.site.sources]
+    return BlockPoints(
+        settings, block_w(settings, settings.topology.gpu_min_w), names, feeds, first=FIRST_OWN
+    )
+
+
+def catalogue(config: GatewayConfig | BlockConfig) -> list[Group]:
+    """All groups, as a controller that has just started tells them: of SunSpec devices not yet the points."""
+    own = block_points(config).groups if isinstance(config, BlockConfig) else []
+    return [FACILITY, *own, *(group_of(device, profile_of(device.config)) for device in devices(config))]
 
 
 class Gateway:

@@ -15,6 +15,7 @@ A point that `writes` does not name is never written, whatever its profile allow
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Final, Literal, NamedTuple
 
@@ -190,7 +191,16 @@ def device_errors(devices: Sequence[Device]) -> Iterator[str]:
 
 def profile_of(device: DeviceConfig) -> Profile | None:
     """None: the device will say. Raises ProfileError."""
-    return None if device.profile == SUNSPEC else load_profile(device.profile)
+    if device.profile == SUNSPEC:
+        return None
+    path = Path(device.profile)
+    return _loaded(device.profile, path.stat().st_mtime_ns if path.is_file() else 0)
+
+
+@cache
+def _loaded(name: str, _changed_ns: int) -> Profile:
+    """Reading a file takes 20 ms, and four hundred devices may share one."""
+    return load_profile(name)
 
 
 def _profile_errors(device: Device) -> Iterator[str]:

@@ -25,17 +25,15 @@ import structlog
 from controller.actuate import Actuate
 from controller.board import Board
 from controller.clock import now_s, now_utc_s
-from controller.config import BlockConfig, ConfigError, GatewayConfig, load_config, settings_of
+from controller.config import BlockConfig, ConfigError, GatewayConfig, is_sound, load_config, settings_of
 from controller.core import law, watch
 from controller.core.model import NEVER_S, Decision, Measurement, Site, Snapshot
-from controller.endless import Life, run_and_leave
+from controller.endless import RELOAD, Life, ending, run_and_leave
 from controller.field import Taker
-from controller.gateway import FIRST_OWN, Gateway
-from controller.image.block import BlockPoints
+from controller.gateway import Gateway, block_points
 from controller.journal import Journal
 from controller.notify import notify
 from controller.pure_gateway import PureGateway
-from controller.site.config import DsxFlexConfig
 from controller.site.desk import SiteDesk
 from controller.status import PERIOD_S, StatusFile, block_status
 from controller.store import Store, StoreError
@@ -80,9 +78,7 @@ class Controller:
         self._link = self._new_link()
         self._site.attach(self._link)
         facility = self._site.facility
-        self._points = BlockPoints(
-            settings, facility.least_w, self._site.names, _feeds(config), first=FIRST_OWN
-        )
+        self._points = block_points(config)
         self._gateway = Gateway(
             config,
             epoch=self._epoch,
@@ -288,11 +284,6 @@ class Controller:
         self._store.close()
 
 
-def _feeds(config: BlockConfig) -> dict[str, float]:
-    """Share of the block's power that each feed carries, as far as a source names feeds."""
-    return next((dict(one.feeds) for one in config.site.sources if isinstance(one, DsxFlexConfig)), {})
-
-
 def _instruments(config: BlockConfig, board: Board) -> dict[str, Taker]:
     """Where the measurements go that the law lives by."""
 
@@ -306,13 +297,19 @@ def _instruments(config: BlockConfig, board: Board) -> dict[str, Taker]:
     return {"meter": put_meter, "cooling": put_cooling, **inlets}
 
 
-async def run(config: GatewayConfig | BlockConfig) -> int:
+async def run(config: GatewayConfig | BlockConfig, path: Path | None = None) -> int:
     """Serve until SIGTERM or SIGINT. A stop changes no limit: the agents' leases run out by themselves.
+
+    Args:
+        config: of the block.
+        path: its file, which SIGHUP has read again; None: no reload.
 
     Returns the exit status: 2 when it cannot work as set up, else 0.
     """
     life = Life()
     life.end_on_signals()
+    if path is not None:
+        life.reload_on_signal(partial(is_sound, path))
     try:
         controller = Controller(config) if isinstance(config, BlockConfig) else PureGateway(config)
     except (StoreError, MqttConfigError, ConfigError) as error:
@@ -322,9 +319,9 @@ async def run(config: GatewayConfig | BlockConfig) -> int:
     except asyncio.CancelledError:
         log.info("stopped, limits stay as they are until their leases run out")
     finally:
-        notify("STOPPING=1")
+        notify(ending(life))
         controller.close()
-    return 0
+    return RELOAD if life.reloads else 0
 
 
 def main(path: Path) -> int:
@@ -336,7 +333,7 @@ def main(path: Path) -> int:
         config = load_config(path)
     except ConfigError as error:
         return _refused(error)
-    return run_and_leave(run(config))
+    return run_and_leave(run(config, path))
 
 
 def _refused(error: Exception) -> int:

@@ -313,11 +313,6 @@ class MqttLink:
         loop.call_later(REPLY_WAIT_MAX_S, self._give_up, post)
         return post.done
 
-    def forget(self) -> None:
-        """Drops what waits to be published: for whoever says everything anew in `on_connect`."""
-        self._newest.clear()
-        self._kept.clear()
-
     async def run(self) -> None:
         """Keeps the link up until cancelled. Run it as one task of the service's TaskGroup."""
         failures = 0

@@ -85,6 +85,9 @@ def unit(point: Point) -> str:
     return "" if point.unit in ("bool", "count", "enum", "bits", "text") else point.unit
 
 
+WITHOUT_RANGE: Final = {"bool": "on or off", "text": "a text"}
+
+
 def expected(point: Point, lowest: float | None = None, highest: float | None = None) -> str:
     """What a plausible value looks like; bounds of the site stand in for those of the profile."""
     if point.enum:
@@ -93,16 +96,12 @@ def expected(point: Point, lowest: float | None = None, highest: float | None = 
         return ", ".join(states[:STATES_SHOWN]) + rest
     if point.bits:
         return f"{len(point.bits)} flags"
-    if point.unit == "text":
-        return "a text"
-    if point.unit == "bool":
-        return "on or off"
+    if point.unit in WITHOUT_RANGE:
+        return WITHOUT_RANGE[point.unit]
     low = point.lowest if lowest is None else lowest
     high = point.highest if highest is None else highest
-    if math.isinf(low) and math.isinf(high):
-        return "any number"
     if math.isinf(high):
-        return f"{number(low)} or more"
+        return "any number" if math.isinf(low) else f"{number(low)} or more"
     return f"{number(high)} or less" if math.isinf(low) else f"{number(low)} to {number(high)}"
 
 

@@ -175,21 +175,18 @@ async def introduced(talk: Talk, unit_id: int, profile: Profile) -> str:
             raise DeviceError(str(silent)) from silent
         if not identity.accepts(value):
             said = "nothing" if value is None else repr(value)
-            return f"another device? {identity.point} says {said}, profile {profile.name} wants {identity.wanted}"
+            wanted = f"profile {profile.name} wants {identity.wanted}"
+            return f"another device? {identity.point} says {said}, {wanted}"
     return ""
 
 
 async def taken_from(
     talk: Talk, unit_id: int, profile: Profile, points: Sequence[Point], known: dict[str, Value]
 ) -> dict[str, Shown]:
-    """Values of `points` and the scale factors they rest on, as few questions as the profile allows.
+    """Values of `points` and of the scale factors they rest on, by as few questions as the profile allows.
 
-    Args:
-        known: scale factors; kept up to date here.
-
-    Raises:
-        LostError: the connection is gone.
-        SilentError: the unit answered nothing.
+    `known` holds scale factors, and is kept up to date here. Raises LostError when the connection is gone,
+    SilentError when the unit answered nothing at all.
     """
     taken: dict[str, Shown] = {}
     reads = [Read(one) for one in plan_reads(profile.with_scale_factors(tuple(points)), profile)]
@@ -203,19 +200,22 @@ async def taken_from(
             if refused.lasting and len(read.span.points) > 1:
                 reads[:0] = [Read(span([point])) for point in read.span.points]
             else:
-                taken |= {point.name: bad(point, _short(refused)) for point in read.span.points}
-            continue
+                taken |= _all_bad([read], short(refused))
         except SilentError as silent:
             silences += 1
-            if silences >= SILENCES_MAX and not heard:
-                raise
-            taken |= {point.name: bad(point, _short(silent)) for point in read.span.points}
-            continue
-        heard, silences = True, 0
-        taken |= _shown(read, answer, known)
-    if not heard and taken:
-        raise SilentError(next(iter(taken.values())).why)
+            taken |= _all_bad([read], short(silent))
+            if silences >= SILENCES_MAX or not (heard or reads):
+                if not heard:
+                    raise
+                return taken | _all_bad(reads, f"not asked any more: {short(silent)}")
+        else:
+            heard, silences = True, 0
+            taken |= _shown(read, answer, known)
     return taken
+
+
+def _all_bad(reads: Sequence[Read], why: str) -> dict[str, Shown]:
+    return {point.name: bad(point, why) for read in reads for point in read.span.points}
 
 
 def _shown(read: Read, answer: bytes, known: dict[str, Value]) -> dict[str, Shown]:
@@ -231,7 +231,7 @@ def _shown(read: Read, answer: bytes, known: dict[str, Value]) -> dict[str, Show
     return shown
 
 
-def _short(error: DeviceError) -> str:
+def short(error: DeviceError) -> str:
     """Without the unit: the sheet says which one it is."""
     text = str(error)
     return text.partition(": ")[2] if text.startswith("unit ") else text
@@ -341,11 +341,13 @@ class ImageSource:
                 return
         if self._cells() is None:
             raise ToolError(
-                f"{self._target.name}: the running controller does not know it; was it started with another file?"
+                f"{self._target.name}: the running controller does not know it;"
+                " was it started with another file?"
             )
 
     async def close(self) -> None:
         running, self._running = self._running, None
+        self._feed.alive = False  # we leave, it does not: nothing to log
         if running is not None:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)

@@ -14,8 +14,15 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from controller.config import ConfigError, Device, GatewayConfig, devices, load_config
-from controller.gateway_config import OPCUA_SCHEME, SUNSPEC, DeviceConfig, device_errors, profile_of
+from controller.config import ConfigError, GatewayConfig, devices, load_config
+from controller.gateway_config import (
+    OPCUA_SCHEME,
+    SUNSPEC,
+    Device,
+    DeviceConfig,
+    device_errors,
+    profile_of,
+)
 from protocols.profile import Profile, ProfileError, builtin_profiles, load_profile
 
 UNKNOWN: Final = ""  # profile of an OPC UA server that is only to be probed

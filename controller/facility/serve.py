@@ -10,6 +10,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Final
@@ -17,8 +18,8 @@ from typing import Final
 import structlog
 
 from controller.clock import now_s
-from controller.config import BlockConfig, ConfigError, GatewayConfig, load_config
-from controller.endless import Life, run_and_leave
+from controller.config import BlockConfig, ConfigError, GatewayConfig, is_sound, load_config
+from controller.endless import RELOAD, Life, ending, run_and_leave
 from controller.image.feed import ImageFeed
 from controller.image.wire import SOCKET_NAME
 from controller.notify import notify
@@ -32,7 +33,7 @@ log = structlog.get_logger(__name__)
 
 
 def main(path: Path) -> int:
-    """Command `powerblock serve`. Returns 2 for a configuration that cannot be served; else the process ends."""
+    """Command `powerblock serve`. Returns 2 for a bad configuration; else the process ends."""
     from controller.logs import configure
 
     configure("INFO", json=not sys.stderr.isatty())
@@ -40,13 +41,14 @@ def main(path: Path) -> int:
         config = load_config(path)
     except ConfigError as error:
         return _refused(error)
-    return run_and_leave(run(config))
+    return run_and_leave(run(config, path))
 
 
-async def run(config: GatewayConfig | BlockConfig) -> int:
-    """Serve until SIGTERM or SIGINT. Returns the exit status."""
+async def run(config: GatewayConfig | BlockConfig, path: Path) -> int:
+    """Serve until SIGTERM or SIGINT; SIGHUP has the file read anew. Returns the exit status."""
     life = Life()
     life.end_on_signals()
+    life.reload_on_signal(partial(is_sound, path))
     feed = ImageFeed(config.run_dir / SOCKET_NAME)
     try:
         servers = {name: made for name, make in SERVERS.items() if (made := make(config, feed)) is not None}
@@ -60,8 +62,8 @@ async def run(config: GatewayConfig | BlockConfig) -> int:
     except asyncio.CancelledError:
         log.info("stopped; the controller goes on")
     finally:
-        notify("STOPPING=1")
-    return 0
+        notify(ending(life))
+    return RELOAD if life.reloads else 0
 
 
 def _opcua(config: GatewayConfig, feed: ImageFeed) -> Run | None:

@@ -26,6 +26,7 @@ from controller.site.config import DsxFlexConfig, OpenAdrVtnConfig, RampConfig, 
 from controller.site.keys import key_files, signer_file
 from controller.site.openadr import ven_settings
 from controller.site.policy import ACTS, policy_of
+from controller.views import check_gateway
 from controller.views.figures import kw, percent, span
 from controller.yaml_config import ConfigError
 from protocols.mqtt import MqttConfigError, MqttLink
@@ -159,6 +160,7 @@ def _source_warnings(config: BlockConfig) -> Iterator[str]:
 
 def unfit(config: BlockConfig) -> Iterator[str]:
     """Files and addresses with which the controller would not start, for this user on this machine."""
+    yield from check_gateway.unfit(config)
     missing = False
     for where, path in _files(config):
         if path.is_relative_to(CREDENTIALS):
@@ -315,6 +317,8 @@ def _tree(config: BlockConfig, found: BlockFacts) -> Tree:
             branch.add(_inlet(inlet, rack))
         for node in rack.nodes:
             branch.add(_node(node, config))
+    for branch in check_gateway.branches(config):
+        tree.add(branch)
     return tree
 
 

@@ -161,11 +161,8 @@ class Wire(ModbusProtocol):
     def _time_out(self, question: Question, wait_max_s: float) -> None:
         self._framing.give_up()
         came = f" ({self._framing.came} came)" if self._framing.came else ""
-        self._end(
-            SilentError(
-                f"{question.what}: no answer within {wait_max_s:.3g} s{came}: is the unit on, and its id right?"
-            )
-        )
+        none = f"no answer within {wait_max_s:.3g} s{came}"
+        self._end(SilentError(f"{question.what}: {none}: is the unit on, and its id right?"))
 
     def _end(self, error: DeviceError) -> None:
         if self._open is not None and not self._open.done():

@@ -26,6 +26,7 @@ from typing import Any, Final, Protocol
 from asyncua import ua
 from asyncua.common.utils import ServiceError
 from asyncua.ua.ua_binary import struct_to_binary
+from asyncua.ua.uaprotocol_auto import DataChangeFilter  # what comes off the wire; ua.DataChangeFilter is below it
 
 from protocols.opcua.server_events import Event, EventFilter, FilterError
 from protocols.opcua.server_values import Batch, Variable, overflowed, stamped
@@ -246,6 +247,7 @@ class Subscription:
         self._unasked = 0  # publishing intervals with something to say and nobody to say it to
         self._is_new = True
         self._more = False
+        self._wake = asyncio.Event()  # there is something new to sample
         self.revise(asked)
         self._task = asyncio.create_task(self._run(), name=f"opc ua subscription {number}")
 
@@ -376,14 +378,14 @@ class Subscription:
             times,
         )
         wanted = asked.Filter
-        if isinstance(wanted, ua.DataChangeFilter):
+        if isinstance(wanted, DataChangeFilter):
             deadband = self._deadband(node_id, wanted)
             return replace(wish, trigger=ua.DataChangeTrigger(wanted.Trigger), deadband=deadband)
         if wanted is not None and not (isinstance(wanted, ua.ExtensionObject) and wanted.TypeId.is_null()):
             raise ServiceError(ua.StatusCodes.BadFilterNotAllowed)
         return wish
 
-    def _deadband(self, node_id: ua.NodeId, wanted: ua.DataChangeFilter) -> float:
+    def _deadband(self, node_id: ua.NodeId, wanted: DataChangeFilter) -> float:
         if wanted.DeadbandType == ua.DeadbandType.None_:
             return 0.0
         variable = self._nodes.variable(node_id)
@@ -438,8 +440,8 @@ class Subscription:
             share.version, rate.due_s = -1, 0.0
         else:
             item.seen, item.told = -1, None
-            due, items = self._sampled.setdefault(interval_s, ([0.0], {}))
-            items[number] = item
+            self._sampled.setdefault(interval_s, ([0.0], {}))[1][number] = item
+            self._wake.set()
             if item.sample():
                 self._pending[number] = item
 
@@ -481,8 +483,11 @@ class Subscription:
                 publish_s = _next(publish_s, self.interval_s, now_s)
                 self._quiet += 1
                 await self.publish_results()
+            self._wake.clear()
             due_s = min([publish_s, *(due[0] for due, _ in self._sampled.values())])
-            await asyncio.sleep(max(due_s - time.monotonic(), 0.0))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(due_s - time.monotonic(), 0.0)):
+                    await self._wake.wait()
         self.forget()
         self._on_expired(self.number)
 

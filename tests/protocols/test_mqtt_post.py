@@ -70,13 +70,3 @@ async def test_posts_may_overlap_and_leave_what_is_published_alone(broker):
         await asyncio.gather(*posts)
         await until(lambda: len(heard) == 201)
     assert mouth.waiting == 0
-
-
-async def test_what_waits_can_be_forgotten(broker):
-    ear, heard = listener(broker.url, "p/#")
-    mouth = speaker(broker.url, on_connect=lambda: (mouth.forget(), mouth.publish("p/b", b"new")))
-    mouth.publish("p/a", b"old")
-    mouth.publish("p/a", b"older", keep=True)
-    async with running(ear, mouth):
-        await until(lambda: mouth.connected and len(heard) == 1)
-    assert heard.payloads == [b"new"]

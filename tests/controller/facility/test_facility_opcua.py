@@ -76,6 +76,39 @@ async def watching(client, *ids, period=50, **options):
     return heard, subscription
 
 
+class Raw:
+    """A subscription as it is on the wire."""
+
+    def __init__(self, client):
+        self._client, self.answers = client, []
+
+    @classmethod
+    async def watching(cls, client, *wanted, times=ua.TimestampsToReturn.Both, queue=1, period_ms=50.0):
+        self = cls(client)
+        asked = ua.CreateSubscriptionParameters(period_ms, 1000, 10, 0, True, 0)
+        self.number = (await client.uaclient.create_subscription(asked, self.answers.append)).SubscriptionId
+        requests = [
+            ua.MonitoredItemCreateRequest(
+                ua.ReadValueId(ua.NodeId(id_, 2), ua.AttributeIds.Value),
+                ua.MonitoringMode.Reporting,
+                ua.MonitoringParameters(handle, 50.0, wish, queue, True),
+            )
+            for handle, (id_, wish) in enumerate(wanted)
+        ]
+        items = ua.CreateMonitoredItemsParameters(self.number, times, requests)
+        self.results = await client.uaclient.create_monitored_items(items)
+        return self
+
+    @property
+    def told(self):
+        """Notifications, oldest first."""
+        parts = [part for answer in self.answers for part in answer.NotificationMessage.NotificationData]
+        return [item for part in parts for item in part.MonitoredItems]
+
+    async def close(self):
+        await self._client.uaclient.delete_subscriptions([self.number])
+
+
 # --- what is shown --------------------------------------------------------------------------------------
 
 
@@ -229,34 +262,21 @@ async def test_a_change_within_the_points_deadband_is_not_worth_telling(site, cl
 
 
 async def test_a_client_may_have_a_wider_deadband_of_its_own(site, client):
-    heard, subscription = await watching(client)
     wide = ua.DataChangeFilter(ua.DataChangeTrigger.StatusValue, ua.DeadbandType.Absolute, 100.0)
     percent = ua.DataChangeFilter(ua.DataChangeTrigger.StatusValue, ua.DeadbandType.Percent, 1.0)  # of 20 kW
-    requests = [
-        ua.MonitoredItemCreateRequest(
-            ua.ReadValueId(ua.NodeId(id_, 2), ua.AttributeIds.Value),
-            ua.MonitoringMode.Reporting,
-            ua.MonitoringParameters(number, 50.0, wanted, 1, True),
-        )
-        for number, (id_, wanted) in enumerate(
-            [(POWER, wide), (POWER, percent), ("block/mode", wide), ("devices/pdu-1/current_a", percent)]
-        )
-    ]
-    asked = ua.CreateMonitoredItemsParameters(subscription.subscription_id, ua.TimestampsToReturn.Both, requests)
-    results = await client.uaclient.create_monitored_items(asked)
-    assert [one.StatusCode.name for one in results] == [
+    wanted = [(POWER, wide), (POWER, percent), ("block/mode", wide), ("devices/pdu-1/current_a", percent)]
+    raw = await Raw.watching(client, *wanted)
+    assert [one.StatusCode.name for one in raw.results] == [
         "Good", "Good", "BadFilterNotAllowed", "BadDeadbandFilterInvalid",
     ]  # fmt: skip
-    told = {0: [], 1: []}
-    for number in told:
-        one = site.facility._server._iserver.service.subscriptions[subscription.subscription_id]
-        item = one._items[results[number].MonitoredItemId]
-        item._put = lambda encoded, *, marked, number=number: told[number].append(encoded)
+    await until(lambda: len(raw.told) == 2, within_s=10)
     for power_w in (5050.0, 5150.0, 5190.0, 5360.0):
         await site.told("devices/pdu-1", power_w, *DEVICE[1:])
         await asyncio.sleep(0.25)
-    assert [len(one) for one in told.values()] == [2, 1]
-    await subscription.delete()
+    await until(lambda: raw.told[-1].Value.Value.Value == 5360.0 and len(raw.told) >= 5, within_s=10)
+    values = {handle: [one.Value.Value.Value for one in raw.told if one.ClientHandle == handle] for handle in (0, 1)}
+    assert values == {0: [5000.0, 5150.0, 5360.0], 1: [5000.0, 5360.0]}
+    await raw.close()
 
 
 async def test_a_queue_keeps_what_was_sampled_between_two_publishings(site, client):
@@ -315,28 +335,22 @@ async def test_a_slow_sampling_interval_is_kept(site, client):
     await subscription.delete()
 
 
-async def test_only_the_times_that_were_asked_for_are_told(client):
-    for times, expected in (
+@pytest.mark.parametrize(
+    ("times", "expected"),
+    [
+        (ua.TimestampsToReturn.Both, (True, True)),
         (ua.TimestampsToReturn.Source, (True, False)),
         (ua.TimestampsToReturn.Server, (False, True)),
         (ua.TimestampsToReturn.Neither, (False, False)),
-    ):
-        heard, subscription = await watching(client)
-        subscription._make_monitored_item_request  # noqa: B018  what follows is its request, with other times
-        request = ua.MonitoredItemCreateRequest(
-            ua.ReadValueId(ua.NodeId("block/mode", 2), ua.AttributeIds.Value),
-            ua.MonitoringMode.Reporting,
-            ua.MonitoringParameters(1, 50.0, None, 1, True),
-        )
-        answers = []
-        client.uaclient.session._subscription_callbacks[subscription.subscription_id] = answers.append
-        asked = ua.CreateMonitoredItemsParameters(subscription.subscription_id, times, [request])
-        await client.uaclient.create_monitored_items(asked)
-        await until(lambda answers=answers: any(a.NotificationMessage.NotificationData for a in answers), within_s=10)
-        (data,) = next(a for a in answers if a.NotificationMessage.NotificationData).NotificationMessage.NotificationData
-        told = data.MonitoredItems[0].Value
-        assert (told.SourceTimestamp is not None, told.ServerTimestamp is not None) == expected
-        await subscription.delete()
+    ],
+)
+async def test_only_the_times_that_were_asked_for_are_told(client, times, expected):
+    raw = await Raw.watching(client, (POWER, None), ("devices/pdu-1#profile", None), times=times)
+    await until(lambda: len(raw.told) == 2, within_s=10)
+    for one in raw.told:
+        assert (one.Value.SourceTimestamp is not None, one.Value.ServerTimestamp is not None) == expected
+    assert {one.Value.Value.Value for one in raw.told} == {5000.0, "xerus_pdu"}
+    await raw.close()
 
 
 async def test_one_node_that_does_not_exist_stops_none_of_the_others(site, client):
@@ -354,7 +368,7 @@ async def test_one_node_that_does_not_exist_stops_none_of_the_others(site, clien
 
 async def test_a_limit_goes_to_the_controller_and_its_outcome_comes_back(site, client):
     status, outputs, _ = await call(client, LIMIT, 80_000.0, 500.0, 60.0)
-    assert (status, outputs) == ("Good", [1, None, 80_000.0])
+    assert (status, outputs) == ("Good", [1, "", 80_000.0])
     (command,) = site.plant.commands
     assert (command.verb, command.by, command.via, command.role) == (
         "set_power_limit", "hands", "opcua", Role.OPERATE,

@@ -22,7 +22,9 @@ def _program() -> Path | str:
     cc, pkg_config = shutil.which("cc"), shutil.which("pkg-config")
     if cc is None or pkg_config is None:
         return "no cc and pkg-config on PATH: libmodbus peers cannot be built"
-    found = subprocess.run([pkg_config, "--cflags", "--libs", "libmodbus"], capture_output=True, text=True)
+    found = subprocess.run(
+        [pkg_config, "--cflags", "--libs", "libmodbus"], capture_output=True, text=True, check=False
+    )
     if found.returncode:
         return "libmodbus is not installed (Debian: libmodbus-dev)"
     program = Path(tempfile.mkdtemp(prefix="fault-server-")) / "fault_server"

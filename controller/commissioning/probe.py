@@ -1,0 +1,287 @@
+"""Who is there? Everything a Modbus device can be asked about itself, and which profiles fit it.
+
+Four questions, all of them reads: the name plate (function 43 / 14), the SunSpec chain, the identities of the
+built-in profiles, and for profiles without an identity their first registers. A profile that names an
+identity and finds it *matches*. One that names none can only *fit*: its registers are there and say plausible
+things, which other devices' registers may do, too. What fits alike cannot be told apart from here; the name
+plate on the door decides. A device that answers nothing but zeros fits everything, and is said to prove
+nothing.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Final
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from controller.commissioning.sources import introduced, taken_from
+from controller.commissioning.talk import Talk
+from controller.commissioning.target import Target
+from controller.gateway_config import SUNSPEC
+from controller.image.model import Quality
+from protocols.modbus.questions import LostError, RefusedError, SilentError
+from protocols.profile import Point, Profile, ProfileError, builtin_profiles, load_profile
+from protocols.reading import DeviceError, Value
+from protocols.sunspec import discover
+
+POINTS_TRIED: Final = 24  # of a profile without identity: enough to see, few enough not to hurry a device
+FITS_RATIO: Final = 0.9  # of the points tried are plausible: one unused input does not rule a profile out
+WORTH_RATIO: Final = 0.25  # of them say something else than 0, or they prove nothing
+KINDS: Final = ("pdu", "meter", "cdu", "chiller", "ups", "bess", "breaker")
+
+MATCHES, FITS, FITS_NOT, PROVES_NOTHING = "matches", "fits", "does not fit", "proves nothing"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """How a profile and a device go together."""
+
+    profile: str
+    title: str
+    verdict: str
+    why: str
+
+
+@dataclass
+class Found:
+    """What a probe has learned so far; complete or not.
+
+    Attributes:
+        nameplate: by name; {} where the device tells none, `nameplate_fault` says why.
+        sunspec: the models found, in words; "" where there are none, `sunspec_fault` says why.
+        verdicts: in the order of the built-in profiles.
+        questions: asked.
+    """
+
+    where: str
+    url: str
+    unit: int
+    answered: bool = False
+    nameplate: dict[str, str] = field(default_factory=dict)
+    nameplate_fault: str = ""
+    sunspec: str = ""
+    sunspec_title: str = ""
+    sunspec_fault: str = ""
+    verdicts: list[Verdict] = field(default_factory=list)
+    questions: int = 0
+
+    def of(self, verdict: str) -> list[Verdict]:
+        return [one for one in self.verdicts if one.verdict == verdict]
+
+    @property
+    def chosen(self) -> list[str]:
+        """Profiles to try, the likeliest first."""
+        proven = [one.profile for one in self.of(MATCHES)]
+        return proven or ([SUNSPEC] if self.sunspec else []) or [one.profile for one in self.of(FITS)]
+
+
+async def probe(
+    target: Target, found: Found, only: str | None = None, on_step: Callable[[str], None] = lambda _: None
+) -> None:
+    """Fill `found`. Raises DeviceError where there is no connection, or nobody answers.
+
+    Args:
+        target: of Modbus.
+        found: filled as we go, so that an interrupted probe still tells what it knows.
+        only: the one profile to try; None: all that are built in.
+        on_step: called with what is tried next.
+    """
+    unit_id = target.config.unit
+    async with Talk(target.config.transport()) as talk:
+        try:
+            on_step("device identification (function 43)")
+            await _nameplate(talk, unit_id, found)
+            on_step("SunSpec")
+            await _sunspec(talk, unit_id, found)
+            for profile in map(load_profile, builtin_profiles() if only is None else [only]):
+                if profile.protocol == "modbus":
+                    on_step(profile.name)
+                    found.verdicts.append(await _try(talk, unit_id, profile))
+                    found.answered |= found.verdicts[-1].verdict != FITS_NOT
+        finally:
+            found.questions = talk.asked
+    if not found.answered:
+        raise SilentError(f"{target.where}: {_silence(target)}")
+
+
+def _silence(target: Target) -> str:
+    hint = "is the unit on, and its id right? `powerblock scan` looks for ids"
+    if target.config.transport().rtu:
+        hint += "; baud rate, parity and stop bits as on the device?"
+    return f"connected, and nobody answers: {hint}"
+
+
+async def _nameplate(talk: Talk, unit_id: int, found: Found) -> None:
+    try:
+        found.nameplate = await talk.nameplate(unit_id)
+        found.answered = True
+    except LostError:
+        found.nameplate_fault = "the device closed the connection over it"
+        await talk.connect()
+    except RefusedError as error:
+        found.answered, found.nameplate_fault = True, str(error)
+    except SilentError:
+        found.nameplate_fault = "no answer: many devices do not know it"
+
+
+async def _sunspec(talk: Talk, unit_id: int, found: Found) -> None:
+    async def read(first: int, count: int) -> Sequence[int]:
+        try:
+            words = await talk.holding(unit_id, first, count)
+        except RefusedError:
+            found.answered = True
+            raise
+        found.answered = True
+        return words
+
+    try:
+        profile = await discover(read, name="device")
+    except (ProfileError, DeviceError) as error:
+        found.sunspec_fault = str(error).removeprefix("device: ")
+        if not talk.connected:
+            await talk.connect()
+        return
+    found.sunspec, found.sunspec_title = profile.provenance.document, profile.title
+
+
+async def _try(talk: Talk, unit_id: int, profile: Profile) -> Verdict:
+    if not talk.connected:
+        await talk.connect()
+    try:
+        verdict, why = await (_by_identity if profile.identity else _by_values)(talk, unit_id, profile)
+    except LostError as lost:
+        verdict, why = FITS_NOT, str(lost)
+    except DeviceError as error:
+        verdict, why = FITS_NOT, str(error).partition(": ")[2] or str(error)
+    return Verdict(profile=profile.name, title=profile.title, verdict=verdict, why=why)
+
+
+async def _by_identity(talk: Talk, unit_id: int, profile: Profile) -> tuple[str, str]:
+    stranger = await introduced(talk, unit_id, profile)
+    if stranger:
+        return FITS_NOT, stranger.removeprefix("another device? ")
+    return MATCHES, ", ".join(f"{one.point} is {one.wanted}" for one in profile.identity)
+
+
+async def _by_values(talk: Talk, unit_id: int, profile: Profile) -> tuple[str, str]:
+    points = tuple(islice((point for point in profile.points.values() if point.readable), POINTS_TRIED))
+    # `known` collects scale factors and values alike; they come with the first reads
+    known: dict[str, Value] = {}
+    taken = await taken_from(talk, unit_id, profile, points, known)
+    said = [taken[point.name] for point in points]
+    plausible = [one for one in said if one.quality is Quality.GOOD]
+    if len(plausible) < FITS_RATIO * len(said):
+        first = next(one for one in said if one.quality is not Quality.GOOD)
+        return (
+            FITS_NOT,
+            f"{len(said) - len(plausible)} of {len(said)} points not, {first.point.name}: {first.why}",
+        )
+    telling = [one for one in plausible if one.value not in (0.0, None) and not _is_free(one.point)]
+    if len(telling) < WORTH_RATIO * len(said):
+        return PROVES_NOTHING, f"{len(plausible)} of {len(said)} points can be read, and nearly all say 0"
+    return FITS, f"{len(plausible)} of {len(said)} points plausible; it has no identity to check"
+
+
+def _is_free(point: Point) -> bool:
+    """Whether any pattern would be plausible."""
+    return point.lowest == float("-inf") and point.highest == float("inf") and not point.enum
+
+
+# --- what to paste ------------------------------------------------------------------------------------------
+
+
+def block_lines(found: Found) -> str:
+    """The device as block.yaml wants it; what else fits stands beside it."""
+    chosen = found.chosen
+    profile = chosen[0] if chosen else "path/to/your-profile.yaml"
+    kind = profile.rpartition("_")[2]
+    lines = ["devices:", f"  - name: {_name(profile, found)}  # its name for good"]
+    also = f"  # or {', '.join(chosen[1:])}: not to be told apart from here" if len(chosen) > 1 else ""
+    unproven = "" if found.of(MATCHES) or found.sunspec or not chosen else "  # plausible, not proven"
+    lines.append(f"    profile: {profile}{also or unproven}")
+    lines.append(f'    url: "{found.url}"')
+    if found.unit != 1:
+        lines.append(f"    unit: {found.unit}")
+    if kind in KINDS:
+        lines.append(f"    kind: {kind}")
+    return "\n".join(lines)
+
+
+def _name(profile: str, found: Found) -> str:
+    stem = profile.rpartition("/")[2].removesuffix(".yaml").replace("_", "-")
+    return f"{stem}-{found.unit}"
+
+
+# --- on paper -----------------------------------------------------------------------------------------------
+
+
+def as_json(found: Found) -> dict[str, Any]:
+    return {
+        "url": found.url,
+        "unit": found.unit,
+        "nameplate": found.nameplate,
+        "nameplate_fault": found.nameplate_fault,
+        "sunspec": found.sunspec,
+        "sunspec_fault": found.sunspec_fault,
+        "profiles": [
+            {"profile": one.profile, "title": one.title, "verdict": one.verdict, "why": one.why}
+            for one in found.verdicts
+        ],
+        "chosen": found.chosen,
+        "block_yaml": block_lines(found),
+    }
+
+
+def render(found: Found) -> RenderableType:
+    head = Table.grid(padding=(0, 2))
+    head.add_row(Text("device"), Text(found.where, style="bold"))
+    plate = [Text(f"{name} {text}") for name, text in found.nameplate.items()]
+    fault = Text(found.nameplate_fault or "none", style="dim")
+    head.add_row(Text("name plate"), Group(*plate) if plate else fault)
+    sunspec = Text(f"{found.sunspec_title}; {found.sunspec}") if found.sunspec else None
+    head.add_row(Text("SunSpec"), sunspec or Text(found.sunspec_fault, style="dim"))
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for column in ("profile", "device", "", "why"):
+        table.add_column(column, overflow="fold", no_wrap=column == "profile")
+    for verdict, style in (
+        (MATCHES, "bold green"),
+        (FITS, "yellow"),
+        (PROVES_NOTHING, ""),
+        (FITS_NOT, "dim"),
+    ):
+        for one in found.of(verdict):
+            table.add_row(
+                Text(one.profile, style=style), Text(one.title), Text(verdict, style=style), Text(one.why)
+            )
+    return Group(
+        head,
+        Text(""),
+        table,
+        Text(""),
+        Text(_advice(found)),
+        Text(""),
+        Text(block_lines(found), style="cyan"),
+    )
+
+
+def _advice(found: Found) -> str:
+    matches, fits = found.of(MATCHES), found.of(FITS)
+    if len(matches) > 1:
+        names = ", ".join(one.profile for one in matches)
+        return f"{names} match alike: the name plate on the door decides. For block.yaml:"
+    if matches:
+        return f"This is a {matches[0].title}. For block.yaml:"
+    if found.sunspec:
+        return "A SunSpec device: it needs no profile of its own. For block.yaml:"
+    if len(fits) > 1:
+        names = ", ".join(one.profile for one in fits)
+        return f"{names} fit alike and have no identity to check: the name plate decides. For block.yaml:"
+    if fits:
+        return f"{fits[0].profile} fits; nothing proves it: compare a value with the display. For block.yaml:"
+    return (
+        "No built-in profile fits. `powerblock capture --range` records its registers; write a profile from"
+        " its document (docs/devices.md). For block.yaml then:"
+    )

@@ -1,0 +1,457 @@
+"""Publisher on the BMS event bus of DSX Exchange, in the role of the building management system.
+
+    BMS/v1/PUB/Metadata/...   retained; before any value of a new session, and every `repeat_s`
+    BMS/v1/PUB/Value/...      on change beyond the deadband, at most every `gap_s`; and every `repeat_s`
+    System heartbeat          every 10 s, while the controller is heard: without it nobody carries out requests
+    BMS/v1/INTEGRATION/...    heard: heartbeats, which are echoed, and requests (bms_requests)
+
+Values are told by comparing, a few hundred points at a time, so updates of the image cost nothing here. A
+value that is missing, stale or doubted is told as such: null with quality 0, or the value with quality 2.
+Nothing waits in a queue: what an outage swallows is told anew when the broker is back, metadata first.
+
+An integration is alive while its heartbeat moves; a retained message proves nothing and is not heard. Who
+may publish under its name is the broker's business: give it an access list.
+"""
+
+import asyncio
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import structlog
+
+from controller.clock import now_s, now_utc_s
+from controller.facility.bms_map import BusMap, BusPoint, BusRequest, bus_map
+from controller.facility.bms_requests import STEP_S, Ask, Kept, Present
+from controller.facility.config import BmsConfig, BmsIntegrationConfig
+from controller.image.feed import ImageFeed
+from controller.image.image import GroupCells
+from controller.image.model import Cell, Command, Quality, Result, Role
+from controller.yaml_config import ConfigError
+from protocols.bms import (
+    BAD,
+    GOOD,
+    UNCERTAIN,
+    BmsError,
+    Metadata,
+    Value,
+    metadata_topic,
+    read_value,
+    request_filter,
+    request_topic,
+    value_topic,
+)
+from protocols.mqtt import MqttLink, Outgoing, Subscription
+
+HEARTBEAT_S: Final = 10.0
+CHUNK: Final = 200  # points looked at in one turn: half a millisecond
+FILE_NAME: Final = "bms_requests.json"
+QUALITIES: Final = {Quality.GOOD: GOOD, Quality.UNCERTAIN: UNCERTAIN, Quality.BAD: BAD}
+DIGITS: Final = 9  # a factor of 0.001 shall not tell 1.2345000000000002
+
+log = structlog.get_logger(__name__)
+
+
+class _Told:
+    """One point, and what was told of it."""
+
+    def __init__(self, point: BusPoint, sources: Sequence[tuple[GroupCells, int]], share: float) -> None:
+        self.point = point
+        self.metadata = Outgoing(point.metadata_topic, point.meta.payload(), 0, retain=True)
+        self.due_at_s = 0.0  # 0: nothing was told in this session
+        self._share = share  # of a period: so that not all are due at once
+        self._sources = sources
+        self._value: float | None = None
+        self._quality = -1
+
+    def messages(self, at_s: float, repeat_s: float) -> tuple[Outgoing, ...]:
+        """What is to be told now."""
+        value = self._now(at_s)
+        due = at_s >= self.due_at_s
+        if not due and not self._differs(value):
+            return ()
+        self._value, self._quality = value.value, value.quality
+        message = Outgoing(self.point.value_topic, value.payload())
+        if not due:
+            return (message,)
+        self.due_at_s = at_s + repeat_s * (self._share if self.due_at_s == 0.0 else 1.0)
+        return self.metadata, message
+
+    def _differs(self, value: Value) -> bool:
+        if value.quality != self._quality or value.value is None or self._value is None:
+            return value.quality != self._quality
+        return abs(value.value - self._value) > self.point.deadband
+
+    def _now(self, at_s: float) -> Value:
+        cells = [cells.cell(place, at_s) for cells, place in self._sources]
+        quality = min(cell.quality for cell in cells)
+        numbers = [cell.value for cell in cells if isinstance(cell.value, (int, float))]
+        if quality is Quality.BAD or len(numbers) < len(cells):
+            return Value(None, int(now_utc_s() * 1000), BAD)
+        return Value(self._number(sum(numbers)), _source_ms(cells), QUALITIES[quality])
+
+    def _number(self, value: float) -> float:
+        return float(value != 0.0) if self.point.nonzero else round(value * self.point.scale, DIGITS)
+
+
+def _source_ms(cells: Sequence[Cell]) -> int:
+    return int(min(cell.source_at_utc_s for cell in cells) * 1000)
+
+
+class Integration:
+    """A program of the IT side, as far as we hear it.
+
+    Attributes:
+        alive: its heartbeat moves.
+        round_trip_s: how long our heartbeat took to it and back; None: it does not echo.
+    """
+
+    def __init__(self, name: str, config: BmsIntegrationConfig, at_s: float) -> None:
+        self.name, self.config = name, config
+        self.alive = True  # until it has had the time to speak
+        self.round_trip_s: float | None = None
+        self._heard_at_s, self._stamp = at_s, -1.0
+
+    def beats(self, stamp: float, at_s: float) -> bool:
+        """A heartbeat came; False: the same as before."""
+        if stamp == self._stamp:
+            return False
+        self._stamp, self._heard_at_s, self.alive = stamp, at_s, True
+        return True
+
+    def falls_silent(self, at_s: float) -> bool:
+        """True once, when it does."""
+        if not self.alive or at_s - self._heard_at_s <= self.config.silent_after_s:
+            return False
+        self.alive = False
+        return True
+
+
+class BmsPublisher:
+    """The block on the bus. Raises MqttConfigError, ConfigError, BmsError at once for what cannot work.
+
+    Args:
+        config: of the bus.
+        feed: the image.
+        block: its name, the site's if the configuration gives none.
+        state_dir: where requests that stand are kept.
+
+    Attributes:
+        map: what is told, what is not, and why.
+        integrations: by name.
+    """
+
+    def __init__(self, config: BmsConfig, feed: ImageFeed, *, block: str, state_dir: Path) -> None:
+        self._config, self._feed, self._block = config, feed, block
+        self._site = config.site or block
+        self._file = state_dir / FILE_NAME
+        self._link = MqttLink(
+            config.mqtt.url,
+            client_id=f"powerblock-{block}-bms",
+            on_message=self._hear,
+            on_connect=self._connected,
+            subscriptions=tuple(Subscription(request_filter(name)) for name in config.integrations),
+            username=config.mqtt.username,
+            password=config.mqtt.password(),
+            tls=config.mqtt.tls(),
+        )
+        self.integrations = {name: Integration(name, of, now_s()) for name, of in config.integrations.items()}
+        self.map = BusMap()
+        self.ignored = 0  # messages of integrations that break the contract, or that nobody asked for
+        self._told: list[_Told] = []
+        self._asks: dict[str, Ask] = {}  # by topic
+        self._requests: dict[str, BusRequest] = {}
+        self._kept: Mapping[str, Kept] = _read(self._file)
+        self._system = _System(config, self._site)
+        self._writing: set[asyncio.Task[None]] = set()
+        self._is_new = True  # the catalogue, since the map was made
+        feed.on_shape.append(self._shape_changed)
+
+    @property
+    def fault(self) -> str:
+        return self._link.fault or self._link.denial
+
+    def flags(self) -> Iterator[tuple[str, str]]:
+        """What people should know: by key and sentence."""
+        for name, integration in self.integrations.items():
+            if not integration.alive:
+                silent_s = integration.config.silent_after_s
+                yield f"bms {name}", f"integration {name} has not been heard for {silent_s:g} s"
+        for topic, ask in self._asks.items():
+            request = self._requests[topic]
+            what = f"{request.meta.integration} asks {request.config.point} at {request.config.at}"
+            if ask.is_flag and ask.asked:
+                yield f"bms {request.tag}", what
+            elif ask.asked is not None and ask.why_not:
+                yield f"bms {request.tag}", f"{what}: {ask.asked:g}; {ask.why_not}"
+
+    async def run(self) -> None:
+        """Publish for ever."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._link.run(), name="bms link")
+            tasks.create_task(self._tell(), name="bms values")
+            tasks.create_task(self._beat(), name="bms heartbeat")
+            tasks.create_task(self._follow(), name="bms requests")
+
+    # --- values and metadata ----------------------------------------------------------------------------
+
+    def _shape_changed(self) -> None:
+        self._is_new = True
+
+    async def _tell(self) -> None:
+        while True:
+            if self._is_new and self._feed.image.groups:
+                self._is_new = False
+                self._make_map()
+            if self._link.connected:
+                await self._tell_changes()
+            await asyncio.sleep(self._config.gap_s)
+
+    async def _tell_changes(self) -> None:
+        repeat_s = max(self._config.repeat_s - 2 * self._config.gap_s, self._config.repeat_s / 2)
+        for start in range(0, len(self._told), CHUNK):
+            at_s = now_s()
+            batch = [
+                message
+                for told in self._told[start : start + CHUNK]
+                for message in told.messages(at_s, repeat_s)
+            ]
+            if batch:
+                self._post(batch)
+            await asyncio.sleep(0)
+
+    def _make_map(self) -> None:
+        before = {told.metadata.topic for told in self._told} | {
+            request.metadata_topic for request in self.map.requests
+        }
+        self.map = bus_map(self._config, [cells.group for cells in self._feed.image.groups], self._block)
+        for complaint in self.map.complaints:
+            log.warning("bms configuration", complaint=complaint)
+        self._told = list(self._all_told())
+        self._requests = {request.topic: request for request in self.map.requests}
+        self._asks = {
+            topic: self._asks.get(topic) or Ask(request.config, now_s(), self._kept.get(topic))
+            for topic, request in self._requests.items()
+        }
+        after = {told.metadata.topic for told in self._told} | {
+            request.metadata_topic for request in self.map.requests
+        }
+        gone = [Outgoing(topic, b"", 0, retain=True) for topic in sorted(before - after)]
+        self._post([*gone, *self._introductions()])
+        log.info("bms map", points=len(self._told), requests=len(self._asks), left_out=len(self.map.left_out))
+
+    def _all_told(self) -> Iterator[_Told]:
+        image = self._feed.image
+        count = len(self.map.points)
+        for number, point in enumerate(self.map.points):
+            groups = [(image.groups[image.index(source.path)], source.name) for source in point.sources]
+            sources = [(cells, cells.places[name]) for cells, name in groups]
+            yield _Told(point, sources, (number + 1) / count)
+
+    def _connected(self) -> None:
+        """A broker may have forgotten what it retained: metadata of everything, before anything else."""
+        self._post(self._introductions())
+        for told in self._told:
+            told.due_at_s = 0.0
+        self._post(self._heartbeat())
+
+    def _introductions(self) -> list[Outgoing]:
+        """Metadata of what has no value of ours in the image."""
+        requests = [
+            Outgoing(one.metadata_topic, one.meta.payload(), 0, retain=True) for one in self.map.requests
+        ]
+        return [*self._system.metadata, *requests]
+
+    def _post(self, messages: Sequence[Outgoing]) -> None:
+        """What does not arrive is told anew in the next session."""
+        if messages and self._link.connected:
+            self._link.post(messages).add_done_callback(lambda post: post.cancelled() or post.exception())
+
+    # --- heartbeats -------------------------------------------------------------------------------------
+
+    async def _beat(self) -> None:
+        introduced_at_s = now_s()
+        while True:
+            await asyncio.sleep(HEARTBEAT_S)
+            self._renew_password()
+            if now_s() - introduced_at_s >= self._config.repeat_s - HEARTBEAT_S:
+                introduced_at_s = now_s()
+                self._post(self._introductions())
+            self._post(self._heartbeat())
+
+    def _heartbeat(self) -> list[Outgoing]:
+        return [self._system.beat(now_utc_s())] if self._feed.alive else []
+
+    def _renew_password(self) -> None:
+        """A token in the file may have been renewed; the next connect uses it."""
+        try:
+            self._link.password = self._config.mqtt.password()
+        except ConfigError as error:
+            log.warning("bms password", why=str(error))
+
+    def _hear(self, topic: str, payload: bytes, retained: bool) -> None:
+        ask, system = self._asks.get(topic), self._system.heard.get(topic)
+        if retained or (ask is None and system is None):
+            self.ignored += not retained
+            return
+        try:
+            said = read_value(payload)
+        except BmsError as error:
+            self.ignored += 1
+            log.warning("bms message ignored", topic=topic, why=str(error))
+            return
+        if ask is not None:
+            self._hear_request(topic, ask, said)
+        elif system is not None and said.value is not None:
+            self._hear_system(*system, said.value)
+
+    def _hear_system(self, name: str, is_echo: bool, stamp: float) -> None:
+        integration = self.integrations[name]
+        if is_echo:
+            integration.round_trip_s = max(0.0, now_utc_s() - stamp / 1000)
+            return
+        was_alive = integration.alive
+        if integration.beats(stamp, now_s()):
+            self._post([self._system.echo(name, stamp, now_utc_s())])
+        if not was_alive and integration.alive:
+            log.info("integration is heard again", name=name)
+
+    # --- requests ---------------------------------------------------------------------------------------
+
+    def _hear_request(self, topic: str, ask: Ask, said: Value) -> None:
+        before = ask.asked
+        if self.integrations[self._requests[topic].meta.integration].alive:
+            ask.hear(said)
+        if ask.asked != before:
+            request = self._requests[topic]
+            log.warning(
+                "request",
+                integration=request.meta.integration,
+                point=request.config.point,
+                at=request.config.at,
+                asked=ask.asked,
+            )
+
+    async def _follow(self) -> None:
+        """One step of every request, each second."""
+        while True:
+            await asyncio.sleep(STEP_S)
+            at_s = now_s()
+            silent = {name for name, one in self.integrations.items() if one.falls_silent(at_s)}
+            for name in silent:
+                log.warning("integration is silent: what it asked is taken back", name=name)
+            busy = {task.get_name() for task in self._writing}
+            for topic, ask in self._asks.items():
+                if self._requests[topic].meta.integration in silent and not self._is_only_shown(ask):
+                    ask.silence()
+                if topic not in busy:
+                    self._step(topic, ask, at_s)
+
+    def _is_only_shown(self, ask: Ask) -> bool:
+        """A leak that was told does not dry up because its witness has fallen silent."""
+        return ask.config.writes is None
+
+    def _step(self, topic: str, ask: Ask, at_s: float) -> None:
+        if ask.config.writes is None or not self._feed.alive:
+            return
+        present, kept = self._present(ask.config.writes, at_s), ask.kept
+        value = ask.next_value(present, at_s)
+        if value is not None:
+            ask.writes(value, present)
+            task = asyncio.create_task(self._write(topic, ask, ask.config.writes, value), name=topic)
+            self._writing.add(task)
+            task.add_done_callback(self._writing.discard)
+        if ask.kept != kept:
+            self._keep()  # before the write leaves: whoever starts next must know the way back
+
+    def _present(self, writes: str, at_s: float) -> Present:
+        _, device, point = writes.split("/", 2)
+        try:
+            cell = self._feed.image.cell(f"devices/{device}", point, at_s)
+        except KeyError:
+            return Present(None)
+        if cell.quality is not Quality.GOOD or not isinstance(cell.value, (int, float)):
+            return Present(None)
+        return Present(float(cell.value), at_s - cell.age_s)
+
+    async def _write(self, topic: str, ask: Ask, writes: str, value: float) -> None:
+        _, device, point = writes.split("/", 2)
+        command = Command(
+            verb="write",
+            arguments={"device": device, "point": point, "value": value},
+            by=self._requests[topic].meta.integration,
+            role=Role.OPERATE,
+            via="bms",
+        )
+        outcome = await self._feed.command(command)
+        if outcome.result is Result.REJECTED:
+            ask.was_refused(outcome.reason, now_s())
+            log.warning("request not carried out", at=writes, value=value, why=outcome.reason)
+        else:
+            ask.wrote(outcome.value, now_s())
+        self._keep()
+
+    def _keep(self) -> None:
+        standing = {topic: ask.kept for topic, ask in self._asks.items() if ask.kept is not None}
+        unseen = {topic: kept for topic, kept in self._kept.items() if topic not in self._asks}
+        part = self._file.with_suffix(".part")
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            part.write_bytes(msgspec.json.encode({**unseen, **standing}))
+            os.replace(part, self._file)  # noqa: PTH105  as in controller/store.py: one system call, no surprise
+        except OSError as error:
+            log.error("requests cannot be kept: after a restart nobody takes them back", why=str(error))
+
+
+class _System:
+    """Heartbeats: ours, and those of the integrations."""
+
+    def __init__(self, config: BmsConfig, site: str) -> None:
+        place = f"{site}/system"
+        own = ("System", "HeartbeatTimestampBms", f"{place}/{config.id}/heartbeat")
+        scope = f"BMS/v1/PUB/+/+/+/{site}/#"
+        self._own_topic = value_topic(*own)
+        self._echo_topics: dict[str, str] = {}
+        self.heard: dict[str, tuple[str, bool]] = {}  # topic -> integration, and whether it is an echo
+        meta = Metadata(object_type=own[0], point_type=own[1], name=config.name, id=config.id, scope=scope)
+        self.metadata = [_introduction(own, meta)]
+        for name, integration in config.integrations.items():
+            title = integration.name or name
+            echo = ("System", "HeartbeatEchoBms", f"{place}/{config.id}/echo/{name}")
+            beat = ("System", "HeartbeatTimestampIntegration", f"{place}/{name}/heartbeat")
+            back = ("System", "HeartbeatEchoIntegration", f"{place}/{name}/echo/{config.id}")
+            self._echo_topics[name] = value_topic(*echo)
+            self.heard[request_topic(name, *beat)] = (name, False)
+            self.heard[request_topic(name, *back)] = (name, True)
+            for of, fields in (
+                (echo, {"name": title, "id": name}),
+                (beat, {"name": title, "id": name, "integration": name}),
+                (back, {"name": config.name, "id": config.id, "integration": name}),
+            ):
+                self.metadata.append(
+                    _introduction(of, Metadata(object_type=of[0], point_type=of[1], **fields))
+                )
+
+    def beat(self, at_utc_s: float) -> Outgoing:
+        stamp_ms = int(at_utc_s * 1000)
+        return Outgoing(self._own_topic, Value(stamp_ms, stamp_ms, GOOD).payload())
+
+    def echo(self, name: str, stamp: float, at_utc_s: float) -> Outgoing:
+        return Outgoing(self._echo_topics[name], Value(stamp, int(at_utc_s * 1000), GOOD).payload())
+
+
+def _introduction(of: tuple[str, str, str], meta: Metadata) -> Outgoing:
+    return Outgoing(metadata_topic(*of), meta.payload(), 0, retain=True)
+
+
+def _read(path: Path) -> Mapping[str, Kept]:
+    """Requests that stood when the last one ended."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, Kept])
+    except FileNotFoundError:
+        return {}
+    except (OSError, msgspec.DecodeError) as error:
+        log.error("requests of before the restart cannot be read", path=str(path), why=str(error))
+        return {}
