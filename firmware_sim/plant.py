@@ -5,6 +5,8 @@
     limits ----------> GPUs -> hosts -> racks -> feeds -> PDUs, block meter
                          |                          |
                          +-> tokens                 +-> heat -> CDU -> capacity
+                                                          |
+                                                       chiller
 
 `step(dt_s, ...)` takes what the outside commands (GPU limits, faults are plain attributes) and returns
 nothing; whoever wants to know reads the attributes. Time is the sum of the steps, chance comes from one seed:
@@ -16,7 +18,7 @@ from typing import Final
 
 import numpy as np
 
-from firmware_sim.cooling import Cdu, CduType
+from firmware_sim.cooling import Cdu, CduType, Chiller
 from firmware_sim.electrical import FEEDS, Electrical, Host, Rack
 from firmware_sim.gpu_power import Bools, Floats, GpuBank, GpuModel, GpuSensors
 from firmware_sim.metering import BLOCK_METER, PDU, Meter
@@ -24,6 +26,7 @@ from firmware_sim.workload import Job, Workload
 
 STEP_S: Final = 0.005
 STEP_MAX_S: Final = 0.020  # longer steps would jump over a GPU's fall
+CHILLER_OVER_CDU: Final = 1.5  # chillers are bought for the halls to come
 WARM_UP_S: Final = 0.5  # until power has settled on demand, before time 0
 
 
@@ -56,6 +59,7 @@ class Plant:
         self.workload = Workload(plant_type.jobs, plant_type.gpu, count, rng)
         self.electrical = Electrical(plant_type.hosts, plant_type.racks, rng)
         self.cdu = Cdu(plant_type.cdu, rng)
+        self.chiller = Chiller(CHILLER_OVER_CDU * self.cdu.capacity_w)
         self.block_w = 0.0
         self.block_energy_j = 0.0
         self._settle()
@@ -85,7 +89,8 @@ class Plant:
         self.bank.step(dt_s, self.workload.demand_w, limit_w, clock_limit_hz)
         self.electrical.step(dt_s, (self.bank.energy_j - before_j) / dt_s)
         racks_w = float(self.electrical.rack_w.sum())
-        self.cdu.step(dt_s, racks_w)
+        self.chiller.step(dt_s, racks_w)
+        self.cdu.step(dt_s, racks_w, self.chiller.warmer_k)
         self.block_w = racks_w + self.cdu.pump_w
         self.block_energy_j += self.block_w * dt_s
 

@@ -17,6 +17,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from controller.commissioning.shown import Shown
 from controller.commissioning.sources import introduced, taken_from
 from controller.commissioning.talk import Talk
 from controller.commissioning.target import Target
@@ -24,10 +25,11 @@ from controller.gateway_config import SUNSPEC
 from controller.image.model import Quality
 from protocols.modbus.questions import LostError, RefusedError, SilentError
 from protocols.profile import Point, Profile, ProfileError, builtin_profiles, load_profile
-from protocols.reading import DeviceError, Value
+from protocols.reading import DeviceError
 from protocols.sunspec import discover
 
 POINTS_TRIED: Final = 24  # of a profile without identity: enough to see, few enough not to hurry a device
+MATCHES_RATIO: Final = 0.5  # of them, beside a right identity: the rest may be options not fitted
 FITS_RATIO: Final = 0.9  # of the points tried are plausible: one unused input does not rule a profile out
 WORTH_RATIO: Final = 0.25  # of them say something else than 0, or they prove nothing
 KINDS: Final = ("pdu", "meter", "cdu", "chiller", "ups", "bess", "breaker")
@@ -163,26 +165,32 @@ async def _by_identity(talk: Talk, unit_id: int, profile: Profile) -> tuple[str,
     stranger = await introduced(talk, unit_id, profile)
     if stranger:
         return FITS_NOT, stranger.removeprefix("another device? ")
-    return MATCHES, ", ".join(f"{one.point} is {one.wanted}" for one in profile.identity)
+    said = await _some(talk, unit_id, profile)
+    plausible = sum(one.quality is Quality.GOOD for one in said)
+    proof = ", ".join(f"{one.point} is {one.wanted}" for one in profile.identity)
+    if plausible < MATCHES_RATIO * len(said):
+        return FITS_NOT, f"{proof}, but only {plausible} of {len(said)} points are plausible"
+    return MATCHES, f"{proof}; {plausible} of {len(said)} points plausible"
 
 
 async def _by_values(talk: Talk, unit_id: int, profile: Profile) -> tuple[str, str]:
-    points = tuple(islice((point for point in profile.points.values() if point.readable), POINTS_TRIED))
-    # `known` collects scale factors and values alike; they come with the first reads
-    known: dict[str, Value] = {}
-    taken = await taken_from(talk, unit_id, profile, points, known)
-    said = [taken[point.name] for point in points]
+    said = await _some(talk, unit_id, profile)
     plausible = [one for one in said if one.quality is Quality.GOOD]
     if len(plausible) < FITS_RATIO * len(said):
         first = next(one for one in said if one.quality is not Quality.GOOD)
-        return (
-            FITS_NOT,
-            f"{len(said) - len(plausible)} of {len(said)} points not, {first.point.name}: {first.why}",
-        )
-    telling = [one for one in plausible if one.value not in (0.0, None) and not _is_free(one.point)]
+        missing = len(said) - len(plausible)
+        return FITS_NOT, f"{missing} of {len(said)} points not, {first.point.name}: {first.why}"
+    telling = [one for one in plausible if one.value != 0.0 and not _is_free(one.point)]
     if len(telling) < WORTH_RATIO * len(said):
         return PROVES_NOTHING, f"{len(plausible)} of {len(said)} points can be read, and nearly all say 0"
     return FITS, f"{len(plausible)} of {len(said)} points plausible; it has no identity to check"
+
+
+async def _some(talk: Talk, unit_id: int, profile: Profile) -> list[Shown]:
+    """The first points of a profile."""
+    points = tuple(islice((point for point in profile.points.values() if point.readable), POINTS_TRIED))
+    taken = await taken_from(talk, unit_id, profile, points, {})
+    return [taken[point.name] for point in points]
 
 
 def _is_free(point: Point) -> bool:
@@ -263,7 +271,7 @@ def render(found: Found) -> RenderableType:
         Text(""),
         Text(_advice(found)),
         Text(""),
-        Text(block_lines(found), style="cyan"),
+        Text(block_lines(found), style="cyan", no_wrap=True, overflow="ignore"),
     )
 
 

@@ -17,7 +17,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from controller.commissioning.target import UNKNOWN, Target
+from controller.commissioning.target import Target
 from controller.gateway_config import opcua_security
 from protocols.modbus.questions import LostError
 from protocols.opcua.fence import PeerError, ask
@@ -223,7 +223,7 @@ def render(found: Found, target: Target) -> RenderableType:
         head.add_row(Text("endpoint"), Text(f"{one.policy} / {one.mode}; users: {', '.join(one.users)}"))
     head.add_row(Text("certificate"), Text(found.certificate or "none"))
     if found.session_fault:
-        known = "" if target.config.profile != UNKNOWN else "; say in a block.yaml how to get in"
+        known = "" if target.run_dir is not None else "; say in a block.yaml how to get in"
         head.add_row(Text("session"), Text(f"{found.session_fault}{known}", style="yellow"))
     for name, text in found.about.items():
         head.add_row(Text(name), Text(text))
@@ -235,4 +235,6 @@ def render(found: Found, target: Target) -> RenderableType:
         table.add_row(
             Text(fit.profile, style=style), Text(f"{fit.good} of {fit.of} points are good"), Text(fit.why)
         )
-    return Group(head, table, Text(""), Text(block_lines(found, target), style="cyan"))
+    return Group(
+        head, table, Text(""), Text(block_lines(found, target), style="cyan", no_wrap=True, overflow="ignore")
+    )

@@ -2,7 +2,7 @@
 
     BMS/v1/PUB/Metadata/...   retained; before any value of a new session, and every `repeat_s`
     BMS/v1/PUB/Value/...      on change beyond the deadband, at most every `gap_s`; and every `repeat_s`
-    System heartbeat          every 10 s, while the controller is heard: without it nobody carries out requests
+    System heartbeat          every 10 s, while the controller is heard: who else would carry out requests?
     BMS/v1/INTEGRATION/...    heard: heartbeats, which are echoed, and requests (bms_requests)
 
 Values are told by comparing, a few hundred points at a time, so updates of the image cost nothing here. A
@@ -14,7 +14,6 @@ may publish under its name is the broker's business: give it an access list.
 """
 
 import asyncio
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -25,7 +24,8 @@ import structlog
 from controller.clock import now_s, now_utc_s
 from controller.facility.bms_map import BusMap, BusPoint, BusRequest, bus_map
 from controller.facility.bms_requests import STEP_S, Ask, Kept, Present
-from controller.facility.config import BmsConfig, BmsIntegrationConfig
+from controller.facility.bms_system import Integration, System
+from controller.facility.config import BmsConfig
 from controller.image.feed import ImageFeed
 from controller.image.image import GroupCells
 from controller.image.model import Cell, Command, Quality, Result, Role
@@ -35,13 +35,9 @@ from protocols.bms import (
     GOOD,
     UNCERTAIN,
     BmsError,
-    Metadata,
     Value,
-    metadata_topic,
     read_value,
     request_filter,
-    request_topic,
-    value_topic,
 )
 from protocols.mqtt import MqttLink, Outgoing, Subscription
 
@@ -100,35 +96,6 @@ def _source_ms(cells: Sequence[Cell]) -> int:
     return int(min(cell.source_at_utc_s for cell in cells) * 1000)
 
 
-class Integration:
-    """A program of the IT side, as far as we hear it.
-
-    Attributes:
-        alive: its heartbeat moves.
-        round_trip_s: how long our heartbeat took to it and back; None: it does not echo.
-    """
-
-    def __init__(self, name: str, config: BmsIntegrationConfig, at_s: float) -> None:
-        self.name, self.config = name, config
-        self.alive = True  # until it has had the time to speak
-        self.round_trip_s: float | None = None
-        self._heard_at_s, self._stamp = at_s, -1.0
-
-    def beats(self, stamp: float, at_s: float) -> bool:
-        """A heartbeat came; False: the same as before."""
-        if stamp == self._stamp:
-            return False
-        self._stamp, self._heard_at_s, self.alive = stamp, at_s, True
-        return True
-
-    def falls_silent(self, at_s: float) -> bool:
-        """True once, when it does."""
-        if not self.alive or at_s - self._heard_at_s <= self.config.silent_after_s:
-            return False
-        self.alive = False
-        return True
-
-
 class BmsPublisher:
     """The block on the bus. Raises MqttConfigError, ConfigError, BmsError at once for what cannot work.
 
@@ -164,7 +131,7 @@ class BmsPublisher:
         self._asks: dict[str, Ask] = {}  # by topic
         self._requests: dict[str, BusRequest] = {}
         self._kept: Mapping[str, Kept] = _read(self._file)
-        self._system = _System(config, self._site)
+        self._system = System(config, self._site)
         self._writing: set[asyncio.Task[None]] = set()
         self._is_new = True  # the catalogue, since the map was made
         feed.on_shape.append(self._shape_changed)
@@ -230,11 +197,10 @@ class BmsPublisher:
         for complaint in self.map.complaints:
             log.warning("bms configuration", complaint=complaint)
         self._told = list(self._all_told())
-        self._requests = {request.topic: request for request in self.map.requests}
-        self._asks = {
-            topic: self._asks.get(topic) or Ask(request.config, now_s(), self._kept.get(topic))
-            for topic, request in self._requests.items()
-        }
+        for request in self.map.requests:  # one whose device is gone for now stays: it may hold something
+            self._requests[request.topic] = request
+            if request.topic not in self._asks:
+                self._asks[request.topic] = Ask(request.config, now_s(), self._kept.get(request.topic))
         after = {told.metadata.topic for told in self._told} | {
             request.metadata_topic for request in self.map.requests
         }
@@ -400,50 +366,9 @@ class BmsPublisher:
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             part.write_bytes(msgspec.json.encode({**unseen, **standing}))
-            os.replace(part, self._file)  # noqa: PTH105  as in controller/store.py: one system call, no surprise
+            part.replace(self._file)
         except OSError as error:
             log.error("requests cannot be kept: after a restart nobody takes them back", why=str(error))
-
-
-class _System:
-    """Heartbeats: ours, and those of the integrations."""
-
-    def __init__(self, config: BmsConfig, site: str) -> None:
-        place = f"{site}/system"
-        own = ("System", "HeartbeatTimestampBms", f"{place}/{config.id}/heartbeat")
-        scope = f"BMS/v1/PUB/+/+/+/{site}/#"
-        self._own_topic = value_topic(*own)
-        self._echo_topics: dict[str, str] = {}
-        self.heard: dict[str, tuple[str, bool]] = {}  # topic -> integration, and whether it is an echo
-        meta = Metadata(object_type=own[0], point_type=own[1], name=config.name, id=config.id, scope=scope)
-        self.metadata = [_introduction(own, meta)]
-        for name, integration in config.integrations.items():
-            title = integration.name or name
-            echo = ("System", "HeartbeatEchoBms", f"{place}/{config.id}/echo/{name}")
-            beat = ("System", "HeartbeatTimestampIntegration", f"{place}/{name}/heartbeat")
-            back = ("System", "HeartbeatEchoIntegration", f"{place}/{name}/echo/{config.id}")
-            self._echo_topics[name] = value_topic(*echo)
-            self.heard[request_topic(name, *beat)] = (name, False)
-            self.heard[request_topic(name, *back)] = (name, True)
-            for of, fields in (
-                (echo, {"name": title, "id": name}),
-                (beat, {"name": title, "id": name, "integration": name}),
-                (back, {"name": config.name, "id": config.id, "integration": name}),
-            ):
-                self.metadata.append(
-                    _introduction(of, Metadata(object_type=of[0], point_type=of[1], **fields))
-                )
-
-    def beat(self, at_utc_s: float) -> Outgoing:
-        stamp_ms = int(at_utc_s * 1000)
-        return Outgoing(self._own_topic, Value(stamp_ms, stamp_ms, GOOD).payload())
-
-    def echo(self, name: str, stamp: float, at_utc_s: float) -> Outgoing:
-        return Outgoing(self._echo_topics[name], Value(stamp, int(at_utc_s * 1000), GOOD).payload())
-
-
-def _introduction(of: tuple[str, str, str], meta: Metadata) -> Outgoing:
-    return Outgoing(metadata_topic(*of), meta.payload(), 0, retain=True)
 
 
 def _read(path: Path) -> Mapping[str, Kept]:

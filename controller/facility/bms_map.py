@@ -18,7 +18,7 @@ the whole of it.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -220,6 +220,9 @@ class _Mapping:
             why = LAW_WHY
         elif config.type is None and kind not in KINDS:
             why = f"kind {kind!r} is none of {', '.join(KINDS)}; give the device a kind, or an object's type"
+        if config.type is not None and config.type not in OBJECTS:
+            why = f"no object type {config.type!r}{_close(config.type, OBJECTS)}"
+            self._complaints.append(f"objects: {group.path}: {why}")
         if why:
             self._left_out |= {f"{group.path}/{point.name}": why for point in group.points}
             return None
@@ -336,8 +339,7 @@ class _Mapping:
     def _bus_point(self, one: _Object, point: Point, config: BmsPointConfig, point_type: str) -> BusPoint:
         """Raises BmsError."""
         if point_type not in POINTS:
-            close = get_close_matches(point_type, POINTS, 1)
-            raise BmsError(f"no point type {point_type!r}{f'; {close[0]}?' if close else ''}")
+            raise BmsError(f"no point type {point_type!r}{_close(point_type, POINTS)}")
         unit, factor = unit_of(point, point_type)
         states = states_of(point, point_type)
         area = config.area if config.area is not None else area_of(point, point_type, one.type)
@@ -397,7 +399,7 @@ class _Mapping:
     def _request(self, integration: str, config: BmsRequestConfig) -> BusRequest:
         """Raises BmsError."""
         if config.writes is not None and config.writes not in self._addresses():
-            raise BmsError(f"writes: no point {config.writes}{self._close(config.writes)}")
+            raise BmsError(f"writes: no point {config.writes}{_close(config.writes, self._addresses())}")
         one = next((one for one in self._objects if one.group.path == config.at), None)
         if config.point.startswith("Rack"):
             rack = config.at.removeprefix("racks/")
@@ -406,7 +408,7 @@ class _Mapping:
             object_type, name, id_ = "Rack", self._rack_name(rack), self._rack_id(rack)
         elif one is None or one.type not in REQUEST_TYPES[config.point]:
             kinds = " or ".join(REQUEST_TYPES[config.point])
-            raise BmsError(f"at: {config.at} is no {kinds}{self._close(config.at)}")
+            raise BmsError(f"at: {config.at} is no {kinds}{_close(config.at, self._groups_known())}")
         else:
             object_type, name, id_ = one.type, one.name, one.id
         point = POINTS[config.point]
@@ -444,17 +446,18 @@ class _Mapping:
     def _addresses(self) -> set[str]:
         return {f"{group.path}/{point.name}" for group in self._groups for point in group.points}
 
-    def _close(self, address: str) -> str:
-        known = [*self._addresses(), *(group.path for group in self._groups)]
-        close = get_close_matches(address, known, 1)
-        return f"; {close[0]}?" if close else ""
+    def _groups_known(self) -> list[str]:
+        return [group.path for group in self._groups]
 
     def _complain_of_patterns(self) -> None:
         """Whatever fits nothing is a mistake, or a device that has not been seen yet."""
-        for section, patterns in (("objects", self._config.objects), ("points", self._config.points)):
+        for section, patterns, known in (
+            ("objects", self._config.objects, self._groups_known()),
+            ("points", self._config.points, self._addresses()),
+        ):
             for pattern in patterns:
                 if pattern not in self._used:
-                    self._complaints.append(f"{section}: {pattern}: nothing fits{self._close(pattern)}")
+                    self._complaints.append(f"{section}: {pattern}: nothing fits{_close(pattern, known)}")
 
     def _complain_of_objects(self) -> None:
         """Two objects of one id would be one on the bus."""
@@ -465,3 +468,9 @@ class _Mapping:
                 self._complaints.append(
                     f"objects: {paths} share the id {id_!r}; give each an `id` of its own"
                 )
+
+
+def _close(name: str, known: Iterable[str]) -> str:
+    """A suggestion, for the end of a sentence."""
+    close = get_close_matches(name, list(known), 1)
+    return f"; {close[0]}?" if close else ""

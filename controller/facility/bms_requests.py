@@ -34,8 +34,9 @@ class Kept(msgspec.Struct, frozen=True):
     """What must survive a restart."""
 
     asked: float | None
-    before: float | None
-    holding: float | None
+    before: float | None  # where it was
+    tried: float | None  # what we sent last
+    shown: float | None  # what the plant made of it; None: not known
 
 
 @dataclass(frozen=True)
@@ -59,22 +60,20 @@ class Ask:
         why_not: why it is not carried out, or not to the letter; "" while it is.
     """
 
-    def __init__(self, config: BmsRequestConfig, now_s: float, kept: Kept | None = None) -> None:
+    def __init__(self, config: BmsRequestConfig, at_s: float, kept: Kept | None = None) -> None:
         self.config = config
         self.why_not = ""
-        self.asked = None if kept is None else kept.asked
-        self._before = None if kept is None else kept.before
-        self._holding = None if kept is None else kept.holding
+        held = kept or Kept(None, None, None, None)
+        self.asked = held.asked
+        self._before, self._tried, self._shown = held.before, held.tried, held.shown
         self._moved = kept is not None
-        self._tried: float | None = None
-        self._written_at_s = now_s
-        self._retry_at_s = now_s
+        self._written_at_s = self._retry_at_s = at_s
         self._theirs = False
 
     @property
     def kept(self) -> Kept | None:
         """None: we hold nothing."""
-        return Kept(self.asked, self._before, self._holding) if self._moved else None
+        return Kept(self.asked, self._before, self._tried, self._shown) if self._moved else None
 
     @property
     def is_flag(self) -> bool:
@@ -93,9 +92,9 @@ class Ask:
         """Its integration is heard no more."""
         self.asked = None
 
-    def next_value(self, present: Present, now_s: float) -> float | None:
+    def next_value(self, present: Present, at_s: float) -> float | None:
         """What is to be written now; None: nothing."""
-        if self.config.writes is None or now_s < self._retry_at_s:
+        if self.config.writes is None or at_s < self._retry_at_s:
             return None
         self._look(present)
         target = self._target()
@@ -104,27 +103,26 @@ class Ask:
         if not self._moved and present.value is None and self.config.safe is None:
             self.why_not = "its present value is not known, so there is no way back; give it a `safe` value"
             return None
-        value = self._step(target, present.value)
-        if value is None or value == self._holding:
-            self._moved = self._moved and not (value is not None and self.asked is None)
+        if self._is_there(target):
+            self._moved = self.asked is not None
             return None
-        return value
+        return self._step(target, present.value)
 
     def writes(self, value: float, present: Present) -> None:
         """It is on its way."""
         if not self._moved:
-            self._before, self._moved, self._holding = present.value, True, None
+            self._before, self._moved, self._shown = present.value, True, None
         self._tried = value
 
-    def wrote(self, value: float | None, now_s: float) -> None:
-        """The plant shows this now."""
-        self._holding = self._tried if value is None else value
-        self._written_at_s = now_s
+    def wrote(self, shown: float | None, at_s: float) -> None:
+        """The plant has taken it, and shows this."""
+        self._shown = self._tried if shown is None else shown
+        self._written_at_s = at_s
         self.why_not = "" if self.asked is None else self._clamp_note(self.asked)
 
-    def was_refused(self, reason: str, now_s: float) -> None:
+    def was_refused(self, reason: str, at_s: float) -> None:
         """Not carried out, or not known to be."""
-        self.why_not, self._retry_at_s = reason, now_s + RETRY_S
+        self.why_not, self._retry_at_s = reason, at_s + RETRY_S
 
     # --- one step ---------------------------------------------------------------------------------------
 
@@ -132,15 +130,18 @@ class Ask:
         """Whose value is it?"""
         if not self._moved or present.value is None or present.taken_at_s < self._written_at_s + SETTLE_S:
             return
-        ours = self._holding if self._holding is not None else self._tried
-        if ours is not None and abs(present.value - ours) <= self._same:
+        ours = self._tried if self._shown is None else self._shown
+        if ours is None or abs(present.value - ours) <= self._same:
             return
-        if self._holding is None and self.asked is not None:
+        if self._shown is None and self.asked is not None:
             return  # refused so far: it is tried again
         self._moved = False
         if self.asked is not None:
             self._theirs = True
             self.why_not = f"somebody else has set it to {present.value:g}; waits for a new request"
+
+    def _is_there(self, target: float) -> bool:
+        return self._moved and self._shown is not None and self._tried == target
 
     def _target(self) -> float | None:
         if self.asked is not None:
@@ -153,11 +154,13 @@ class Ask:
         rate_per_s = self.config.rate_per_s
         if rate_per_s is None:
             return target
-        base = self._holding if self._holding is not None else present
+        base = self._tried if self._moved and self._shown is not None else present
         if base is None:
             self.why_not = "its present value is not known, so it cannot be ramped"
             return None
         most = rate_per_s * STEP_S
+        if abs(target - base) <= most:
+            return target
         return base + min(max(target - base, -most), most)
 
     @property

@@ -108,7 +108,7 @@ class Users:
     def __init__(self, path: Path | None, anonymous: Role = Role.NOBODY) -> None:
         self._path, self._anonymous = path, anonymous
         self._users: tuple[User, ...] = ()
-        self._seen: tuple[int, int] | None = None
+        self._seen: tuple[int, int, int] | None = None
         self._right: set[bytes] = set()
         self._secret = secrets.token_bytes(32)
         self._nobody = hashed(secrets.token_hex())
@@ -164,7 +164,7 @@ class Users:
         return True
 
 
-def _read(path: Path) -> tuple[tuple[User, ...], tuple[int, int]]:
+def _read(path: Path) -> tuple[tuple[User, ...], tuple[int, int, int]]:
     """Raises ConfigError."""
     try:
         mode, mark = path.stat().st_mode, _mark(path)
@@ -177,9 +177,10 @@ def _read(path: Path) -> tuple[tuple[User, ...], tuple[int, int]]:
     return load(path, UserFile).users, mark
 
 
-def _mark(path: Path) -> tuple[int, int]:
-    status = os.stat(path)  # noqa: PTH116  one call for both
-    return status.st_mtime_ns, status.st_size
+def _mark(path: Path) -> tuple[int, int, int]:
+    """Content or permissions have changed if this has."""
+    status = os.stat(path)  # noqa: PTH116  one call for all
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_size
 
 
 def _scrypt(

@@ -74,9 +74,10 @@ def _unreadable(where: str, settings: BaseModel) -> Iterator[str]:
 
 def _device(tree: Tree, device: Device) -> None:
     config, profile = device.config, profile_of(device.config)
-    points = (
-        "points: as it says itself" if profile is None else f"{len(profile.select(config.points))} points"
-    )
+    if profile is None:
+        what = f"{SUNSPEC}: what it says of itself"
+    else:
+        what = f"{config.profile}, {len(profile.select(config.points))} points"
     branch = tree.add(
         Text.assemble(
             (device.name, "bold"),

@@ -102,8 +102,7 @@ class Commands:
         if self._asker.wire is None:
             raise DeviceError(f"{order.what}: not connected: {self._asker.why_down}; nothing was sent")
         self._orders.put(order)
-        late = DeviceError(f"{order.what}: not confirmed within {wait_max_s:g} s; it may be in force or not")
-        timer = asyncio.get_running_loop().call_later(wait_max_s, order.end, late)
+        timer = asyncio.get_running_loop().call_later(wait_max_s, order.expire, wait_max_s)
         self._wake()
         try:
             return await order.done

@@ -30,6 +30,8 @@ class Order:
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
 
+    taken: bool = False
+
     @property
     def key(self) -> Key:
         return self.device, self.point.name if self.point is not None else ""
@@ -45,6 +47,12 @@ class Order:
             self.done.set_exception(outcome)
         else:
             self.done.set_result(outcome)
+
+    def expire(self, wait_max_s: float) -> None:
+        state = (
+            "not confirmed: it may be in force or not" if self.taken else "nothing was sent: the line is busy"
+        )
+        self.end(DeviceError(f"{self.what}: {wait_max_s:g} s are over; {state}"))
 
 
 class Orders:
@@ -79,6 +87,7 @@ class Orders:
                 self.forget(order)
             elif order.not_before_s <= now_s:
                 self.forget(order)
+                order.taken = True
                 return order
         return None
 

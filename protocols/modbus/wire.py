@@ -93,9 +93,9 @@ class Wire(ModbusProtocol):
         if self._character_s:
             wait_max_s += self._character_s * (len(question.pdu) + question.size + 6)
         self._open = self.loop.create_future()
-        cast("asyncio.Transport", self.transport).write(self._framing.ask(unit_id, question, owed))
         timer = self.loop.call_later(wait_max_s, self._time_out, question, wait_max_s)
         try:
+            cast("asyncio.Transport", self.transport).write(self._framing.ask(unit_id, question, owed))
             return await self._open
         finally:
             timer.cancel()

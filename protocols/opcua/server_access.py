@@ -79,7 +79,9 @@ class ClientFolder(TrustFolder):
             self._admit(chain)
         except RefusedError as refused:
             title = chain[0].subject.rfc4514_string()[:120]
-            raise RefusedError(f"the client's certificate {title!r}: {refused}; {self._keep(chain[0])}") from refused
+            raise RefusedError(
+                f"the client's certificate {title!r}: {refused}; {self._keep(chain[0])}"
+            ) from refused
 
     def _admit(self, chain: list[x509.Certificate]) -> None:
         path = self._path(chain)
@@ -113,7 +115,9 @@ def own_certificate(certificate_file: Path, key_file: Path, uri: str, *, may_mak
         certificate = certificates_in(certificate_file.read_bytes())[0]
         key = load_pem_private_key(key_file.read_bytes(), None)
     except OSError as error:
-        raise RefusedError(f"{error.filename}: {error.strerror}; check the path and its permissions") from error
+        raise RefusedError(
+            f"{error.filename}: {error.strerror}; check the path and its permissions"
+        ) from error
     except (ValueError, TypeError, IndexError) as error:
         raise RefusedError(
             f"{certificate_file} and {key_file} are no certificate and its PEM key without password: {error}"
@@ -206,4 +210,13 @@ class Guesses:
         self._wrong_s.setdefault(address, deque(maxlen=self._per_minute)).append(now_s)
 
 
-__all__ = ["NOBODY", "Authority", "ClientFolder", "Guesses", "Identity", "Own", "RefusedError", "own_certificate"]
+__all__ = [
+    "NOBODY",
+    "Authority",
+    "ClientFolder",
+    "Guesses",
+    "Identity",
+    "Own",
+    "RefusedError",
+    "own_certificate",
+]

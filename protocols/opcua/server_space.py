@@ -416,7 +416,9 @@ def _unit(unit: str) -> ua.EUInformation:
     return ua.EUInformation(UNITS_URI, number, ua.LocalizedText(unit), ua.LocalizedText(name))
 
 
-def _names(entry: Entry, index: int) -> tuple[ua.NodeClass, ua.QualifiedName, ua.LocalizedText, ua.LocalizedText]:
+def _names(
+    entry: Entry, index: int
+) -> tuple[ua.NodeClass, ua.QualifiedName, ua.LocalizedText, ua.LocalizedText]:
     """Class, browse name, display name and description."""
     title = entry.meaning.title if isinstance(entry, Variable) else entry.title
     return (
@@ -506,7 +508,9 @@ def _data_type(variant: ua.Variant) -> ua.NodeId:
     return sample.data_type
 
 
-def _standard(way: int, node: int, node_class: ua.NodeClass, *, forward: bool = False) -> ua.ReferenceDescription:
+def _standard(
+    way: int, node: int, node_class: ua.NodeClass, *, forward: bool = False
+) -> ua.ReferenceDescription:
     """To a node of the standard address space."""
     name = "Objects" if node == ua.ObjectIds.ObjectsFolder else ua.ObjectIdNames[node]
     return ua.ReferenceDescription(

@@ -26,7 +26,9 @@ from typing import Any, Final, Protocol
 from asyncua import ua
 from asyncua.common.utils import ServiceError
 from asyncua.ua.ua_binary import struct_to_binary
-from asyncua.ua.uaprotocol_auto import DataChangeFilter  # what comes off the wire; ua.DataChangeFilter is below it
+from asyncua.ua.uaprotocol_auto import (
+    DataChangeFilter,
+)  # what comes off the wire; ua.DataChangeFilter is below it
 
 from protocols.opcua.server_events import Event, EventFilter, FilterError
 from protocols.opcua.server_values import Batch, Variable, overflowed, stamped
@@ -697,9 +699,7 @@ class SubscriptionService:
             except ServiceError as refused:
                 yield ua.StatusCode(refused.code)
 
-    def transfer(
-        self, number: int, owner: Owner, asker: Asker, *, tell_all: bool
-    ) -> ua.TransferResult:
+    def transfer(self, number: int, owner: Owner, asker: Asker, *, tell_all: bool) -> ua.TransferResult:
         """Let another session of the same user have it; who is the same is for the caller to know."""
         one = self.subscriptions[number]
         one.session_id, one.owner = owner.session_id, owner

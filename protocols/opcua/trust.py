@@ -40,12 +40,21 @@ class RefusedError(Exception):
 
 
 def certificates_in(content: bytes) -> list[x509.Certificate]:
-    """PEM or DER, one or several after each other. Raises ValueError for none, and for anything else."""
-    if b"-----BEGIN" in content:
-        return x509.load_pem_x509_certificates(content)
+    """PEM or DER, one or several after each other, parsed to the last field. ValueError for anything else."""
     if not content:
         raise ValueError("there is none")
-    return [x509.load_der_x509_certificate(der) for der in _split(content)]
+    try:
+        pem = b"-----BEGIN" in content
+        found = (
+            x509.load_pem_x509_certificates(content)
+            if pem
+            else [x509.load_der_x509_certificate(der) for der in _split(content)]
+        )
+        for one in found:  # the parser is lazy: what is nonsense shall turn out here and nowhere else
+            _ = one.subject, one.issuer, one.extensions, one.public_key(), one.signature_hash_algorithm
+    except Exception as error:  # a dozen kinds, some of them its programmer's
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+    return found
 
 
 def complaint_of_dates(certificate: x509.Certificate, now: datetime) -> str:
@@ -85,7 +94,7 @@ class TrustFolder:
         except RefusedError as refused:
             kept = self._keep(chain[0])
             raise RefusedError(f"the server's certificate {_title(chain[0])}: {refused}; {kept}") from refused
-        except ValueError as error:  # certificates are parsed lazily: any part may turn out to be nonsense
+        except ValueError as error:
             raise RefusedError(f"the server's certificate cannot be read: {error}") from error
 
     def _check(
@@ -218,12 +227,9 @@ def _names(certificate: x509.Certificate, host: str) -> bool:
 def _alternative_names(certificate: x509.Certificate) -> x509.SubjectAlternativeName | None:
     try:
         return certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (x509.ExtensionNotFound, ValueError):
+    except x509.ExtensionNotFound:
         return None
 
 
 def _title(certificate: x509.Certificate) -> str:
-    try:
-        return repr(certificate.subject.rfc4514_string()[:120])
-    except ValueError:
-        return f"no. {certificate.serial_number:x}"
+    return repr(certificate.subject.rfc4514_string()[:120])

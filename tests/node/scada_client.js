@@ -10,8 +10,9 @@
 "use strict";
 const readline = require("node:readline");
 const {
-  AttributeIds, ClientMonitoredItem, ClientSubscription, DataChangeFilter, DataChangeTrigger, DataType, DeadbandType,
-  MessageSecurityMode, OPCUACertificateManager, OPCUAClient, SecurityPolicy, TimestampsToReturn, UserTokenType,
+  AttributeIds, ClientMonitoredItem, DataChangeFilter, DataChangeTrigger, DataType, DeadbandType,
+  MessageSecurityMode, OPCUACertificateManager, OPCUAClient, SecurityPolicy, SimpleAttributeOperand,
+  TimestampsToReturn, UserTokenType,
   constructEventFilter, resolveNodeId,
 } = require("node-opcua");
 
@@ -99,10 +100,12 @@ const VERBS = {
   },
   async events({ fields }) {
     await open(100);
+    const filter = constructEventFilter(fields, resolveNodeId("ConditionType"));
+    filter.selectClauses.push(new SimpleAttributeOperand({
+      typeDefinitionId: resolveNodeId("ConditionType"), browsePath: [], attributeId: AttributeIds.NodeId }));
     const item = ClientMonitoredItem.create(subscription,
       { nodeId: resolveNodeId("Server"), attributeId: AttributeIds.EventNotifier },
-      { samplingInterval: 0, queueSize: 100, discardOldest: true,
-        filter: constructEventFilter(fields, resolveNodeId("ConditionType")) });
+      { samplingInterval: 0, queueSize: 100, discardOldest: true, filter });
     item.on("changed", (values) => {
       say({ event: Object.fromEntries(values.map((one, place) => [fields[place] ?? "ConditionId", one.value])) });
     });

@@ -39,7 +39,9 @@ GROUPS = (
             Point(name="power_w", unit="W", lowest=0, highest=20_000, deadband=5.0, stale_after_s=600),
             Point(name="current_a", unit="A", stale_after_s=600),
             Point(name="alarms", bits=BITS, stale_after_s=600),
-            Point(name="flow_target", unit="L/min", lowest=100, highest=180, writable=True, stale_after_s=600),
+            Point(
+                name="flow_target", unit="L/min", lowest=100, highest=180, writable=True, stale_after_s=600
+            ),
             Point(name="stage", states={1: "one", 2: "two", 8: "all"}, writable=True, stale_after_s=600),
         ),
     ),
@@ -47,7 +49,9 @@ GROUPS = (
     Group(
         path="nodes/n1",
         kind="node",
-        points=tuple(Point(name=f"gpus/{gpu}/{what}", unit="W") for gpu in range(2) for what in ("power_w", "limit_w")),
+        points=tuple(
+            Point(name=f"gpus/{gpu}/{what}", unit="W") for gpu in range(2) for what in ("power_w", "limit_w")
+        ),
     ),
     Group(path="racks/r1", kind="rack", points=(Point(name="power_w", unit="W"),)),
 )
@@ -55,7 +59,8 @@ GROUPS = (
 
 def write_users(path, **roles):
     lines = [
-        f'  - {{name: {name}, role: {role}, password: "{hashed(PASSWORDS[name])}"}}' for name, role in roles.items()
+        f'  - {{name: {name}, role: {role}, password: "{hashed(PASSWORDS[name])}"}}'
+        for name, role in roles.items()
     ]
     path.write_text("users:\n" + "\n".join(lines) + "\n")
     path.chmod(0o640)

@@ -72,7 +72,9 @@ async def watching(client, *ids, period=50, **options):
     heard = Heard()
     subscription = await client.create_subscription(period, heard)
     if ids:
-        await subscription.subscribe_data_change([client.get_node(ua.NodeId(id_, 2)) for id_ in ids], **options)
+        await subscription.subscribe_data_change(
+            [client.get_node(ua.NodeId(id_, 2)) for id_ in ids], **options
+        )
     return heard, subscription
 
 
@@ -153,7 +155,9 @@ async def test_states_texts_and_flags_have_the_types_of_the_standard(client):
 
 
 async def test_everything_hangs_under_power_block_by_its_path(client):
-    node = await client.nodes.objects.get_child(["2:PowerBlock", "2:nodes", "2:n1", "2:gpus", "2:1", "2:limit_w"])
+    node = await client.nodes.objects.get_child(
+        ["2:PowerBlock", "2:nodes", "2:n1", "2:gpus", "2:1", "2:limit_w"]
+    )
     assert node.nodeid == ua.NodeId("nodes/n1/gpus/1/limit_w", 2)
     kind = await client.get_node(ua.NodeId("nodes/n1/gpus/1", 2)).read_type_definition()
     assert (await client.get_node(kind).read_browse_name()).Name == "GpuType"
@@ -166,7 +170,9 @@ async def test_everything_hangs_under_power_block_by_its_path(client):
 async def test_what_is_not_there_is_said_not_to_be_there(client):
     for id_ in ("devices/none", f"{POWER}#Nothing", "", "#", "devices/pdu-1/power_w/x"):
         assert (await read(client, id_)).StatusCode.name == "BadNodeIdUnknown"
-    assert (await read(client, POWER, ua.AttributeIds.EventNotifier)).StatusCode.name == "BadAttributeIdInvalid"
+    assert (
+        await read(client, POWER, ua.AttributeIds.EventNotifier)
+    ).StatusCode.name == "BadAttributeIdInvalid"
 
 
 @pytest.mark.parametrize(
@@ -213,7 +219,10 @@ async def test_when_the_controller_dies_every_value_is_bad_at_once_and_comes_bac
     await until(lambda: len(heard.values) == 3, within_s=10)
     died_s = time.monotonic()
     await site.plant.die()
-    await until(lambda: [one.StatusCode.name for *_, one in heard.values[3:]] == ["BadNoCommunication"] * 3, within_s=10)
+    await until(
+        lambda: [one.StatusCode.name for *_, one in heard.values[3:]] == ["BadNoCommunication"] * 3,
+        within_s=10,
+    )
     assert time.monotonic() - died_s < 3.0
     assert (await read(client, POWER)).StatusCode.name == "BadNoCommunication"
     level = client.get_node(ua.NodeId(ua.ObjectIds.Server_ServiceLevel))
@@ -232,7 +241,9 @@ async def test_a_new_device_changes_no_identifier_and_no_subscription(site, clie
     heard, subscription = await watching(client, POWER)
     await until(lambda: heard.of(POWER) == [5000.0], within_s=10)
     events = await subscription.subscribe_events()
-    new = Group(path="devices/quick", kind="device", points=(Point(name="added_w"), Point(name="power_w", unit="W")))
+    new = Group(
+        path="devices/quick", kind="device", points=(Point(name="added_w"), Point(name="power_w", unit="W"))
+    )
     site.plant.regroup(2, new)
     await until(lambda: heard.events, within_s=10)
     assert "come or gone" in heard.events[0].Message.Text
@@ -274,7 +285,9 @@ async def test_a_client_may_have_a_wider_deadband_of_its_own(site, client):
         await site.told("devices/pdu-1", power_w, *DEVICE[1:])
         await asyncio.sleep(0.25)
     await until(lambda: raw.told[-1].Value.Value.Value == 5360.0 and len(raw.told) >= 5, within_s=10)
-    values = {handle: [one.Value.Value.Value for one in raw.told if one.ClientHandle == handle] for handle in (0, 1)}
+    values = {
+        handle: [one.Value.Value.Value for one in raw.told if one.ClientHandle == handle] for handle in (0, 1)
+    }
     assert values == {0: [5000.0, 5150.0, 5360.0], 1: [5000.0, 5360.0]}
     await raw.close()
 
@@ -291,11 +304,15 @@ async def test_a_queue_keeps_what_was_sampled_between_two_publishings(site, clie
     await until(lambda: heard.of(POWER)[-1] == 5500.0, within_s=10)
     values = [(value, data.StatusCode.value & 0x480 == 0x480) for _, value, data in heard.values[1:]]
     assert values[-3:] == [(5300.0, values[-3][1]), (5400.0, False), (5500.0, False)]
-    assert any(lost for _, lost in values) == (len(values) < 5)  # the overflow bit stands where something is missing
+    assert any(lost for _, lost in values) == (
+        len(values) < 5
+    )  # the overflow bit stands where something is missing
     await subscription.delete()
 
 
-async def test_a_client_that_does_not_ask_for_a_while_gets_the_newest_and_nothing_is_kept_for_it(site, client):
+async def test_a_client_that_does_not_ask_for_a_while_gets_the_newest_and_nothing_is_kept_for_it(
+    site, client
+):
     subscription = await client.create_subscription(100, Heard())
     service = site.facility._server._iserver.service
     await subscription.subscribe_data_change(client.get_node(ua.NodeId(POWER, 2)))
@@ -381,7 +398,12 @@ async def test_nought_or_nan_leaves_an_argument_out(site, client):
     await call(client, "Control/SetGuardedPowerLimit", 7e4, 0.0, 60.0, 5.0, 30.0, 0.0)
     first, second = site.plant.commands
     assert first.arguments == {"limit_w": 80_000.0}
-    assert second.arguments == {"limit_w": 7e4, "valid_for_s": 60.0, "priority": 5, "heartbeat_timeout_s": 30.0}
+    assert second.arguments == {
+        "limit_w": 7e4,
+        "valid_for_s": 60.0,
+        "priority": 5,
+        "heartbeat_timeout_s": 30.0,
+    }
 
 
 async def test_clamped_and_rejected_are_told_with_their_reasons(site, client):
@@ -427,7 +449,11 @@ async def test_every_order_is_a_method(site, client, method, inputs, arguments):
 
 
 async def test_what_only_an_engineer_may_is_refused_to_an_operator(site, client):
-    for method, inputs in (("SetMode", ("local",)), ("OutOfService", ("a", "b")), ("ReturnToService", ("a",))):
+    for method, inputs in (
+        ("SetMode", ("local",)),
+        ("OutOfService", ("a", "b")),
+        ("ReturnToService", ("a",)),
+    ):
         assert (await call(client, f"Control/{method}", *inputs))[0] == "BadUserAccessDenied"
         executable = await read(client, f"Control/{method}", ua.AttributeIds.UserExecutable)
         assert executable.Value.Value is False
@@ -536,9 +562,7 @@ def leak(**changes):
 async def hearing(client, kind=ua.ObjectIds.AlarmConditionType):
     heard = Heard()
     subscription = await client.create_subscription(50, heard)
-    await subscription.subscribe_alarms_and_conditions(
-        evtypes=ua.NodeId(kind), queuesize=100
-    )
+    await subscription.subscribe_alarms_and_conditions(evtypes=ua.NodeId(kind), queuesize=100)
     return heard, subscription
 
 
@@ -550,7 +574,11 @@ async def test_an_alarm_is_an_object_and_an_event(site, client):
     assert (event.Message.Text, event.Severity, event.SourceName) == ("water", 900, "devices/pdu-1")
     assert event.SourceNode == ua.NodeId("devices/pdu-1", 2)
     assert event.Time == datetime.fromtimestamp(1_700_000_000, UTC)
-    assert (event.Retain, getattr(event, "ActiveState/Id"), getattr(event, "AckedState/Id")) == (True, True, False)
+    assert (event.Retain, getattr(event, "ActiveState/Id"), getattr(event, "AckedState/Id")) == (
+        True,
+        True,
+        False,
+    )
     shown = "alarms/devices/pdu-1/leak"
     assert await value(client, f"{shown}#ActiveState/Id") is True
     assert (await value(client, f"{shown}#AckedState")).Text == "Unacknowledged"
@@ -660,7 +688,9 @@ async def test_history_comes_in_pages_and_none_is_lost_between_them(site, client
         await site.told("block", float(power_w), "x", 1.0)
         await asyncio.sleep(0.15)
     now = datetime.now(UTC)
-    details = ua.ReadRawModifiedDetails(False, now - timedelta(minutes=5), now + timedelta(minutes=1), 3, False)
+    details = ua.ReadRawModifiedDetails(
+        False, now - timedelta(minutes=5), now + timedelta(minutes=1), 3, False
+    )
     pages, point = [], None
     while True:
         asked = ua.HistoryReadValueId(ua.NodeId("block/power_w", 2), ContinuationPoint=point)

@@ -69,6 +69,7 @@ static void put(const uint8_t *bytes, size_t size) {
 
 /* The right answer to a read of registers, or one of another function or with more registers than asked for. */
 static size_t read_pdu(uint8_t *pdu, int unit, int function, int address, int count) {
+    if (count > MODBUS_MAX_READ_REGISTERS) count = 0; /* the value of a write */
     pdu[0] = function;
     pdu[1] = 2 * count;
     for (int i = 0; i < count; i++) {

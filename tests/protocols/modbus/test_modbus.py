@@ -37,9 +37,42 @@ def test_no_read_crosses_a_block_or_exceeds_the_length_and_no_point_is_left_out(
         assert any(b.first <= span.first and span.first + span.count - 1 <= b.last for b in blocks)
 
 
-def test_neighbours_in_one_block_share_a_read():
-    spans = plan_reads(load_profile("orv3_rpu").select(()), load_profile("orv3_rpu"))
-    assert [(s.first, s.count) for s in spans] == [(36864, 10), (37376, 3), (37888, 2)]
+def points_at(*addresses, table="holding", **fields):
+    return [
+        Point(name=f"n{a}", unit="count", address=a, **{"type": "u16", "table": table, **fields})
+        for a in addresses
+    ]
+
+
+def shapes(points, **fields):
+    return [(s.first, s.count) for s in plan_reads(points, replace(PROFILE, **fields))]
+
+
+def test_p22_neighbours_in_one_block_share_a_read():
+    """Thirty devices of sixteen registers are thirty reads, not four hundred and eighty."""
+    blocks = (Block(table="holding", first=0, last=99), Block(table="holding", first=200, last=299))
+    assert shapes(points_at(*range(16)), blocks=blocks) == [(0, 16)]
+    assert shapes(points_at(0, 3, 98, 200, 210), blocks=blocks) == [(0, 99), (200, 11)]
+
+
+def test_a_device_that_cannot_read_across_points_is_asked_for_each():
+    assert shapes(points_at(0, 1, 2), one_request_per_point=True) == [(0, 1), (1, 1), (2, 1)]
+
+
+def test_bits_have_a_limit_of_their_own():
+    blocks = (Block(table="coil", first=0, last=99),)
+    coils = points_at(*range(40), table="coil", type="bool")
+    assert shapes(coils, blocks=blocks, max_bits_per_read=16, max_registers_per_read=1) == [
+        (0, 16), (16, 16), (32, 8),
+    ]  # fmt: skip
+
+
+def test_reads_that_carry_scale_factors_come_first():
+    """What rests on them can then be decoded as it comes."""
+    scaled = Point(name="p_w", unit="W", address=0, type="i16", scale_factor="p_sf")
+    factor = Point(name="p_sf", unit="count", address=10, type="i16")
+    spans = plan_reads([scaled, factor], PROFILE)
+    assert [s.points for s in spans] == [(factor,), (scaled,)]
 
 
 # ---- normal function ----

@@ -1,0 +1,285 @@
+"""Which units answer? A bounded, slow walk over hosts, ports and unit ids that reads one register of each.
+
+A plant network is no place for hurry: four questions a second, one connection at a time, nothing but reads,
+and a range that somebody has written out. What is found is a list of ids; `probe` says what they are.
+
+Any answer proves a unit, a refusal as well as a value. A gateway that says "target does not respond" answers
+for itself and not for the unit. A device that ignores unit ids answers to all of them alike; that is seen,
+and said once.
+"""
+
+import ipaddress
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any, Final
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from controller.commissioning import probe_opcua
+from controller.commissioning.talk import SILENT_WAIT_MAX_S, Talk
+from controller.commissioning.target import SCHEME_MARK, Target, ToolError
+from controller.gateway_config import DeviceConfig
+from protocols.modbus import Tcp, Transport, transport_of
+from protocols.modbus.questions import LostError, RefusedError, SilentError
+from protocols.reading import DeviceError
+
+RATE_PER_S: Final = 4.0
+RATE_MAX_PER_S: Final = 50.0  # beyond that old serial gateways begin to drop
+HOSTS_MAX: Final = 256  # an installation's own subnet; more is somebody else's
+PORTS_MAX: Final = 8
+UNIT_MAX: Final = 247  # Modbus over serial line V1.02, 2.2
+QUESTIONS_MAX: Final = 10_000  # at four a second and a second of silence each: a night
+OPCUA_PORT: Final = 4840
+ALIKE_MIN: Final = 4  # units that answer the same, all of those asked: it ignores the id
+SILENCES_MAX: Final = 247
+
+_RANGE: Final = re.compile(r"(\d+)(?:-(\d+))?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A connection to try: a Modbus transport, or an OPC UA server."""
+
+    url: str
+    transport: Transport | None  # None: OPC UA
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """One that answers.
+
+    Attributes:
+        said: its first register, or how it refused.
+        nameplate: as it tells itself; "" = it does not.
+    """
+
+    url: str
+    unit: int
+    said: str
+    nameplate: str = ""
+
+
+@dataclass
+class Survey:
+    """What has been found so far; complete or not.
+
+    Attributes:
+        done, of: questions asked, and planned.
+        notes: about places, such as one that ignores unit ids.
+        complete: the whole range has been asked.
+    """
+
+    of: int
+    done: int = 0
+    units: list[Unit] = field(default_factory=list)
+    servers: list[probe_opcua.Found] = field(default_factory=list)
+    closed: int = 0
+    notes: list[str] = field(default_factory=list)
+    complete: bool = False
+
+    @property
+    def found(self) -> int:
+        return len(self.units) + len(self.servers)
+
+
+def numbers(text: str, what: str, lowest: int, highest: int) -> list[int]:
+    """`1-20,33` as numbers in their order. Raises ToolError."""
+    found: dict[int, None] = {}
+    for part in text.split(","):
+        match = _RANGE.fullmatch(part.strip())
+        if match is None:
+            raise ToolError(f"{what}: {part.strip()!r} is no range; write it like 1-20,33")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if not lowest <= first <= last <= highest:
+            raise ToolError(f"{what}: {part.strip()}: use {lowest} to {highest}, the lower one first")
+        found |= dict.fromkeys(range(first, last + 1))
+    return list(found)
+
+
+def hosts(words: Sequence[str]) -> list[str]:
+    """Addresses and names, ranges written out as 10.0.0.7-20 or 10.0.0.7-10.0.0.20. Raises ToolError."""
+    found = list(dict.fromkeys(host for word in words for host in _hosts(word)))
+    if len(found) > HOSTS_MAX:
+        raise ToolError(f"{len(found)} hosts; {HOSTS_MAX} at most: scan one subnet after the other")
+    return found
+
+
+def _hosts(word: str) -> Iterator[str]:
+    if "/" in word:
+        raise ToolError(
+            f"{word!r}: write the range out, such as 10.0.0.7-20: a whole network is seldom yours"
+        )
+    first, dash, last = word.partition("-")
+    try:
+        begin = ipaddress.IPv4Address(first)
+    except ValueError:
+        yield word  # a name, in which a dash is a letter like any other
+        return
+    if not dash:
+        yield word
+        return
+    try:
+        end = ipaddress.IPv4Address(last if "." in last else f"{first.rpartition('.')[0]}.{last}")
+    except ValueError:
+        raise ToolError(f"{word!r} is no range of hosts; write it like 10.0.0.7-20") from None
+    if not 0 <= int(end) - int(begin) < HOSTS_MAX:
+        raise ToolError(f"{word!r}: from the lower to the higher address, {HOSTS_MAX} hosts at most")
+    yield from (str(ipaddress.IPv4Address(number)) for number in range(int(begin), int(end) + 1))
+
+
+def places(words: Sequence[str], ports: Sequence[int]) -> list[Place]:
+    """What to connect to: URLs as they are, hosts with each of the ports. Raises ToolError."""
+    if len(ports) > PORTS_MAX:
+        raise ToolError(
+            f"--ports: {len(ports)} ports; {PORTS_MAX} at most: a scan looks for devices, not for holes"
+        )
+    urls = [word for word in words if SCHEME_MARK in word]
+    found = [_place(url) for url in urls]
+    for host, port in product(hosts([word for word in words if word not in urls]), ports):
+        if port == OPCUA_PORT:
+            found.append(Place(url=f"opc.tcp://{host}:{port}", transport=None))
+        else:
+            found.append(Place(url=f"modbus+tcp://{host}:{port}", transport=Tcp(host, port)))
+    if not found:
+        raise ToolError("nothing to scan; give hosts (10.0.0.7-20) or a URL (modbus+rtu:///dev/ttyUSB0)")
+    return found
+
+
+def _place(url: str) -> Place:
+    if url.startswith("opc.tcp"):
+        return Place(url=url, transport=None)
+    try:
+        return Place(url=url, transport=transport_of(url))
+    except ValueError as error:
+        raise ToolError(str(error)) from error
+
+
+def planned(where: Sequence[Place], units: Sequence[int], rate_per_s: float) -> Survey:
+    """Raises ToolError for a range that would take the night."""
+    if not 0.0 < rate_per_s <= RATE_MAX_PER_S:
+        raise ToolError(
+            f"--rate: {rate_per_s:g}; use more than 0, {RATE_MAX_PER_S:g} questions a second at most"
+        )
+    of = sum(len(units) if place.transport is not None else 1 for place in where)
+    if of > QUESTIONS_MAX:
+        raise ToolError(f"{of} questions; {QUESTIONS_MAX} at most: fewer hosts, --units or --ports")
+    return Survey(of=of)
+
+
+async def scan(
+    where: Sequence[Place],
+    units: Sequence[int],
+    survey: Survey,
+    *,
+    rate_per_s: float = RATE_PER_S,
+    on_step: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Fill `survey`, so that an interrupted scan still tells what it knows. Raises nothing."""
+    for place in where:
+        before = survey.done
+        try:
+            if place.transport is None:
+                on_step(place.url)
+                await _ask_server(place, survey)
+            else:
+                await _ask_units(place, place.transport, units, survey, 1.0 / rate_per_s, on_step)
+        except LostError as lost:
+            if survey.done == before:
+                survey.closed += 1
+            else:
+                survey.notes.append(str(lost))
+        survey.done = before + (1 if place.transport is None else len(units))
+    survey.complete = True
+
+
+async def _ask_server(place: Place, survey: Survey) -> None:
+    target = Target(name=place.url, config=DeviceConfig(profile="", url=place.url, security="none"))
+    found = probe_opcua.Found(where=place.url, url=place.url)
+    await probe_opcua.probe(target, found)
+    survey.servers.append(found)
+
+
+async def _ask_units(
+    place: Place,
+    transport: Transport,
+    units: Sequence[int],
+    survey: Survey,
+    gap_s: float,
+    on_step: Callable[[str], None],
+) -> None:
+    """Raises LostError when there is no connection, or no longer."""
+    here: list[Unit] = []
+    async with Talk(transport, gap_s=gap_s, wait_max_s=SILENT_WAIT_MAX_S) as talk:
+        for unit_id in units:
+            on_step(f"{place.url} unit {unit_id}")
+            if not talk.connected:
+                await talk.connect()
+            said = await _first_word(talk, unit_id)
+            if said:
+                here.append(
+                    Unit(url=place.url, unit=unit_id, said=said, nameplate=await _nameplate(talk, unit_id))
+                )
+                survey.units.append(here[-1])
+            survey.done += 1
+    if ALIKE_MIN <= len(here) == len(units) and len({(one.said, one.nameplate) for one in here}) == 1:
+        survey.notes.append(f"{place.url} answers to every unit id alike: one device that ignores it, use 1")
+
+
+async def _first_word(talk: Talk, unit_id: int) -> str:
+    """Its first register, or how it refused; "" = nobody there."""
+    try:
+        (word,) = await talk.words(unit_id, "holding", 0, 1)
+    except SilentError:
+        return ""
+    except RefusedError as refused:
+        return str(refused).partition(": ")[2]
+    return f"holding 0 is {word}"
+
+
+async def _nameplate(talk: Talk, unit_id: int) -> str:
+    try:
+        told = await talk.nameplate(unit_id)
+    except DeviceError:
+        return ""
+    return " ".join(told[name] for name in ("vendor", "product_code", "revision") if name in told)
+
+
+# --- on paper -----------------------------------------------------------------------------------------------
+
+
+def as_json(survey: Survey) -> dict[str, Any]:
+    return {
+        "complete": survey.complete,
+        "asked": survey.done,
+        "of": survey.of,
+        "closed": survey.closed,
+        "units": [
+            {"url": one.url, "unit": one.unit, "said": one.said, "nameplate": one.nameplate}
+            for one in survey.units
+        ],
+        "servers": [{"url": one.url, "application": one.application} for one in survey.servers],
+        "notes": survey.notes,
+    }
+
+
+def render(survey: Survey) -> RenderableType:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for column in ("at", "unit", "name plate", "answered"):
+        table.add_column(column, overflow="fold")
+    for one in survey.units:
+        table.add_row(Text(one.url, style="bold"), str(one.unit), Text(one.nameplate), Text(one.said))
+    for server in survey.servers:
+        table.add_row(Text(server.url, style="bold"), "", Text(server.application), Text("OPC UA"))
+    parts: list[RenderableType] = [table] if survey.found else []
+    asked = f"{survey.done} of {survey.of} asked, {survey.found} answer"
+    nobody = f", {survey.closed} addresses without a connection" if survey.closed else ""
+    parts.append(Text(f"{asked}{nobody}" + ("" if survey.complete else "; interrupted")))
+    parts += [Text(note, style="yellow") for note in survey.notes]
+    if survey.units:
+        first = survey.units[0]
+        parts.append(Text(f"next: powerblock probe {first.url} --unit {first.unit}", style="dim"))
+    return Group(*parts)
