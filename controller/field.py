@@ -31,6 +31,7 @@ from protocols.reading import DeviceError, Reading, WriteRule, Written
 
 STALE_POLLS: Final = {"fast": 3.0, "slow": 30.0, "once": 1e9}  # slow points come with every tenth poll
 STALE_MIN_S: Final = 2.0
+PLACES_KEPT_MAX: Final = 64  # subsets of points that came together: few with polls, any with notifications
 
 Taker = Callable[[Measurement], None]
 
@@ -61,6 +62,8 @@ class _Live:
         """Where its values belong; None: they are all that there are, in their order."""
         names = tuple(reading.values)
         if names not in self._places:
+            if len(self._places) >= PLACES_KEPT_MAX:
+                self._places.clear()
             place = {point.name: index for index, point in enumerate(self.group.points)}
             found = [place[name] for name in names]
             self._places[names] = None if found == list(range(len(place))) else found
@@ -171,14 +174,14 @@ class Field:
         doubt = frozen or reading.doubt
         if live.group.points:
             self._on_update(_update(live, reading, doubt))
-        fault = doubt or reading.fault
         well = reading.link == "up" and not doubt
-        if live.taker is not None:
-            value = reading.values.get(live.device.needs)
+        needs = live.device.needs
+        if live.taker is not None and (needs in reading.values or not well):  # others may have changed alone
+            value = reading.values.get(needs)
             number = value if well and isinstance(value, float | int) else None
             live.taker(Measurement(number or 0.0, number is not None, reading.taken_at_s))
             well = number is not None
-        self._judge(live.link, reading, fault, well=well)
+        self._judge(live.link, reading, doubt or reading.fault, well=well)
 
     def _judge(self, link: DeviceLink, reading: Reading, fault: str, *, well: bool) -> None:
         if (link.up, link.fault) != (well, fault):
@@ -248,7 +251,7 @@ def _point(config: DeviceConfig, point: profiles.Point) -> Point:
         highest=highest if highest < float("inf") else None,
         states=dict(point.enum),
         bits={number: bit.name for number, bit in point.bits.items()},
-        text=point.type == "string",
+        text=point.unit == "text",
         writable=rule is not None,
         deadband=point.deadband,
         stale_after_s=max(STALE_MIN_S, STALE_POLLS[point.poll] * config.poll_s),

@@ -19,9 +19,12 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from protocols import plain_yaml
+
 M = TypeVar("M", bound=BaseModel)
 
 FILE_MAX_BYTES: Final = 4 * 1024 * 1024  # a block of 1,152 GPUs takes 100 kB; anything near this is not ours
+VALUES_MAX: Final = 500_000  # a hundred times that block
 SHOWN_MAX_CHARS: Final = 60  # of a wrong value, in the sentence about it
 
 KEY_TAGS: Final = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "merge"))
@@ -60,7 +63,7 @@ def parse(path: Path) -> dict[str, Any]:
             raise ConfigError(
                 f"{path.name}: {size_bytes} bytes, {FILE_MAX_BYTES} at most; is it the right file?"
             )
-        content = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)  # noqa: S506  a SafeLoader
+        content = plain_yaml.load(path.read_text(encoding="utf-8"), _StrictLoader, values_max=VALUES_MAX)
     except OSError as error:
         raise ConfigError(
             f"{path}: cannot be read: {error.strerror}; check the path and its permissions"

@@ -106,12 +106,13 @@ class Chiller:
     def __init__(self, capacity_w: float) -> None:
         self.capacity_w = capacity_w
         self.demand_limit_ratio = 1.0
+        self.minimum_ratio = CHILLER_MINIMUM_RATIO
         self.load_ratio = 0.0
         self.warmer_k = 0.0
 
     def step(self, dt_s: float, heat_w: float) -> None:
         asked_ratio = heat_w / self.capacity_w
-        given_ratio = min(asked_ratio, max(CHILLER_MINIMUM_RATIO, self.demand_limit_ratio))
+        given_ratio = min(asked_ratio, max(self.minimum_ratio, self.demand_limit_ratio))
         keep = float(np.exp(-dt_s / CHILLER_TAU_S))
         self.load_ratio = given_ratio + (self.load_ratio - given_ratio) * keep
         self.warmer_k = WARMER_K_PER_RATIO * (asked_ratio - given_ratio)

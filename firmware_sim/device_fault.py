@@ -15,7 +15,7 @@ from typing import Final, Literal, TypeVar
 
 FaultMode = Literal["frozen", "silent", "refusing", "lying", "nan"]
 
-POWER_SUFFIXES: Final = ("_w", "_va", "_a")  # what a wrong transformer ratio scales
+POWER_SUFFIXES: Final = ("_w", "_va", "_a", ".W", ".VA", ".A")  # what a wrong transformer ratio scales
 
 
 @dataclass(frozen=True)

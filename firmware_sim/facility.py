@@ -3,6 +3,7 @@
     plant <-> GPU memories  <- NVML ->       node agents
     plant  -> PDUs, meter   <- Modbus TCP -> controller
     plant  -> CDU           <- OPC UA ->     controller
+    plant <-> other devices <- Modbus ->     controller
 
 The plant follows the monotonic clock in whole steps; when the process was held up it catches up, and it
 counts what it could not catch up. Twenty times a second a sample is taken: means over 50 ms from energy
@@ -23,13 +24,15 @@ import numpy as np
 
 from firmware_sim.device_fault import DeviceFault
 from firmware_sim.electrical import FEEDS
+from firmware_sim.field_devices import Tied, tie
 from firmware_sim.gpu_firmware import GPU_IS_LOST, NONE, GpuMemory
 from firmware_sim.gpu_power import Floats
 from firmware_sim.metering import Meter
-from firmware_sim.modbus_device import ModbusDevice
+from firmware_sim.modbus_device import ModbusDevice, ModbusLine, ModbusUnit
 from firmware_sim.opcua_device import OpcuaDevice
 from firmware_sim.plant import STEP_S, Plant
 from firmware_sim.scenario import Fault, Scenario
+from firmware_sim.watched import Truth, WatchedPoint, watched_points
 from protocols.profile import load_profile
 
 SAMPLE_S: Final = 0.050
@@ -57,6 +60,7 @@ class Sample:
     facility_c: float
     gpu_limit_w: float  # sum of the enforced limits
     rack_w: tuple[float, ...]
+    truth: tuple[float, ...] = ()  # of the watched points, at the end of it
 
 
 class Facility:
@@ -77,16 +81,35 @@ class Facility:
             for node in scenario.block.nodes
         }  # fmt: skip
         self._rows = {host.name: np.array(host.gpus) for host in self.plant.type.hosts}
-        self.devices: dict[str, ModbusDevice | OpcuaDevice] = {}
+        self.tied: dict[str, Tied] = {device.name: tie(device, self.plant) for device in scenario.facility.devices}
+        self.watched: dict[WatchedPoint, Truth] = (
+            dict(watched_points(scenario, self.plant, self.tied)) if scenario.facility.serve else {}
+        )
+        self.devices: dict[str, ModbusUnit | OpcuaDevice] = {}
+        self.urls: dict[str, str] = {}
+        self._lines: dict[str, ModbusLine] = {}
         self._stack = AsyncExitStack()
         self._started_at_s = 0.0
         self._started_utc_s = 0.0
         self._steps = 0
 
     async def __aenter__(self) -> Self:
-        self.devices = self._wire()
-        for device in self.devices.values():
-            await self._stack.enter_async_context(device)
+        self.devices = {**self._wire(), **self._wire_others()}
+        try:
+            for name, device in self.devices.items():
+                if isinstance(device, ModbusDevice | OpcuaDevice):
+                    await self._stack.enter_async_context(device)
+                    self.urls[name] = device.url
+            for line in self._lines.values():
+                await self._stack.enter_async_context(line)
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        self.urls |= {
+            device.name: self._lines[device.line].url
+            for device in self.scenario.facility.devices
+            if device.line
+        }
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -145,8 +168,9 @@ class Facility:
 
     # ---- devices --------------------------------------------------------------------------------------
 
-    def _wire(self) -> dict[str, ModbusDevice | OpcuaDevice]:
-        devices: dict[str, ModbusDevice | OpcuaDevice] = {}
+    def _wire(self) -> dict[str, ModbusUnit | OpcuaDevice]:
+        """Those that the law lives by."""
+        devices: dict[str, ModbusUnit | OpcuaDevice] = {}
         pdu = load_profile("xerus_pdu")
         for row, rack in enumerate(self.scenario.block.racks):
             for column, feed in enumerate(FEEDS):
@@ -156,6 +180,19 @@ class Facility:
         block_meter = self.plant.block_meter
         devices["meter"] = ModbusDevice(load_profile("pm5000_meter"), _block_meter_values(block_meter))
         devices["cdu"] = OpcuaDevice(load_profile("opcua_cdu"), self._cdu_values, port=free_port())
+        return devices
+
+    def _wire_others(self) -> dict[str, ModbusUnit]:
+        """Those of the scenario, alone or on the line that they share."""
+        devices: dict[str, ModbusUnit] = {}
+        lines: dict[str, list[ModbusUnit]] = {}
+        for device in self.scenario.facility.devices:
+            tied = self.tied[device.name]
+            made = ModbusUnit if device.line else ModbusDevice
+            devices[device.name] = unit = made(tied.layout, tied.values, unit=device.unit, write=tied.write)
+            if device.line:
+                lines.setdefault(device.line, []).append(unit)
+        self._lines = {name: ModbusLine(units, "rtu") for name, units in lines.items()}
         return devices
 
     def _cdu_values(self) -> Mapping[str, float]:
@@ -254,6 +291,7 @@ class _Sums:
             facility_c=plant.cdu.facility_c,
             gpu_limit_w=float(self._facility.limits_w().sum()),
             rack_w=tuple(float(w) for w in self._rack_j / SAMPLE_S),
+            truth=tuple(value() for value in self._facility.watched.values()),
         )
         self._block_j, self._gpu_j = block_j, gpu_j
         self._steps, self._tokens = 0, 0.0

@@ -5,8 +5,7 @@
     limits ----------> GPUs -> hosts -> racks -> feeds -> PDUs, block meter
                          |                          |
                          +-> tokens                 +-> heat -> CDU -> capacity
-                                                          |
-                                                       chiller
+                                                                 ^-- chiller
 
 `step(dt_s, ...)` takes what the outside commands (GPU limits, faults are plain attributes) and returns
 nothing; whoever wants to know reads the attributes. Time is the sum of the steps, chance comes from one seed:

@@ -1,8 +1,9 @@
 """The rig: one scenario, the simulated facility around it, and the device under test as child processes.
 
-The device under test is started as an operator would start it, `powerblock run block.yaml` on the edge host
-and `powerblock agent node.yaml` on each GPU host, and is never imported. It meets the facility at the wire
-only: Modbus TCP, OPC UA, MQTT, and an NVML library whose GPUs are the plant's.
+The device under test is started as an operator would start it, `powerblock run block.yaml` and, where a
+scenario has SCADA, `powerblock serve block.yaml` on the edge host, `powerblock agent node.yaml` on each GPU
+host, and is never imported. It meets the facility at the wire only: Modbus, OPC UA, MQTT, HTTP, and an NVML
+library whose GPUs are the plant's.
 
 Order of things: devices serve, broker and children start, everything warms up, time 0, the time line plays,
 children are ended whatever happened, and the report is written from what was recorded.
@@ -14,8 +15,8 @@ import heapq
 import json
 import shutil
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import count
@@ -25,6 +26,7 @@ from typing import Any, Final
 import numpy as np
 
 from firmware_sim import bench_config, plot, recorder
+from firmware_sim.agreement import Outage, Shown, agreement
 from firmware_sim.child import Child
 from firmware_sim.facility import Facility, Heal, Sample
 from firmware_sim.gpu_firmware import build_library, environment
@@ -32,7 +34,10 @@ from firmware_sim.grid_operator import GridEvent
 from firmware_sim.grid_side import GridSide
 from firmware_sim.lifetime import RigError, end_tasks
 from firmware_sim.recorder import Beat, Mark
+from firmware_sim.scada_plan import USER, ServedAt
+from firmware_sim.scada_side import LOOK_AGAIN_S, SERVED_MAX_S, ScadaSide
 from firmware_sim.scenario import Event, Fault, Scenario
+from firmware_sim.scenario_facility import Command, Way, Write
 from firmware_sim.verdict import Contract, Request, Verdict, judge
 
 BASELINE_S: Final = 5.0  # what "25 % less" is less than
@@ -40,7 +45,29 @@ VIEW_PERIOD_S: Final = 0.25
 CHILD_CHECK_S: Final = 0.5
 RIG_LOST_MAX_S: Final = 0.25  # a rig that lost more real time than this judges nobody
 
+SPEECHLESS: Final = frozenset({"silent", "refusing", "nan"})
+WRITE_DONE_RATIO: Final = 0.01  # of the value: a register's step
+WRITE_MAX_S: Final = 10.0
+
 Act = Callable[[], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What one way shows of a point now: None: nothing good."""
+
+    value: float | None
+    age_s: float  # since it was told
+
+
+@dataclass(frozen=True)
+class Line:
+    """A watched point: the plant's own value and what each way shows of it."""
+
+    label: str
+    unit: str
+    true: float
+    shown: Mapping[Way, Sight | None]  # None: the way has not told it yet
 
 
 @dataclass(frozen=True)
@@ -51,6 +78,7 @@ class View:
     sample: Sample
     status: dict[str, Any]
     marks: tuple[Mark, ...]
+    lines: tuple[Line, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,6 +99,8 @@ class Rig:
         self.work_dir.mkdir(parents=True)
         self.marks: list[Mark] = []
         self.requests: dict[str, Request] = {}
+        self.outages: list[Outage] = []
+        self.writes_s: list[float | None] = []  # until the plant had obeyed; None: it never did
         self._powerblock = powerblock
         self._zero_s = scenario.warm_up_s  # plant time of the time line's 0
         self._agenda: list[tuple[float, int, Act]] = []
@@ -79,7 +109,7 @@ class Rig:
     async def run(self, watch: Callable[[View], None]) -> Outcome:
         """Play the scenario and judge it. Raises RigError when it cannot be played."""
         async with self.facility() as facility:
-            self._start_dut()
+            await self._start_dut()
             self._plan()
             background = [
                 asyncio.create_task(self._show(watch), name="live view"),
@@ -93,7 +123,7 @@ class Rig:
                     if task.done():
                         task.result()  # the time line has ended, or somebody failed: raise it
             finally:
-                await end_tasks([play, *background])
+                await end_tasks([play, *background, *self._orders])
             samples = list(facility.samples)
             lost_s = facility.lost_s
         return self._report(samples, lost_s)
@@ -103,16 +133,24 @@ class Rig:
         """Everything but the device under test, running."""
         self._children: dict[str, Child] = {}
         self._world: list[asyncio.Task[None]] = []
+        self._orders: set[asyncio.Task[None]] = set()
+        self.scada: ScadaSide | None = None
+        served = await ServedAt.prepare(self.work_dir) if self.scenario.facility.serve else None
         async with (
             Facility(self.scenario, self.work_dir) as facility,
             GridSide(self.scenario, self.work_dir) as grid,  # ends last: the others say good-bye through it
+            AsyncExitStack() as stack,
         ):
             self._facility, self.grid = facility, grid
+            if served is not None:
+                served.users.touch(mode=0o600)
+                served.users.write_text(bench_config.users_file(USER, served.password))
+                self.scada = await stack.enter_async_context(self._scada_side(facility, grid, served))
             self._children |= {child.name: child for child in self._brokers()}
             try:
-                self.device_urls = {name: device.url for name, device in facility.devices.items()}
+                self.device_urls = facility.urls
                 self.block_path, self.node_paths = bench_config.write_configs(
-                    self.scenario, self.work_dir, grid, self.device_urls
+                    self.scenario, self.work_dir, grid, self.device_urls, served
                 )
                 gc.collect()
                 gc.freeze()  # an OPC UA address space would cost 100 ms per full collection
@@ -124,12 +162,18 @@ class Rig:
                 finally:
                     await asyncio.gather(*(child.stop() for child in self._dut()))
 
+    def _scada_side(self, facility: Facility, grid: GridSide, served: ServedAt) -> ScadaSide:
+        mqtt = grid.broker.mqtt_config("scada")
+        return ScadaSide(
+            self.scenario, self.work_dir, served, tuple(facility.watched), mqtt, facility.now_s
+        )
+
     # ---- device under test ----------------------------------------------------------------------------
 
     def _child(self, name: str, argv: list[str], env: dict[str, str] | None = None) -> Child:
         return Child(name, argv, self.work_dir / f"{name}.log", env)
 
-    def _start_dut(self) -> None:
+    async def _start_dut(self) -> None:
         if self._powerblock is None:
             return
         command = str(self._powerblock)
@@ -138,8 +182,13 @@ class Rig:
             env = environment(library, self._facility.memories[node].path)
             self._children[f"agent {node}"] = self._child(node, [command, "agent", str(path)], env)
         self._children["controller"] = self._child("controller", [command, "run", str(self.block_path)])
+        if self.scada is not None:
+            self._children["server"] = self._child("server", [command, "serve", str(self.block_path)])
         for child in self._dut():
             child.start()
+        if self.scada is not None:
+            self._children["scada"] = self.scada.child
+            await self.scada.begin(command, self.block_path)
 
     def _dut(self) -> list[Child]:
         return [child for child in self._children.values() if child not in self._brokers()]
@@ -164,7 +213,24 @@ class Rig:
             await asyncio.sleep(VIEW_PERIOD_S)
             if self._facility.samples:
                 status = recorder.read_status(bench_config.status_path(self.work_dir))
-                watch(View(self._now_s(), self._facility.samples[-1], status, tuple(self.marks)))
+                sample = self._facility.samples[-1]
+                watch(View(self._now_s(), sample, status, tuple(self.marks), self._lines(sample)))
+
+    def _lines(self, sample: Sample) -> tuple[Line, ...]:
+        if self.scada is None:
+            return ()
+        now_s, seen = self._facility.now_s(), self.scada.seen
+        return tuple(
+            Line(
+                point.label, point.unit, true,
+                {
+                    way: Sight(one.newest, now_s - one.at_s[-1]) if one.at_s else None
+                    for way in self.scada.ways
+                    for one in (seen[way, point.address],)
+                },
+            )
+            for point, true in zip(self._facility.watched, sample.truth, strict=True)
+        )  # fmt: skip
 
     # ---- time line ------------------------------------------------------------------------------------
 
@@ -180,6 +246,10 @@ class Rig:
                 self._at(moment.at_s, partial(self._publish, moment.event))
             elif moment.cancel is not None:
                 self._at(moment.at_s, partial(self._withdraw, moment.cancel))
+            elif moment.command is not None:
+                self._at(moment.at_s, partial(self._command, moment.command))
+            elif moment.write is not None:
+                self._at(moment.at_s, partial(self._write, moment.write))
             elif moment.fault is not None:
                 self._at(moment.at_s, partial(self._break, moment.fault))
 
@@ -193,22 +263,59 @@ class Rig:
         await asyncio.sleep(max(0.0, self.scenario.duration_s - self._now_s()))
 
     async def _publish(self, event: Event) -> None:
-        baseline_w = self._recent_w()
-        limit_w = (
-            event.limit_kw * 1000
-            if event.limit_kw is not None
-            else baseline_w * (1 - (event.reduce_ratio or 0))
-        )
-        now_s, now_utc_s = self._now_s(), time.time()
-        starts_s = now_s + event.notice_s
-        ends_s = np.inf if event.duration_s is None else starts_s + event.duration_s
-        self.requests[event.id] = Request(now_s, starts_s, ends_s, baseline_w, limit_w)
-        self._mark(f"{event.id}: {limit_w / 1000:.1f} kW", "event")
+        limit_w = self._ask(event, event.notice_s)
+        now_utc_s = time.time()
         told = GridEvent(
             id=event.id, type=event.type, limit_kw=round(limit_w / 1000, 3), priority=event.priority,
             starts_utc_s=now_utc_s + event.notice_s, duration_s=event.duration_s,
         )  # fmt: skip
         await self.grid.publish(told, event.via or self.scenario.site.signals[0])
+
+    async def _command(self, command: Command) -> None:
+        """SCADA's own wish, which is judged as the grid's are; nobody takes it back, it runs out."""
+        limit_w = self._ask(command)
+        self._order(self._scada().limit(command.via, limit_w, command.duration_s), command.id)
+
+    def _ask(self, wish: Event | Command, notice_s: float = 0.0) -> float:
+        """Note down what is wished, from now on; returns the limit, W."""
+        baseline_w = self._recent_w()
+        limit_w = (
+            wish.limit_kw * 1000
+            if wish.limit_kw is not None
+            else baseline_w * (1 - (wish.reduce_ratio or 0))
+        )
+        now_s = self._now_s()
+        starts_s = now_s + notice_s
+        ends_s = np.inf if wish.duration_s is None else starts_s + wish.duration_s
+        self.requests[wish.id] = Request(now_s, starts_s, ends_s, baseline_w, limit_w)
+        via = f" by {wish.via}" if isinstance(wish, Command) else ""
+        self._mark(f"{wish.id}: {limit_w / 1000:.1f} kW{via}", "event")
+        return limit_w
+
+    async def _write(self, write: Write) -> None:
+        self._mark(str(write), "event")
+        self._order(self._see_written(write), str(write))
+
+    async def _see_written(self, write: Write) -> None:
+        """Write, and look at the plant itself until it has obeyed."""
+        began_s, tied = self._now_s(), self._facility.tied[write.device]
+        row = len(self.writes_s)
+        self.writes_s.append(None)
+        await self._scada().write(write.via, f"devices/{write.device}/{write.point}", write.value)
+        while self._now_s() - began_s < WRITE_MAX_S:
+            if abs(tied.true_value(write.point) - write.value) <= WRITE_DONE_RATIO * abs(write.value):
+                self.writes_s[row] = self._now_s() - began_s
+                return
+            await asyncio.sleep(LOOK_AGAIN_S)
+
+    def _order(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Beside the time line, which must not wait for an answer."""
+        task = asyncio.create_task(work, name=name)
+        self._orders.add(task)
+
+    def _scada(self) -> ScadaSide:
+        assert self.scada is not None  # the scenario was checked: no orders without a way for them
+        return self.scada
 
     async def _withdraw(self, event_id: str) -> None:
         self.requests[event_id] = replace(self.requests[event_id], ends_s=self._now_s())
@@ -238,11 +345,28 @@ class Rig:
             "broker": self._break_child,
             "agent": self._break_child,
             "controller": self._break_child,
+            "server": self._break_child,
         }
         self._mark(str(fault), "fault")
+        self.outages += self._outages(fault)
         heal = await breakers[fault.target](fault)
         if fault.for_s is not None:
             self._at(self._now_s() + fault.for_s, partial(self._heal, fault, heal))
+
+    def _outages(self, fault: Fault) -> Iterator[Outage]:
+        """What SCADA may miss because of it."""
+        begins_s = self._now_s()
+        ends_s = np.inf if fault.for_s is None else begins_s + fault.for_s
+        outage = partial(Outage, begins_s, ends_s)
+        if fault.target in {"server", "controller"}:
+            yield outage()
+        elif fault.target in {"broker", "certificate"}:
+            yield outage(ways=("bms", "mirror"))
+        elif fault.target == "device":
+            yield outage(device=fault.name, is_dead=fault.mode in SPEECHLESS)
+        elif fault.target == "feed":
+            for rack in self.scenario.block.racks:
+                yield outage(device=f"{rack.name}-{fault.name}")
 
     async def _heal(self, fault: Fault, heal: Heal) -> None:
         self._mark(f"{fault.target} {fault.name}".strip() + " back", "fault")

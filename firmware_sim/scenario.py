@@ -4,7 +4,8 @@
     block:     racks, nodes, devices, ratings, ramps
     site:      who speaks for the grid, over which broker, with or without mutual TLS
     workloads: what the GPUs of each node do
-    timeline:  grid events and faults, in seconds from the start (after the warm-up)
+    facility:  field devices beside the block's own, and the ways that SCADA is served by
+    timeline:  grid events, commands of SCADA and faults, in seconds from the start (after the warm-up)
     expect:    bounds on keys of the verdict; one broken bound fails the run
 
 A file loads whole or not at all; a refusal lists every error at once.
@@ -23,6 +24,14 @@ from firmware_sim.electrical import Host, Rack
 from firmware_sim.gpu_power import MODELS
 from firmware_sim.grid_operator import EVENT_TYPES
 from firmware_sim.plant import PlantType
+from firmware_sim.scenario_facility import (
+    Command,
+    FacilitySpec,
+    Write,
+    command_complaints,
+    facility_complaints,
+    write_complaints,
+)
 from firmware_sim.workload import Job, Kind
 
 FILE_MAX_BYTES: Final = 256 * 1024  # the largest example has 4 kB
@@ -49,6 +58,7 @@ FAULTS: Final[dict[str, dict[str, str]]] = {
     "vtn": dict.fromkeys(("silent", "error", "refusing"), ""),
     "agent": dict.fromkeys(("kill", "freeze"), "node"),
     "controller": {"kill": "", "freeze": ""},
+    "server": {"kill": "", "freeze": ""},  # towards the facility
 }
 
 
@@ -166,17 +176,20 @@ class Fault(_Strict):
 
 
 class Moment(_Strict):
-    """One entry of the time line: exactly one of event, cancel (an event's id) and fault."""
+    """One entry of the time line: one of event, cancel (an event's id), fault, command and write."""
 
     at_s: float = Field(ge=0)
     event: Event | None = None
     cancel: str | None = None
+    command: Command | None = None
+    write: Write | None = None
     fault: Fault | None = None
 
     @model_validator(mode="after")
     def _is_one_thing(self) -> Self:
-        if sum(x is not None for x in (self.event, self.cancel, self.fault)) != 1:
-            raise ValueError("give exactly one of event, cancel, fault")
+        things = (self.event, self.cancel, self.fault, self.command, self.write)
+        if sum(x is not None for x in things) != 1:
+            raise ValueError("give exactly one of event, cancel, fault, command, write")
         return self
 
 
@@ -196,13 +209,19 @@ class Scenario(_Strict):
     response_s: float = Field(0.5, ge=0)  # promised dead time between signal and obeyed limit
     block: Block
     workloads: tuple[Workload, ...] = ()
+    facility: FacilitySpec = FacilitySpec()
     timeline: tuple[Moment, ...] = ()
     expect: dict[str, Bound] = {}
     status_events: tuple[StatusEvent, ...] = ()  # expected by the ISV in this order; others may come between
 
     @property
     def devices(self) -> tuple[str, ...]:
-        """Names of all field devices: PDUs, block meter, CDU."""
+        """Names of all field devices: PDUs, block meter, CDU, and those that stand beside them."""
+        return (*self.own_devices, *(device.name for device in self.facility.devices))
+
+    @property
+    def own_devices(self) -> tuple[str, ...]:
+        """Those that the law lives by."""
         inlets = tuple(f"{rack.name}-{feed}" for rack in self.block.racks for feed in "ab")
         return (*inlets, "meter", "cdu")
 
@@ -270,13 +289,15 @@ def parse_scenario(document: dict[str, Any], name: str) -> Scenario:
 def _complaints(scenario: Scenario) -> Iterator[str]:
     yield from _block_complaints(scenario.block)
     yield from _site_complaints(scenario)
+    racks = [rack.name for rack in scenario.block.racks]
+    yield from facility_complaints(scenario.facility, racks, scenario.own_devices)
     nodes = [node.name for node in scenario.block.nodes]
     for i, work in enumerate(scenario.workloads):
         if work.node not in nodes:
             yield f"workloads.{i}.node: no node {work.node!r}; use one of {', '.join(nodes)}"
     for twice in _repeated(work.node for work in scenario.workloads):
         yield f"workloads: two for node {twice!r}; a node does one thing"
-    events: dict[str, Signal] = {}
+    events: dict[str, str] = {}
     for i, moment in enumerate(scenario.timeline):
         yield from (f"timeline.{i}.{line}" for line in _moment_complaints(moment, scenario, events))
 
@@ -319,19 +340,28 @@ def _repeated(names: Iterable[str]) -> Iterator[str]:
     return (name for name, count in Counter(names).items() if count > 1)
 
 
-def _moment_complaints(moment: Moment, scenario: Scenario, events: dict[str, Signal]) -> Iterator[str]:
+def _moment_complaints(moment: Moment, scenario: Scenario, events: dict[str, str]) -> Iterator[str]:
     if moment.at_s > scenario.duration_s:
         yield f"at_s: {moment.at_s} is after the end at {scenario.duration_s} s"
     if moment.event is not None:
-        yield from _event_complaints(moment.event, scenario.site.signals, events)
-    if moment.cancel is not None and moment.cancel not in events:
+        yield from _event_complaints(moment.event, scenario, events)
+    if moment.command is not None:
+        yield from command_complaints(moment.command, scenario.facility)
+        if events.setdefault(moment.command.id, "SCADA") != "SCADA":
+            yield f"command.id: {moment.command.id!r} is an event's; give this one its own id"
+    if moment.write is not None:
+        yield from write_complaints(moment.write, scenario.facility)
+    if moment.cancel is not None and events.get(moment.cancel, "SCADA") == "SCADA":
         yield f"cancel: no event {moment.cancel!r} before it"
     if moment.fault is not None:
         yield from _fault_complaints(moment.fault, scenario)
 
 
-def _event_complaints(event: Event, signals: tuple[Signal, ...], events: dict[str, Signal]) -> Iterator[str]:
+def _event_complaints(event: Event, scenario: Scenario, events: dict[str, str]) -> Iterator[str]:
+    signals = scenario.site.signals
     via = event.via or signals[0]
+    if scenario.facility.alone:
+        yield "event: a gateway hears no grid; remove it, or facility.alone"
     if via not in signals:
         yield f"event.via: nobody speaks {via} here; use {', '.join(signals)}, or add it to site.signals"
     if events.setdefault(event.id, via) != via:
@@ -355,6 +385,10 @@ def _fault_complaints(fault: Fault, scenario: Scenario) -> Iterator[str]:
         yield "fault.target: there is no VTN; add vtn to site.signals"
     if fault.target == "operator" and scenario.site.signals == ("vtn",):
         yield "fault.target: a VTN speaks for the operator; use target: vtn"
+    if fault.target == "server" and not scenario.facility.serve:
+        yield "fault.target: nothing is served; add to facility.serve"
+    if fault.target in {"agent", "gpu"} and scenario.facility.alone:
+        yield f"fault.target: a gateway has no {fault.target}; remove it, or facility.alone"
     if fault.target == "certificate" and not scenario.site.tls:
         yield "fault.target: the broker has no certificate; use site.tls: mutual"
 

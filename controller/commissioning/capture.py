@@ -147,7 +147,9 @@ class Capture:
                     half = count // 2
                     waiting[:0] = [(table, first, half), (table, first + half, count - half)]
                 elif refused.code:
-                    self._taken.append(Taken(at_s=at_s, table=table, first=first, refused=refused.code))
+                    self._refused(
+                        Taken(at_s=at_s, table=table, first=first, refused=refused.code, count=count)
+                    )
                 continue
             silences = 0
             kept.append((table, first, count))
@@ -155,3 +157,15 @@ class Capture:
         self._reads = kept  # what refuses once refuses again
         if not kept:
             raise DeviceError(f"{self._target.where}: every address of the range is refused")
+
+    def _refused(self, taken: Taken) -> None:
+        """A hole in the map is one line."""
+        before = self._taken[-1] if self._taken else taken
+        if (before.table, before.refused) == (
+            taken.table,
+            taken.refused,
+        ) and before.addresses.stop == taken.first:
+            count = before.count + taken.count
+            self._taken[-1] = before.model_copy(update={"count": count})
+        else:
+            self._taken.append(taken)

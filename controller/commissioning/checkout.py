@@ -64,6 +64,7 @@ class Part:
     name: str
     title: str
     place: str
+    namespaces: str
     where: str
     profile: str
     evidence: str
@@ -155,7 +156,8 @@ async def _part(target: Target, device: Device, number: int) -> Part:
         name=device.name,
         title=target.config.title or ("" if profile is None else profile.title),
         place=", ".join(filter(None, (device.where, device.kind, device.rack and f"rack {device.rack}"))),
-        where=f"{target.where}; {source.where}" if source.where.startswith("from") else target.where,
+        namespaces=", ".join(dict.fromkeys(point.namespace_uri for point in points if point.namespace_uri)),
+        where=f"{target.where}; {source.where}" if source.by_controller else target.where,
         profile=target.config.profile,
         evidence="told by the device" if profile is None else profile.provenance.evidence,
         fault=fault,

@@ -116,7 +116,7 @@ def probe(
         complete = _interruptible(kind.probe(target, found, profile, step))
     about = (found, target) if target.config.is_opcua else (found,)
     _show(kind.as_json(*about) if as_json else kind.render(*about))
-    if not (complete and found.chosen):
+    if not (complete and found.well):
         raise typer.Exit(EXIT_NEGATIVE)
 
 

@@ -40,7 +40,7 @@ class RecordedBank:
             for at, word in enumerate(taken.words, taken.first):
                 moments[taken.table, at].append((taken.at_s, word))
             if taken.refused is not None:
-                refused[taken.table, taken.first] = taken.refused
+                refused |= {(taken.table, at): taken.refused for at in taken.addresses}
         self._moments, self._refused = dict(moments), refused
         self._length_s = max((taken.at_s for taken in recording.reads), default=0.0) if again else 0.0
 

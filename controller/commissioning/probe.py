@@ -30,11 +30,13 @@ from protocols.sunspec import discover
 
 POINTS_TRIED: Final = 24  # of a profile without identity: enough to see, few enough not to hurry a device
 MATCHES_RATIO: Final = 0.5  # of them, beside a right identity: the rest may be options not fitted
+POINTS_FIRST: Final = 4  # if none of these is there, the rest is not asked for
 FITS_RATIO: Final = 0.9  # of the points tried are plausible: one unused input does not rule a profile out
 WORTH_RATIO: Final = 0.25  # of them say something else than 0, or they prove nothing
 KINDS: Final = ("pdu", "meter", "cdu", "chiller", "ups", "bess", "breaker")
 
 MATCHES, FITS, FITS_NOT, PROVES_NOTHING = "matches", "fits", "does not fit", "proves nothing"
+STYLES: Final = {MATCHES: "bold green", FITS: "yellow", PROVES_NOTHING: "", FITS_NOT: "dim"}  # best first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +79,13 @@ class Found:
     def chosen(self) -> list[str]:
         """Profiles to try, the likeliest first."""
         proven = [one.profile for one in self.of(MATCHES)]
-        return proven or ([SUNSPEC] if self.sunspec else []) or [one.profile for one in self.of(FITS)]
+        unproven = self.of(FITS) or self.of(PROVES_NOTHING)
+        return proven or ([SUNSPEC] if self.sunspec else []) or [one.profile for one in unproven]
+
+    @property
+    def well(self) -> bool:
+        """Whether something speaks for one of them."""
+        return bool(self.sunspec or self.of(MATCHES) or self.of(FITS))
 
 
 async def probe(
@@ -189,8 +197,13 @@ async def _by_values(talk: Talk, unit_id: int, profile: Profile) -> tuple[str, s
 async def _some(talk: Talk, unit_id: int, profile: Profile) -> list[Shown]:
     """The first points of a profile."""
     points = tuple(islice((point for point in profile.points.values() if point.readable), POINTS_TRIED))
-    taken = await taken_from(talk, unit_id, profile, points, {})
-    return [taken[point.name] for point in points]
+    taken: dict[str, Shown] = {}
+    for some in (points[:POINTS_FIRST], points[POINTS_FIRST:]):
+        if some:
+            taken |= await taken_from(talk, unit_id, profile, some, {})
+        if all(one.quality is Quality.BAD for one in taken.values()):
+            break  # another device: do not try them one by one
+    return [taken[point.name] for point in points if point.name in taken]
 
 
 def _is_free(point: Point) -> bool:
@@ -238,6 +251,7 @@ def as_json(found: Found) -> dict[str, Any]:
             {"profile": one.profile, "title": one.title, "verdict": one.verdict, "why": one.why}
             for one in found.verdicts
         ],
+        "well": found.well,
         "chosen": found.chosen,
         "block_yaml": block_lines(found),
     }
@@ -254,16 +268,15 @@ def render(found: Found) -> RenderableType:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for column in ("profile", "device", "", "why"):
         table.add_column(column, overflow="fold", no_wrap=column == "profile")
-    for verdict, style in (
-        (MATCHES, "bold green"),
-        (FITS, "yellow"),
-        (PROVES_NOTHING, ""),
-        (FITS_NOT, "dim"),
-    ):
-        for one in found.of(verdict):
-            table.add_row(
-                Text(one.profile, style=style), Text(one.title), Text(verdict, style=style), Text(one.why)
-            )
+    others = found.of(FITS_NOT)
+    if len(others) > 1:
+        head.add_row(Text("not these"), Text(", ".join(one.profile for one in others), style="dim"))
+    shown = [one for one in found.verdicts if one.verdict != FITS_NOT or len(others) == 1]
+    for one in sorted(shown, key=lambda one: list(STYLES).index(one.verdict)):
+        style = STYLES[one.verdict]
+        table.add_row(
+            Text(one.profile, style=style), Text(one.title), Text(one.verdict, style=style), Text(one.why)
+        )
     return Group(
         head,
         Text(""),
@@ -276,20 +289,21 @@ def render(found: Found) -> RenderableType:
 
 
 def _advice(found: Found) -> str:
-    matches, fits = found.of(MATCHES), found.of(FITS)
-    if len(matches) > 1:
-        names = ", ".join(one.profile for one in matches)
-        return f"{names} match alike: the name plate on the door decides. For block.yaml:"
-    if matches:
-        return f"This is a {matches[0].title}. For block.yaml:"
-    if found.sunspec:
-        return "A SunSpec device: it needs no profile of its own. For block.yaml:"
-    if len(fits) > 1:
-        names = ", ".join(one.profile for one in fits)
-        return f"{names} fit alike and have no identity to check: the name plate decides. For block.yaml:"
-    if fits:
-        return f"{fits[0].profile} fits; nothing proves it: compare a value with the display. For block.yaml:"
-    return (
-        "No built-in profile fits. `powerblock capture --range` records its registers; write a profile from"
-        " its document (docs/devices.md). For block.yaml then:"
-    )
+    matches, fits, silent = found.of(MATCHES), found.of(FITS), found.of(PROVES_NOTHING)
+    if found.sunspec and not matches:
+        said = "A SunSpec device: it needs no profile of its own"
+    elif len(matches) == 1:
+        said = f"This is a {matches[0].title}"
+    elif len(matches or fits) > 1:
+        names = ", ".join(one.profile for one in matches or fits)
+        said = f"{names} cannot be told apart from here: the name plate on the door decides"
+    elif fits:
+        said = f"{fits[0].profile} fits, and nothing proves it: compare a value with the device's display"
+    elif silent:
+        said = f"{silent[0].profile} can be read and says next to nothing: give it load, and probe again"
+    else:
+        said = (
+            "No built-in profile fits. `powerblock capture --range` records its registers; write a profile"
+            " from its document (docs/devices.md)"
+        )
+    return f"{said}. For block.yaml:"

@@ -77,6 +77,10 @@ class Found:
     fits: list[Fit] = field(default_factory=list)
 
     @property
+    def well(self) -> bool:
+        return bool(self.chosen)
+
+    @property
     def chosen(self) -> list[str]:
         return [one.profile for one in self.fits if one.good and one.good == one.of]
 

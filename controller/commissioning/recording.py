@@ -8,10 +8,11 @@
     nameplate: {vendor: Raritan}
     reads:
       - {at_s: 0.0, table: holding, first: 12296, words: [17254, 32768]}
-      - {at_s: 0.3, table: holding, first: 12302, refused: 2}
+      - {at_s: 0.3, table: holding, first: 12302, refused: 2, count: 2}
 
 Words are what was on the wire, 0 to 65535, bits 0 and 1; nothing is decoded, so a profile that turns out
-wrong can be mended and tried on the same file. `refused` is a Modbus exception code of one address.
+wrong can be mended and tried on the same file. `refused` is the Modbus exception code of so many
+addresses.
 """
 
 import json
@@ -45,6 +46,11 @@ class Taken(_Strict):
     first: Annotated[int, Field(ge=0, lt=ADDRESSES)]
     words: list[Word] = []
     refused: Annotated[int, Field(ge=1, le=255)] | None = None
+    count: Annotated[int, Field(ge=1, le=ADDRESSES)] = 1  # of addresses refused
+
+    @property
+    def addresses(self) -> range:
+        return range(self.first, self.first + (len(self.words) if self.refused is None else self.count))
 
 
 class Recording(_Strict):

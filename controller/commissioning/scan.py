@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from controller.commissioning import probe_opcua
+from controller.commissioning.sources import short
 from controller.commissioning.talk import SILENT_WAIT_MAX_S, Talk
 from controller.commissioning.target import SCHEME_MARK, Target, ToolError
 from controller.gateway_config import DeviceConfig
@@ -34,8 +35,7 @@ PORTS_MAX: Final = 8
 UNIT_MAX: Final = 247  # Modbus over serial line V1.02, 2.2
 QUESTIONS_MAX: Final = 10_000  # at four a second and a second of silence each: a night
 OPCUA_PORT: Final = 4840
-ALIKE_MIN: Final = 4  # units that answer the same, all of those asked: it ignores the id
-SILENCES_MAX: Final = 247
+ALIKE_MIN: Final = 4  # units that answer the same at one place
 
 _RANGE: Final = re.compile(r"(\d+)(?:-(\d+))?")
 
@@ -225,8 +225,25 @@ async def _ask_units(
                 )
                 survey.units.append(here[-1])
             survey.done += 1
-    if ALIKE_MIN <= len(here) == len(units) and len({(one.said, one.nameplate) for one in here}) == 1:
-        survey.notes.append(f"{place.url} answers to every unit id alike: one device that ignores it, use 1")
+    survey.notes += _alike(here)
+
+
+def _alike(here: Sequence[Unit]) -> Iterator[str]:
+    """Many ids that answer the same: hardly many devices."""
+    for rows in _rows(here):
+        if len(rows) >= ALIKE_MIN:
+            yield (
+                f"{rows[0].url}: {len(rows)} unit ids answer alike ({rows[0].said}): one device that ignores"
+                " the id, or a gateway that answers for units it does not have"
+            )
+
+
+def _rows(units: Sequence[Unit]) -> list[list[Unit]]:
+    """Those that answer the same at one place, together."""
+    rows: dict[tuple[str, str, str], list[Unit]] = {}
+    for one in units:
+        rows.setdefault((one.url, one.said, one.nameplate), []).append(one)
+    return list(rows.values())
 
 
 async def _first_word(talk: Talk, unit_id: int) -> str:
@@ -236,7 +253,7 @@ async def _first_word(talk: Talk, unit_id: int) -> str:
     except SilentError:
         return ""
     except RefusedError as refused:
-        return str(refused).partition(": ")[2]
+        return f"refused: {short(refused)}"
     return f"holding 0 is {word}"
 
 
@@ -270,8 +287,9 @@ def render(survey: Survey) -> RenderableType:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for column in ("at", "unit", "name plate", "answered"):
         table.add_column(column, overflow="fold")
-    for one in survey.units:
-        table.add_row(Text(one.url, style="bold"), str(one.unit), Text(one.nameplate), Text(one.said))
+    for alike in _rows(survey.units):
+        one, ids = alike[0], ", ".join(str(one.unit) for one in alike)
+        table.add_row(Text(one.url, style="bold"), Text(ids), Text(one.nameplate), Text(one.said))
     for server in survey.servers:
         table.add_row(Text(server.url, style="bold"), "", Text(server.application), Text("OPC UA"))
     parts: list[RenderableType] = [table] if survey.found else []
@@ -280,6 +298,6 @@ def render(survey: Survey) -> RenderableType:
     parts.append(Text(f"{asked}{nobody}" + ("" if survey.complete else "; interrupted")))
     parts += [Text(note, style="yellow") for note in survey.notes]
     if survey.units:
-        first = survey.units[0]
+        first = min(_rows(survey.units), key=len)[0]
         parts.append(Text(f"next: powerblock probe {first.url} --unit {first.unit}", style="dim"))
     return Group(*parts)

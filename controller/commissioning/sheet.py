@@ -25,7 +25,9 @@ COLUMNS: Final = {
     "raw": "raw", "quality": "quality", "verdict": "result", "why": "reason",
 }  # fmt: skip
 BY_PEOPLE: Final = ("instrument reading", "initials", "date")
-SIGNATURES: Final = ("tested by", "witnessed by", "accepted by")
+INSTRUMENTS: Final = ("instrument, maker and type", "serial number", "calibrated until")
+SIGNATURES: Final = ("Tested by", "Witnessed by", "Accepted by")
+SIGNED: Final = ("name, company", "date and signature")
 
 
 def paths_of(output: Path) -> list[Path]:
@@ -94,30 +96,31 @@ STYLE: Final = """
 body { font: 8pt/1.3 "Helvetica Neue", Arial, "Liberation Sans", sans-serif; color: #111; margin: 0 }
 @media screen { body { max-width: 277mm; margin: 8mm auto; padding: 0 4mm } }
 h1 { font-size: 15pt; margin: 0 0 1mm }
-dl { display: grid; grid-template-columns: max-content 1fr max-content 1fr; gap: 0.6mm 4mm;
-  margin: 2mm 0 3mm }
+h2 { font-size: 11pt; margin: 0 0 2mm }
+dl { display: grid; grid-template-columns: max-content 1fr max-content 1fr; gap: 0.6mm 4mm; margin: 2mm 0 }
 dt { color: #555 } dd { margin: 0 }
 .sum { display: flex; gap: 3mm; margin: 2mm 0 4mm }
 .sum b { font-size: 12pt } .sum div { border: 0.3mm solid #999; padding: 1.2mm 4mm; min-width: 30mm }
-table { width: 100%%; border-collapse: collapse; table-layout: fixed }
+table { width: 100%%; border-collapse: collapse; table-layout: fixed; margin-bottom: 4mm }
 thead { display: table-header-group }
-th { text-align: left; font-weight: 600; background: #e8e8e8; -webkit-print-color-adjust: exact }
+th { text-align: left; font-weight: 600; background: #e8e8e8 }
 th, td { border: 0.2mm solid #999; padding: 0.7mm 1mm; vertical-align: top; overflow-wrap: anywhere }
+th, tr { print-color-adjust: exact; -webkit-print-color-adjust: exact }
 tr { break-inside: avoid }
-tr.device td { background: #f4f4f4; -webkit-print-color-adjust: exact; padding: 1.2mm 1mm }
-tr.device b { font-size: 10pt } tr.device { break-after: avoid }
-tr.fault td { border: 0.5mm solid #a00; font-weight: 600 }
+tr.device th { background: #fff; font-weight: 400; border-color: #fff #fff #999; padding: 1mm 0 }
+tr.device b { font-size: 10pt }
+tr.fault th { border: 0.4mm solid #a00; background: #fff }
 td.n { text-align: right; color: #555 } td.v { text-align: right; font-weight: 600 }
 small { color: #555; font-size: 7pt } code { font: 7pt "DejaVu Sans Mono", monospace }
 .pass { color: #063 } .fail { color: #a00; font-weight: 700 } .hand { color: #555 }
-td.w { background: #fff }
-.sign { display: grid; grid-template-columns: repeat(3, 1fr); gap: 8mm; margin-top: 8mm; break-inside: avoid }
-.sign p { border-bottom: 0.3mm solid #111; margin: 9mm 0 0.5mm } .sign small { display: block }
-.sign b { display: block; text-transform: capitalize }
+.end { break-inside: avoid; border-top: 0.3mm solid #111; padding-top: 3mm; margin-top: 6mm }
+.fields { display: grid; gap: 1mm 8mm } .signatures { grid-template-columns: repeat(3, 1fr) }
+.instruments { grid-template-columns: 2fr 1fr 1fr; margin-bottom: 5mm }
+.fields p { border-bottom: 0.2mm solid #111; margin: 7mm 0 0.5mm } .fields small { display: block }
 .draft { border: 0.5mm solid #a00; color: #a00; padding: 1.5mm 3mm; margin: 2mm 0; font-weight: 700 }
 """
 
-WIDTHS_PERCENT: Final = (3, 15, 10, 12, 11, 8, 6.5, 13, 10.5, 5, 6)
+WIDTHS_PERCENT: Final = (3.2, 15, 12.5, 12, 10, 8, 5.3, 12.5, 10.5, 5, 6)
 HEADS: Final = (
     "no.", "point", "address", "expected", "value read", "raw", "result", "reason", *BY_PEOPLE,
 )  # fmt: skip
@@ -147,50 +150,65 @@ def _html(sheet: Sheet) -> Iterator[str]:
     yield '</dl>\n<div class="sum">'
     for verdict, words in ((PASS, "pass"), (FAIL, "fail"), (BY_HAND, "to be tried by hand")):
         yield f'<div class="{CLASSES[verdict]}"><b>{sheet.count(verdict)}</b> {words}</div>'
-    yield "</div>\n<table><colgroup>"
-    yield "".join(f'<col style="width:{width}%">' for width in WIDTHS_PERCENT)
-    yield "</colgroup>\n<thead><tr>" + "".join(f"<th>{head}</th>" for head in HEADS) + "</tr></thead>\n"
+    yield "</div>\n"
     for part in sheet.parts:
         yield from _part(part)
-    yield "</table>\n"
-    yield '<div class="sign">' + "".join(map(_signature, SIGNATURES)) + "</div>\n</body></html>\n"
+    yield from _end(sheet)
+    yield "</body></html>\n"
 
 
 def _part(part: Part) -> Iterator[str]:
+    """A table of its own: its head, with the device's name, stands on every page that it takes."""
     wide = len(HEADS)
-    failed = part.count(FAIL)
-    verdict = f'<span class="fail">{failed} fail</span>' if failed else '<span class="pass">all pass</span>'
-    yield f'<tbody><tr class="device"><td colspan="{wide}"><b>{escape(part.name)}</b> {escape(part.title)}'
-    yield f" &nbsp; {verdict}<br><small>{escape(part.place)}; {escape(part.where)}; profile "
-    yield f"{escape(part.profile)}, evidence: {escape(part.evidence)}</small></td></tr>\n"
+    yield "<table><colgroup>" + "".join(f'<col style="width:{width}%">' for width in WIDTHS_PERCENT)
+    yield f'</colgroup>\n<thead><tr class="device"><th colspan="{wide}"><b>{escape(part.name)}</b> '
+    yield f"{escape(part.title)} &nbsp; {_outcome(part)}<br><small>"
+    yield escape("; ".join(filter(None, (part.place, part.where, part.namespaces))))
+    yield f"; profile {escape(part.profile)}, evidence: {escape(part.evidence)}</small></th></tr>\n"
     if part.fault:
-        yield f'<tr class="fault"><td colspan="{wide}" class="fail">{escape(part.fault)}</td></tr>\n'
+        yield f'<tr class="fault"><th colspan="{wide}" class="fail">{escape(part.fault)}</th></tr>\n'
+    yield "<tr>" + "".join(f"<th>{head}</th>" for head in HEADS) + "</tr></thead>\n<tbody>\n"
     for line in part.lines:
         yield _row(line, "" if part.fault and line.verdict == FAIL else line.why)
-    yield "</tbody>\n"
+    yield "</tbody></table>\n"
+
+
+def _outcome(part: Part) -> str:
+    failed = part.count(FAIL)
+    if failed or part.fault:
+        return f'<span class="fail">{failed} of {len(part.lines)} fail</span>'
+    return f'<span class="pass">all {len(part.lines)} read well</span>'
 
 
 def _row(line: Line, why: str) -> str:
     title = f"<br><small>{escape(line.title)}</small>" if line.title else ""
     may = f"<br><small>{escape(line.access)}</small>" if line.access != "r" else ""
-    unit = f" {escape(line.unit)}" if line.unit else ""
+    unit = f" {escape(line.unit)}" if line.unit and line.read else ""
     cells = (
         f'<td class="n">{line.number}</td>',
         f"<td>{escape(line.point)}{title}</td>",
-        f"<td>{escape(line.address)}<br><small>{escape(line.form)}</small></td>",
-        f"<td>{escape(line.expected)}{unit}{may}</td>",
-        f'<td class="v">{escape(line.read)}{unit if line.read else ""}</td>',
+        f"<td>{escape(line.address.rpartition(';')[2])}<br><small>{escape(line.form)}</small></td>",
+        f"<td>{escape(line.expected)}{may}</td>",
+        f'<td class="v">{escape(line.read)}{unit}</td>',
         f"<td><code>{escape(line.raw)}</code></td>",
         f'<td class="{CLASSES[line.verdict]}">{line.verdict}</td>',
         f"<td>{escape(why)}</td>",
-        *('<td class="w"></td>' for _ in BY_PEOPLE),
+        *("<td></td>" for _ in BY_PEOPLE),
     )
     return f"<tr>{''.join(cells)}</tr>\n"
 
 
-def _signature(role: str) -> str:
-    fields = "".join(f"<p></p><small>{name}</small>" for name in ("name, company", "date and signature"))
-    return f"<div><b>{role}</b>{fields}</div>"
+def _end(sheet: Sheet) -> Iterator[str]:
+    """Never on two pages, and never a page of signatures without what they are for."""
+    yield f'<div class="end"><h2>{escape(sheet.block)}, checkout of {escape(sheet.began_utc)}</h2>\n'
+    yield '<div class="fields instruments">' + "".join(map(_field, INSTRUMENTS * 2)) + "</div>\n"
+    yield '<div class="fields signatures">'
+    yield "".join(f"<div><b>{role}</b>{''.join(map(_field, SIGNED))}</div>" for role in SIGNATURES)
+    yield "</div></div>\n"
+
+
+def _field(name: str) -> str:
+    return f"<div><p></p><small>{name}</small></div>"
 
 
 def _css_text(text: str) -> str:

@@ -101,8 +101,19 @@ def expected(point: Point, lowest: float | None = None, highest: float | None = 
     low = point.lowest if lowest is None else lowest
     high = point.highest if highest is None else highest
     if math.isinf(high):
-        return "any number" if math.isinf(low) else f"{number(low)} or more"
-    return f"{number(high)} or less" if math.isinf(low) else f"{number(low)} to {number(high)}"
+        return "any number" if math.isinf(low) else f"{_bound(low, point)} or more"
+    if math.isinf(low):
+        return f"{_bound(high, point)} or less"
+    return f"{grouped(low)} to {_bound(high, point)}"
+
+
+def _bound(value: float, point: Point) -> str:
+    return f"{grouped(value)} {unit(point)}".strip()
+
+
+def grouped(value: float) -> str:
+    """`50,000,000`: a bound is compared by eye."""
+    return f"{value:,.0f}" if value == int(value) else number(value)
 
 
 def words_said(words: Sequence[int]) -> str:

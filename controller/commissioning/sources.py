@@ -53,10 +53,12 @@ class Source(Protocol):
 
     Attributes:
         where: the way, for people.
+        by_controller: what it tells comes from a running controller.
         stranger: why it seems not to be the device of its profile; "" = nothing speaks against it.
     """
 
     where: str
+    by_controller: bool
     stranger: str
 
     async def open(self) -> None:
@@ -89,6 +91,12 @@ def source_of(target: Target) -> Source:
     return OpcuaSource(target) if target.config.is_opcua else ModbusSource(target)
 
 
+def _asked(target: Target) -> str:
+    if target.name == target.config.url:
+        return "asked directly" if target.config.is_opcua else f"unit {target.config.unit}, asked directly"
+    return f"asked directly at {target.where}"
+
+
 def controller_runs(run_dir: Path) -> bool:
     """Whether somebody serves the image there. Raises ToolError where this user may not know."""
     path = run_dir / SOCKET_NAME
@@ -113,8 +121,7 @@ class ModbusSource:
     """A unit, asked directly."""
 
     def __init__(self, target: Target) -> None:
-        self.where = f"directly at {target.where}"
-        self.stranger = ""
+        self.where, self.by_controller, self.stranger = _asked(target), False, ""
         self._target, self._unit_id = target, target.config.unit
         self._profile = target.profile()
         self.talk = Talk(target.config.transport(), profile=self._profile)
@@ -232,9 +239,10 @@ def _shown(read: Read, answer: bytes, known: dict[str, Value]) -> dict[str, Show
 
 
 def short(error: DeviceError) -> str:
-    """Without the unit: the sheet says which one it is."""
+    """Without the unit, which the sheet names, and without the general remedy."""
     text = str(error)
-    return text.partition(": ")[2] if text.startswith("unit ") else text
+    text = text.partition(": ")[2] if text.startswith("unit ") else text
+    return text.removesuffix("; is the profile the device's?")
 
 
 # --- OPC UA ------------------------------------------------------------------------------------------------
@@ -244,8 +252,7 @@ class OpcuaSource:
     """A server, asked directly."""
 
     def __init__(self, target: Target) -> None:
-        self.where = f"directly at {target.where}"
-        self.stranger = ""
+        self.where, self.by_controller, self.stranger = _asked(target), False, ""
         self._target = target
         self.profile = target.known_profile()
         self.session: Session | None = None
@@ -318,8 +325,8 @@ class ImageSource:
     """What the controller has of the device: quality and age as it judges them."""
 
     def __init__(self, target: Target, run_dir: Path) -> None:
-        self.where = f"from the running controller ({run_dir / SOCKET_NAME})"
-        self.stranger = ""
+        self.where = f"told by the running controller ({run_dir / SOCKET_NAME})"
+        self.by_controller, self.stranger = True, ""
         self._target = target
         self._feed = ImageFeed(run_dir / SOCKET_NAME)
         self._running: asyncio.Task[None] | None = None

@@ -56,6 +56,7 @@ class Plan:
 
     target: Target
     where: str
+    by_controller: bool
     point: Point
     value: float
     now: Shown | None
@@ -90,7 +91,14 @@ async def plan(target: Target, name: str, text: str) -> Plan:
     finally:
         await source.close()
     return Plan(
-        target=target, where=source.where, point=point, value=value, now=now, sends=sends, notes=notes
+        target=target,
+        where=source.where,
+        by_controller=source.by_controller,
+        point=point,
+        value=value,
+        now=now,
+        sends=sends,
+        notes=notes,
     )
 
 
@@ -253,7 +261,7 @@ def _notes(source: Source, target: Target, point: Point) -> list[str]:
 async def sent(made: Plan) -> Written:
     """Do it. Raises DeviceError, which says whether it may be in force."""
     target = made.target
-    if made.where.startswith("from the running"):
+    if made.by_controller:
         return await _by_controller(made)
     if target.config.is_opcua:
         return await _by_opcua(made)

@@ -170,8 +170,7 @@ class BmsPublisher:
     async def _tell(self) -> None:
         while True:
             if self._is_new and self._feed.image.groups:
-                self._is_new = False
-                self._make_map()
+                await self._make_map()
             if self._link.connected:
                 await self._tell_changes()
             await asyncio.sleep(self._config.gap_s)
@@ -189,11 +188,19 @@ class BmsPublisher:
                 self._post(batch)
             await asyncio.sleep(0)
 
-    def _make_map(self) -> None:
+    async def _make_map(self) -> None:
+        """In a thread: 0.1 s for 2,400 points."""
+        groups = [cells.group for cells in self._feed.image.groups]
+        self._is_new = False
+        made = await asyncio.to_thread(bus_map, self._config, groups, self._block)
+        if not self._is_new:  # else it is of a catalogue that is no more
+            self._take_map(made)
+
+    def _take_map(self, made: BusMap) -> None:
         before = {told.metadata.topic for told in self._told} | {
             request.metadata_topic for request in self.map.requests
         }
-        self.map = bus_map(self._config, [cells.group for cells in self._feed.image.groups], self._block)
+        self.map = made
         for complaint in self.map.complaints:
             log.warning("bms configuration", complaint=complaint)
         self._told = list(self._all_told())

@@ -6,9 +6,9 @@
       alarms                 one object per alarm
       Control                SetPowerLimit, Release, SetMode, Acknowledge ...
 
-An order goes to the controller over the image socket and is answered with what became of it: Good, GoodClamped,
-or a bad status and the reason in words. A write of a device's point is such an order. Nothing is accepted here
-on the controller's behalf, and while it is not heard, every value is Bad_NoCommunication.
+An order goes to the controller over the image socket and is answered with what became of it: Good,
+GoodClamped, or a bad status and the reason in words. A write of a device's point is such an order. Nothing is
+accepted here on the controller's behalf, and while it is not heard, every value is Bad_NoCommunication.
 
 Who did what is told as an audit event to engineers, besides the controller's own log.
 """
@@ -34,9 +34,10 @@ from controller.facility.opcua_users import Users
 from controller.image.feed import ImageFeed
 from controller.image.model import WORDS_MAX, AlarmView, Command, Outcome, Result, Role
 from controller.yaml_config import ConfigError
-from protocols.opcua.server import UNSECURED, Caller, OpcUaServer, Rules, Settings
+from protocols.opcua.server import UNSECURED, OpcUaServer, Settings
 from protocols.opcua.server_access import ClientFolder, Identity, Own, RefusedError, own_certificate
 from protocols.opcua.server_events import Event
+from protocols.opcua.server_session import Caller, Rules
 from protocols.opcua.server_space import Answer, Argument, Method, Thing
 from protocols.opcua.server_values import Variable
 
@@ -191,6 +192,8 @@ class OpcUaFacility:
                 await asyncio.sleep(self._config.history_period_s)
                 self._history.sample()
         finally:
+            if self._rebuilding is not None:
+                self._rebuilding.cancel()
             await server.stop()
 
     # --- what is shown ----------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """History of the main values: the last day in memory, for clients that were away.
 
-One row of three columns per value, in arrays that are filled round and round: 21 bytes per sample, 1.7 MB for a
-day at one per second. It is gone after a restart; the journal on disk is for good.
+Three arrays per value, filled round and round: 20 bytes per sample, 1.7 MB for a day at one per second. It is
+gone after a restart; the journal on disk is for good.
 
 A sample carries the time of its source. Two samples of one time are one, and times only grow, whatever the
 wall clock does, because a client pages through them.
@@ -14,7 +14,7 @@ from typing import Final
 
 from asyncua import ua
 
-from protocols.opcua.server import Past
+from protocols.opcua.server_session import Past
 from protocols.opcua.server_values import BAD, Variable
 
 LEAST_STEP_S: Final = 0.001

@@ -10,7 +10,7 @@ point's deadband is none. Quality becomes a status code by the table below; a va
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Final
 
@@ -97,7 +97,6 @@ class GroupBatch:
         if variable.watchers == 1:
             self._watched.append(variable)
             self._revision = -1
-            self.refresh()
 
     def unwatch(self, variable: Variable) -> None:
         variable.watchers -= 1
@@ -131,16 +130,18 @@ def _judged(value: Value, update: Update, place: int, *, alive: bool, is_stale: 
     if not alive:
         return None, CONTROLLER_GONE
     if value is None:
-        faults = update.faults or {}
-        if place in faults:
-            return None, _in_words(faults[place], POINT_FAULT)
-        return None, _in_words(faults[ALL], DEVICE_GONE) if ALL in faults else NO_VALUE
+        return None, _fault(update.faults or {}, place)
     if is_stale:
         return None, STALE
-    if update.doubt:
-        status = _in_words(update.doubt, DOUBTED)
-        return (None if status & BAD else value), status
-    return value, GOOD
+    status = _in_words(update.doubt, DOUBTED) if update.doubt else GOOD
+    return (None if status & BAD else value), status
+
+
+def _fault(faults: Mapping[int, str], place: int) -> int:
+    """Why there is no value: its own reason goes before the one of all."""
+    if place in faults:
+        return _in_words(faults[place], POINT_FAULT)
+    return _in_words(faults[ALL], DEVICE_GONE) if ALL in faults else NO_VALUE
 
 
 def _in_words(why: str, otherwise: int) -> int:

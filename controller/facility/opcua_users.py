@@ -4,9 +4,9 @@
       - {name: scada-1, role: operate, password: "scrypt$16384$8$1$...$..."}
       - {name: jane, role: engineer, certificate: 3f2a...}      # SHA-256 of her certificate
 
-`powerblock password` makes the hash. The file is looked at for every login and read again when it has changed;
-a version that cannot be read lets nobody in and says why, for a half-written file must not be an open door.
-It must not be readable by everybody.
+`powerblock password` makes the hash. The file is looked at for every login and read again when it has
+changed; a version that cannot be read lets nobody in and says why, for a half-written file must not be an
+open door. It must not be readable by everybody.
 
 A password is checked in 40 ms, as scrypt wants it; that is the price of each wrong one, and the server bounds
 how many there are. A right one is remembered for the life of the process, so clients that reconnect all day
@@ -193,7 +193,7 @@ def _scrypt(
 
 
 def _parts(stored: str) -> tuple[int, int, int, bytes, bytes] | None:
-    """Cost, block size, lanes, salt and hash; None: that is no hash of ours, or one that would take for ever."""
+    """Cost, block size, lanes, salt, hash; None: no hash of ours, or one that would take for ever."""
     try:
         scheme, cost, block_size, lanes, salt, wanted = stored.split("$")
         parts = int(cost), int(block_size), int(lanes), base64.b64decode(salt), base64.b64decode(wanted)

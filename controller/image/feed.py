@@ -77,7 +77,7 @@ class ImageFeed:
                 failures = 0
             except TimeoutError:
                 why = f"silent for {SILENT_S:g} s"
-            except (OSError, wire.WireError, msgspec.DecodeError, MisfitError) as error:
+            except (OSError, wire.WireError, MisfitError) as error:
                 why = str(error)
             self._lost(why)
             failures += 1

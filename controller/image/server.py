@@ -160,7 +160,7 @@ class ImageServer:
         try:
             async for body in wire.bodies(reader, wire.COMMAND_MAX_BYTES):
                 self._take(listener, wire.command(body))
-        except (wire.WireError, msgspec.DecodeError, OSError) as error:
+        except (wire.WireError, OSError) as error:
             log.warning("image: connection closed", why=str(error))
         finally:
             self._listeners.discard(listener)

@@ -8,7 +8,7 @@ socket is as silent as one that is gone. Back come `Command`s, each answered by 
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -73,6 +73,7 @@ class Done(msgspec.Struct, frozen=True, array_like=True, tag="done"):
     outcome: Outcome
 
 
+T = TypeVar("T")
 Frame = Catalogue | Regroup | Update | Alarms | Pulse | Done
 
 _encoder = msgspec.msgpack.Encoder()
@@ -86,13 +87,20 @@ def packed(frame: Frame | Command) -> bytes:
 
 
 def frame(body: bytes) -> Frame:
-    """Raises msgspec.DecodeError."""
-    return _frames.decode(body)
+    """Raises WireError."""
+    return _decoded(_frames, body)
 
 
 def command(body: bytes) -> Command:
-    """Raises msgspec.DecodeError."""
-    return _commands.decode(body)
+    """Raises WireError."""
+    return _decoded(_commands, body)
+
+
+def _decoded(decoder: msgspec.msgpack.Decoder[T], body: bytes) -> T:
+    try:
+        return decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise WireError(f"no frame of this program: {error}") from None
 
 
 async def bodies(reader: asyncio.StreamReader, max_bytes: int) -> AsyncIterator[bytes]:

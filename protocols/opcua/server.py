@@ -3,62 +3,48 @@
 From asyncua: encoding, secure channels, cryptography, browsing, the standard address space. Ours:
 
     server_space           nodes, made when somebody looks
-    server_subscriptions   monitored items, at a cost one can pay
+    server_subscriptions   subscriptions, at a cost one can pay; server_items: what they watch
     server_values          values, encoded once
     server_events          events and their filters
     server_access          certificates and the right to guess
-    this module            endpoints, connections, sessions, and who may what
+    server_session         who somebody is, and what he may
+    this module            endpoints and connections
 
-The fences of this module, each with a test that fails when it is taken down:
+The fences of this module around the library, each with a test that fails when it is taken down:
 
-* The library opens an unsecured channel whatever the endpoints say, and a session on it. Such a channel is
-  good for discovery alone here, unless the settings allow more.
-* It checks a certificate that the client names, or none. Here the channel's own is checked.
-* It takes the application's certificate for a user, passwords in the clear, and SHA-1. Not here.
-* Its tickets for taking over a session are numbers in a row. Here they are random, and the ticket is good for
-  the same application only.
+* It opens an unsecured channel whatever the endpoints say, and a session on it. Such a channel is good for
+  discovery alone here, unless the settings allow more.
+* It checks a certificate that the client names, if it names one. Here the channel's own is checked, always.
 * It lets a connection ask for ever without reading the answers, and collects a message of any size. Here
   whoever does not read is not listened to, and what is no message closes the connection.
-* It answers one request of a connection after the other. Calls and writes wait for plant, so they run beside.
+* It answers the requests of a connection one after the other. Orders wait for plant, so they run beside.
+* It loses a session when a connection creates another one. Here the older one is closed.
 * Whoever asks without a session is told so, with the status that makes clients begin a new one.
 
 Nobody adds nodes, deletes them, registers servers or writes anything but values, whoever he is.
 """
 
 import asyncio
-import hmac
 import logging
-import secrets
-import struct
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import structlog
 from asyncua import Server, ua
 from asyncua.common.connection import TransportLimits
 from asyncua.common.utils import Buffer, ServiceError
-from asyncua.crypto import security_policies, uacrypto
-from asyncua.crypto.permission_rules import User, UserRole
 from asyncua.server.address_space import ViewService
 from asyncua.server.binary_server_asyncio import BinaryServer, OPCUAProtocol
 from asyncua.server.internal_server import InternalServer
-from asyncua.server.internal_session import InternalSession
 from asyncua.server.uaprocessor import UaProcessor
 from asyncua.ua.ua_binary import nodeid_from_binary, struct_from_binary
 
-from protocols.opcua.server_access import (
-    NOBODY,
-    Authority,
-    ClientFolder,
-    Guesses,
-    Identity,
-    Own,
-    RefusedError,
-)
+from protocols.opcua.server_access import Guesses, Identity, Own, RefusedError
 from protocols.opcua.server_events import Event
-from protocols.opcua.server_space import Answer, Method, Space, Thing
+from protocols.opcua.server_session import Rules, Session, address_of
+from protocols.opcua.server_space import Space, Thing
 from protocols.opcua.server_subscriptions import SubscriptionService
 from protocols.opcua.server_values import Variable
 
@@ -71,8 +57,7 @@ SESSION_MIN_S, SESSION_MAX_S = 10.0, 3600.0
 HELLO_WAIT_S: Final = 20.0  # until a connection has a session
 NAMESPACE_INDEX: Final = 2
 
-PRODUCT: Final = "https://github.com/powerblock/powerblock"
-
+PRODUCT: Final = "urn:powerblock"
 UNSECURED: Final = ua.SecurityPolicyType.NoSecurity
 
 # Requests by what they are: numbers of their encodings.
@@ -110,6 +95,7 @@ class Settings:
         host, port: where it listens; port 0: any.
         uri, name: of this application.
         policies: what a session may be secured with; `UNSECURED` among them: with nothing.
+        namespace: of the identifiers.
         sessions_max: clients at a time.
         guesses_per_minute: wrong passwords of one address.
         fastest_s: nothing is sampled or published faster.
@@ -304,11 +290,13 @@ class _Processor(UaProcessor):  # type: ignore[misc]  # asyncua is untyped here
 
     def __init__(self, iserver: _Internals, transport: Any, limits: TransportLimits) -> None:
         super().__init__(iserver, transport, limits)
+        self.session: Session | None = None
         self._in_hand: set[asyncio.Task[Any]] = set()
 
     @property
     def certificate(self) -> bytes | None:
-        return self._connection.security_policy.peer_certificate
+        content: bytes | None = self._connection.security_policy.peer_certificate
+        return content
 
     @property
     def mode(self) -> ua.MessageSecurityMode:
@@ -335,8 +323,8 @@ class _Processor(UaProcessor):  # type: ignore[misc]  # asyncua is untyped here
             return True
         return bool(await super().process_message(seqhdr, body))
 
-    def _refusal(self, kind: int) -> int:
-        """Status; 0: none."""
+    def _refusal(self, kind: int) -> Any:
+        """Status; Good: none."""
         if kind in REFUSED:
             return ua.StatusCodes.BadServiceUnsupported
         if self.session is None and kind not in WITHOUT_SESSION:
@@ -371,6 +359,9 @@ class _Processor(UaProcessor):  # type: ignore[misc]  # asyncua is untyped here
 class _Connection(OPCUAProtocol):  # type: ignore[misc]  # asyncua is untyped here
     """A connection."""
 
+    processor: _Processor | None
+    _buffer: bytes
+
     def connection_made(self, transport: Any) -> None:
         self._may_answer = asyncio.Event()
         self._may_answer.set()
@@ -383,7 +374,9 @@ class _Connection(OPCUAProtocol):  # type: ignore[misc]  # asyncua is untyped he
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         if len(self._buffer) > CHUNK_MAX_BYTES and self.transport is not None:
-            log.warning("opc ua: closed", address=address_of(self.peer_name), why="what it sends is no OPC UA")
+            log.warning(
+                "opc ua: closed", address=address_of(self.peer_name), why="what it sends is no OPC UA"
+            )
             self._buffer = b""
             self.transport.close()
 
@@ -437,5 +430,3 @@ def _quieten() -> None:
     """The library writes a stack for whatever a stranger sends; what matters is said here."""
     for name in ("asyncua.server", "asyncua.uaprotocol"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-
-

@@ -8,8 +8,8 @@
 
 The folders are read anew for every session, so a client is let in or shut out without a restart.
 
-The library looks at the certificate that a client names when it creates a session, if it names one, and not at
-the one that secures the channel. Here it is the channel's, always.
+The library looks at the certificate that a client names when it creates a session, if it names one, and not
+at the one that secures the channel. Here it is the channel's, always.
 """
 
 import socket

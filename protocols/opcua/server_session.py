@@ -7,8 +7,8 @@ Somebody is who he proves to be: by a password that is encrypted for this very s
 key has signed this session's nonce, or, if the settings let him, by saying nothing. The library would take a
 password in the clear, SHA-1, PKCS #1 v1.5, and the application's certificate for a user's.
 
-A ticket takes a session over to another channel, after a broken connection. It is random, and good for the same
-application only.
+A ticket takes a session over to another channel, after a broken connection. It is random, and good for the
+same application only.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ from protocols.opcua.server_access import NOBODY, Authority, ClientFolder, Ident
 from protocols.opcua.server_events import Event
 from protocols.opcua.server_space import Answer, Method
 from protocols.opcua.server_subscriptions import SubscriptionService
-from protocols.opcua.server_values import Variable
+from protocols.opcua.server_values import TIMES, Variable
 
 OPERATIONS_MAX: Final = 10_000  # of one request, as the server's own limits say
 ORDERS_MAX: Final = 50  # writes or calls of one request
@@ -56,7 +56,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Past:
-    """A piece of history, oldest first unless asked the other way round. `next_utc_s`: there is more from there on."""
+    """A piece of history; `next_utc_s`: there is more from there on."""
 
     values: Sequence[ua.DataValue]
     next_utc_s: float | None = None
@@ -224,7 +224,7 @@ class Session(InternalSession):  # type: ignore[misc]  # asyncua is untyped here
 
     async def read(self, params: ua.ReadParameters) -> list[ua.DataValue]:
         _bounded(params.NodesToRead, OPERATIONS_MAX)
-        answers = self.iserver.attribute_service.read(params)
+        answers: list[ua.DataValue] = self.iserver.attribute_service.read(params)
         for place, asked in enumerate(params.NodesToRead):
             if asked.AttributeId in MINE:
                 answers[place] = self._mine(asked, answers[place])
@@ -248,7 +248,7 @@ class Session(InternalSession):  # type: ignore[misc]  # asyncua is untyped here
         _bounded(params.NodesToWrite, ORDERS_MAX)
         return [ua.StatusCode(ua.UInt32(await self._write(asked))) for asked in params.NodesToWrite]
 
-    async def _write(self, asked: ua.WriteValue) -> int:
+    async def _write(self, asked: ua.WriteValue) -> Any:
         entry = self.iserver.space.entry(asked.NodeId)
         if entry is None and asked.NodeId not in self.iserver.aspace:
             return ua.StatusCodes.BadNodeIdUnknown
@@ -314,18 +314,19 @@ class Session(InternalSession):  # type: ignore[misc]  # asyncua is untyped here
             return _called(Answer(ua.StatusCodes.BadMethodInvalid))
         if self.role < entry.needs:
             return _called(Answer(ua.StatusCodes.BadUserAccessDenied))
-        if len(given) != len(entry.inputs):
-            few = len(given) < len(entry.inputs)
-            return _called(
-                Answer(ua.StatusCodes.BadArgumentsMissing if few else ua.StatusCodes.BadTooManyArguments)
-            )
-        fitting = [_fitting(one.kind, variant) for one, variant in zip(entry.inputs, given, strict=True)]
+        return await self._order(entry, given)
+
+    async def _order(self, method: Method, given: Sequence[ua.Variant]) -> ua.CallMethodResult:
+        if len(given) < len(method.inputs):
+            return _called(Answer(ua.StatusCodes.BadArgumentsMissing))
+        if len(given) > len(method.inputs):
+            return _called(Answer(ua.StatusCodes.BadTooManyArguments))
+        fitting = [_fitting(one.kind, variant) for one, variant in zip(method.inputs, given, strict=True)]
         if None in fitting:
             results = [BAD_TYPE if value is None else ua.StatusCode() for value in fitting]
-            return ua.CallMethodResult(
-                StatusCode=ua.StatusCode(ua.StatusCodes.BadInvalidArgument), InputArgumentResults=results
-            )
-        return _called(await entry.call(self.identity, fitting), len(given))
+            status = ua.StatusCode(ua.StatusCodes.BadInvalidArgument)
+            return ua.CallMethodResult(StatusCode=status, InputArgumentResults=results)
+        return _called(await method.call(self.identity, fitting), len(given))
 
     # --- subscriptions ----------------------------------------------------------------------------------
 
@@ -356,6 +357,7 @@ class Session(InternalSession):  # type: ignore[misc]  # asyncua is untyped here
         self, params: ua.CreateMonitoredItemsParameters
     ) -> list[ua.MonitoredItemCreateResult]:
         _bounded(params.ItemsToCreate, OPERATIONS_MAX)
+        _known(params.TimestampsToReturn)
         one, results = self.service.find(self, params.SubscriptionId), []
         for asked in params.ItemsToCreate:
             results.append(one.create(params.TimestampsToReturn, asked))
@@ -367,6 +369,7 @@ class Session(InternalSession):  # type: ignore[misc]  # asyncua is untyped here
         self, params: ua.ModifyMonitoredItemsParameters
     ) -> list[ua.MonitoredItemModifyResult]:
         _bounded(params.ItemsToModify, OPERATIONS_MAX)
+        _known(params.TimestampsToReturn)
         one = self.service.find(self, params.SubscriptionId)
         return [one.modify(params.TimestampsToReturn, asked) for asked in params.ItemsToModify]
 
@@ -412,6 +415,11 @@ def _bounded(asked: Sequence[Any], most: int) -> None:
         raise ServiceError(ua.StatusCodes.BadTooManyOperations)
     if not asked:
         raise ServiceError(ua.StatusCodes.BadNothingToDo)
+
+
+def _known(times: ua.TimestampsToReturn) -> None:
+    if times not in TIMES:
+        raise ServiceError(ua.StatusCodes.BadTimestampsToReturnInvalid)
 
 
 def _fitting(kind: ua.VariantType, variant: ua.Variant | None) -> Any:

@@ -51,7 +51,7 @@ class Thing:
     """An object.
 
     Attributes:
-        values: its properties by path: `Profile`, or `ActiveState` with `ActiveState/Id`. Replaced as a whole.
+        values: its properties by path (`profile`; `ActiveState` and `ActiveState/Id`); replaced as a whole.
         type: of the object; a number in namespace 0, or an identifier of ours.
         is_notifier: events can be heard here.
     """
@@ -170,10 +170,6 @@ class Space(dict[ua.NodeId, NodeData]):
             references[:] = [one for one in references if one.NodeId != self.node_id(entry.id)]
         self.entries = {id_: entry for id_, entry in self.entries.items() if isinstance(entry, Kind)}
         self._made.clear()
-
-    def forget_made(self, id_: str) -> None:
-        """The values of a thing have other names now."""
-        self._made.pop(id_, None)
 
     def node_id(self, id_: str) -> ua.NodeId:
         return ua.NodeId(id_, self.index)
@@ -381,7 +377,7 @@ def properties_of(meaning: Meaning) -> dict[str, ua.Variant]:
     return told
 
 
-def type_of(entry: Entry) -> int | str | None:
+def type_of(entry: Entry) -> Any:
     """Type definition: a number in namespace 0, or an identifier of ours; None: it has none."""
     match entry:
         case Thing():
@@ -392,7 +388,7 @@ def type_of(entry: Entry) -> int | str | None:
             return None
 
 
-def _variable_type(meaning: Meaning) -> int:
+def _variable_type(meaning: Meaning) -> Any:
     if meaning.states:
         row = _is_row(meaning.states)
         return ua.ObjectIds.MultiStateDiscreteType if row else ua.ObjectIds.MultiStateValueDiscreteType
@@ -429,7 +425,7 @@ def _names(
     )
 
 
-def _way_to(entry: Entry) -> int:
+def _way_to(entry: Entry) -> Any:
     """Reference from its parent."""
     if isinstance(entry, Kind):
         return ua.ObjectIds.HasSubtype

@@ -1,14 +1,12 @@
 """Subscriptions of an OPC UA server, at a cost that does not grow with what happens between two publishings.
 
 This takes the place of the library's subscription service, which copies every written value into a queue for
-every client. The rules are those of OPC 10000-4, 5.12 and 5.13:
+every client. The rules are those of OPC 10000-4, 5.13 and 5.14:
 
 * A monitored item is looked at when it is due, by its sampling interval, and told when it has changed.
-* Most items want the newest value only (queue of 1, sampled no faster than published). They have no queue here
-  at all: an item remembers which version of the value it was told, and what is newer goes into the answer at
-  the moment of publishing. A client that does not ask for a while misses nothing and costs nothing.
-* Items with a longer queue, a deadband, another attribute or another trigger are sampled one by one.
-* Events are queued per item, oldest first out.
+* What is newer than an item was told goes into the answer at the moment of publishing. A client that does not
+  ask for a while gets the newest then, and costs nothing meanwhile.
+* Items that need a queue are sampled into it (see server_items), events are queued, oldest first out.
 
 An answer needs a question: without a publish request at hand nothing is sent, and after a lifetime of silence
 the subscription ends. Everything a client can ask for is bounded, because it is kept on the client's behalf.
@@ -18,22 +16,31 @@ import asyncio
 import contextlib
 import struct
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Final, Protocol
 
+import structlog
 from asyncua import ua
 from asyncua.common.utils import ServiceError
-from asyncua.ua.ua_binary import struct_to_binary
 from asyncua.ua.uaprotocol_auto import (
     DataChangeFilter,
 )  # what comes off the wire; ua.DataChangeFilter is below it
 
 from protocols.opcua.server_events import Event, EventFilter, FilterError
-from protocols.opcua.server_values import Batch, Variable, overflowed, stamped
+from protocols.opcua.server_items import (
+    Hearing,
+    Item,
+    Newest,
+    Nodes,
+    Rate,
+    Sampled,
+    Share,
+    Wish,
+    next_of,
+    within,
+)
 
-SLOWEST_S: Final = 3600.0
 KEEP_ALIVE_MAX: Final = 1000  # publishing intervals
 LIFETIME_MAX: Final = 3000
 LIFETIME_OF_KEEP_ALIVE: Final = 3  # the least: OPC 10000-4, 5.14.2
@@ -48,18 +55,9 @@ DATA_CHANGE: Final = ua.NodeId(ua.ObjectIds.DataChangeNotification_Encoding_Defa
 EVENT_LIST: Final = ua.NodeId(ua.ObjectIds.EventNotificationList_Encoding_DefaultBinary)
 NO_DIAGNOSTICS: Final = struct.pack("<i", -1)
 
-_u32 = struct.Struct("<I").pack
+log = structlog.get_logger(__name__)
+
 _count = struct.Struct("<i").pack
-
-
-class Nodes(Protocol):
-    """What is there to be watched."""
-
-    def variable(self, node_id: ua.NodeId) -> Variable | None: ...
-
-    def read(self, node_id: ua.NodeId, attribute: int) -> ua.DataValue: ...
-
-    def is_notifier(self, node_id: ua.NodeId) -> bool: ...
 
 
 class Asker(Protocol):
@@ -77,141 +75,6 @@ class Owner(Protocol):
 
     @property
     def role(self) -> int: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """A monitored item as a client wants it, revised."""
-
-    node_id: ua.NodeId
-    attribute: int
-    handle: int
-    mode: ua.MonitoringMode
-    sampling_s: float
-    queue: int
-    discard_oldest: bool
-    times: ua.TimestampsToReturn
-    trigger: ua.DataChangeTrigger = ua.DataChangeTrigger.StatusValue
-    deadband: float = 0.0
-
-
-class _Newest:
-    """Wants the newest value of a variable, nothing else."""
-
-    __slots__ = ("handle", "rate_s", "seen", "variable", "wish")
-
-    def __init__(self, wish: Wish, variable: Variable, rate_s: float) -> None:
-        self.wish, self.variable, self.rate_s = wish, variable, rate_s
-        self.handle = _u32(wish.handle)
-        self.seen = -1
-
-
-@dataclass(eq=False, slots=True)
-class _Share:
-    """Items of one rate that watch one batch."""
-
-    batch: Batch
-    items: dict[int, _Newest] = field(default_factory=dict)
-    version: int = -1
-
-
-@dataclass(eq=False, slots=True)
-class _Rate:
-    """Items that are due together; those of interval 0 with every publishing."""
-
-    interval_s: float
-    due_s: float = 0.0
-    shares: dict[Batch, _Share] = field(default_factory=dict)
-
-    def advance(self, now_s: float) -> None:
-        for share in self.shares.values():
-            share.version = share.batch.version
-        self.due_s = _next(self.due_s, self.interval_s, now_s)
-
-
-class _Sampled:
-    """An item that is looked at by itself, with a queue of what it saw."""
-
-    __slots__ = ("handle", "lost", "nodes", "queue", "seen", "told", "variable", "wish")
-
-    def __init__(self, wish: Wish, variable: Variable | None, nodes: Nodes) -> None:
-        self.wish, self.variable, self.nodes = wish, variable, nodes
-        self.handle = _u32(wish.handle)
-        self.queue: deque[bytes] = deque()
-        self.seen = -1
-        self.told: tuple[Any, int, Any] | None = None
-        self.lost = False
-
-    def sample(self) -> bool:
-        """Whether there is something new in the queue."""
-        wish, variable = self.wish, self.variable
-        if variable is None or wish.trigger is ua.DataChangeTrigger.StatusValueTimestamp:
-            answer = self.nodes.read(wish.node_id, wish.attribute)
-            status = answer.StatusCode.value if answer.StatusCode is not None else 0
-            now = (answer.Value.Value if answer.Value is not None else None, status, answer.SourceTimestamp)
-            if not self._is_news(now):
-                return False
-            self._put(struct_to_binary(_with_times(answer, wish.times)), marked=False)
-        else:
-            variable.batch.refresh()
-            if variable.version == self.seen:
-                return False
-            self.seen = variable.version
-            now = (variable.value, variable.status, None)
-            if not self._is_news(now):
-                return False
-            self._put(variable.encoded, marked=True)
-        self.told = now
-        return True
-
-    def _is_news(self, now: tuple[Any, int, Any]) -> bool:
-        told, trigger = self.told, self.wish.trigger
-        if told is None or told[1] != now[1]:
-            return True
-        if trigger is ua.DataChangeTrigger.StatusValueTimestamp and told[2] != now[2]:
-            return True
-        if trigger is ua.DataChangeTrigger.Status or told[0] == now[0]:
-            return False
-        if self.wish.deadband and isinstance(told[0], float) and isinstance(now[0], float):
-            return abs(now[0] - told[0]) > self.wish.deadband
-        return True
-
-    def _put(self, encoded: bytes, *, marked: bool) -> None:
-        """Newest in; what has no room goes, and the one beside the gap says so."""
-        queue, wish = self.queue, self.wish
-        full = len(queue) >= wish.queue
-        if full and wish.discard_oldest:
-            queue.popleft()
-        elif full:
-            queue.pop()
-        queue.append(encoded)
-        if full and wish.queue > 1 and marked:
-            place = 0 if wish.discard_oldest else -1
-            queue[place] = overflowed(queue[place])
-
-    def pop(self) -> bytes:
-        encoded = self.queue.popleft()
-        return stamped(encoded, self.wish.times) if self.variable is not None else encoded
-
-
-class _Hearing:
-    """An item that hears events."""
-
-    __slots__ = ("filter", "handle", "queue", "wish")
-
-    def __init__(self, wish: Wish, wanted: EventFilter) -> None:
-        self.wish, self.filter = wish, wanted
-        self.handle = _u32(wish.handle)
-        self.queue: deque[bytes] = deque(maxlen=wish.queue)
-
-    def offer(self, event: Event) -> bool:
-        if self.wish.node_id not in event.notifiers or not self.filter.wants(event):
-            return False
-        self.queue.append(event.encoded(self.filter.fields))
-        return True
-
-
-_Item = _Newest | _Sampled | _Hearing
 
 
 class Subscription:
@@ -238,10 +101,10 @@ class Subscription:
         self.pub_request_callback: Callable[[int], Any | None] = asker.get_publish_request
         self.enabled = bool(asked.PublishingEnabled)
         self._nodes, self._fastest_s, self._on_expired = nodes, fastest_s, on_expired
-        self._items: dict[int, _Item] = {}
-        self._rates: dict[float, _Rate] = {}
-        self._sampled: dict[float, tuple[list[float], dict[int, _Sampled]]] = {}
-        self._pending: dict[int, _Sampled | _Hearing] = {}
+        self._items: dict[int, Item] = {}
+        self._rates: dict[float, Rate] = {}
+        self._sampled: dict[float, tuple[list[float], dict[int, Sampled]]] = {}
+        self._pending: dict[int, Sampled | Hearing] = {}
         self._item_numbers = 0
         self._sent: dict[int, ua.NotificationMessage] = {}
         self._sequence = 1
@@ -252,10 +115,11 @@ class Subscription:
         self._wake = asyncio.Event()  # there is something new to sample
         self.revise(asked)
         self._task = asyncio.create_task(self._run(), name=f"opc ua subscription {number}")
+        self._task.add_done_callback(self._ended)
 
     def revise(self, asked: Any) -> None:
         """Intervals and counts as near to what is asked as they may be."""
-        self.interval_s = _within(asked.RequestedPublishingInterval / 1000.0, self._fastest_s)
+        self.interval_s = within(asked.RequestedPublishingInterval / 1000.0, self._fastest_s)
         self.keep_alive = min(max(asked.RequestedMaxKeepAliveCount, 1), KEEP_ALIVE_MAX)
         least = LIFETIME_OF_KEEP_ALIVE * self.keep_alive
         most = max(least, min(LIFETIME_MAX, int(LIFETIME_MAX_S / self.interval_s)))
@@ -281,9 +145,10 @@ class Subscription:
             result.StatusCode = ua.StatusCode(ua.StatusCodes.BadTooManyMonitoredItems)
             return result
         target, parameters = asked.ItemToMonitor, asked.RequestedParameters
+        if target.IndexRange:
+            result.StatusCode = ua.StatusCode(ua.StatusCodes.BadIndexRangeInvalid)
+            return result
         try:
-            if target.IndexRange:
-                raise ServiceError(ua.StatusCodes.BadIndexRangeInvalid)
             wish = self._wish(target.NodeId, target.AttributeId, asked.MonitoringMode, times, parameters)
             item = self._made(wish, parameters.Filter)
         except ServiceError as refused:
@@ -300,11 +165,11 @@ class Subscription:
         self, times: ua.TimestampsToReturn, asked: ua.MonitoredItemModifyRequest
     ) -> ua.MonitoredItemModifyResult:
         result = ua.MonitoredItemModifyResult()
-        old = self._items.get(asked.MonitoredItemId)
+        old, parameters = self._items.get(asked.MonitoredItemId), asked.RequestedParameters
+        if old is None:
+            result.StatusCode = ua.StatusCode(ua.StatusCodes.BadMonitoredItemIdInvalid)
+            return result
         try:
-            if old is None:
-                raise ServiceError(ua.StatusCodes.BadMonitoredItemIdInvalid)
-            parameters = asked.RequestedParameters
             wish = self._wish(old.wish.node_id, old.wish.attribute, old.wish.mode, times, parameters)
             item = self._made(wish, parameters.Filter)
         except ServiceError as refused:
@@ -342,16 +207,17 @@ class Subscription:
     def find_again(self) -> None:
         """The address space was built anew: the same nodes are other objects now, or gone."""
         for number, item in list(self._items.items()):
-            if not isinstance(item, _Hearing):
+            if not isinstance(item, Hearing):
                 self._replace(number, self._watching(item.wish))
 
     def hear(self, event: Event, number: int | None = None) -> None:
         if self.owner.role < event.needs:
             return
         for item_number, item in self._items.items():
-            if isinstance(item, _Hearing) and number in {None, item_number}:
-                if item.wish.mode is ua.MonitoringMode.Reporting and item.offer(event):
-                    self._pending[item_number] = item
+            if not isinstance(item, Hearing) or number not in {None, item_number}:
+                continue
+            if item.wish.mode is ua.MonitoringMode.Reporting and item.offer(event):
+                self._pending[item_number] = item
 
     def has_item(self, number: int) -> bool:
         return number in self._items
@@ -374,7 +240,7 @@ class Subscription:
             attribute,
             asked.ClientHandle,
             mode,
-            _within(sampling_s, self._fastest_s),
+            within(sampling_s, self._fastest_s),
             min(max(asked.QueueSize, 1), QUEUE_MAX),
             bool(asked.DiscardOldest),
             times,
@@ -400,7 +266,7 @@ class Subscription:
             raise ServiceError(ua.StatusCodes.BadDeadbandFilterInvalid)
         return float(wanted.DeadbandValue) / 100.0 * (highest - lowest)
 
-    def _made(self, wish: Wish, wanted: Any) -> _Item:
+    def _made(self, wish: Wish, wanted: Any) -> Item:
         if wish.attribute != ua.AttributeIds.EventNotifier:
             answer = self._nodes.read(wish.node_id, wish.attribute)
             if answer.StatusCode is not None and answer.StatusCode.value in NOT_THERE:
@@ -409,11 +275,11 @@ class Subscription:
         if not self._nodes.is_notifier(wish.node_id):
             raise ServiceError(ua.StatusCodes.BadNodeIdInvalid)
         try:
-            return _Hearing(wish, EventFilter(wanted))
+            return Hearing(wish, EventFilter(wanted))
         except FilterError as error:
             raise ServiceError(ua.StatusCodes.BadEventFilterInvalid) from error
 
-    def _watching(self, wish: Wish) -> _Newest | _Sampled:
+    def _watching(self, wish: Wish) -> Newest | Sampled:
         variable = self._nodes.variable(wish.node_id) if wish.attribute == ua.AttributeIds.Value else None
         if (
             variable is not None
@@ -422,40 +288,39 @@ class Subscription:
             and wish.trigger is ua.DataChangeTrigger.StatusValue
             and wish.times is ua.TimestampsToReturn.Both
         ):
-            return _Newest(wish, variable, wish.sampling_s if wish.sampling_s > self.interval_s else 0.0)
-        return _Sampled(wish, variable, self._nodes)
+            return Newest(wish, variable, wish.sampling_s if wish.sampling_s > self.interval_s else 0.0)
+        return Sampled(wish, variable, self._nodes)
 
-    def _add(self, number: int, item: _Item) -> None:
+    def _add(self, number: int, item: Item) -> None:
         self._items[number] = item
         if item.wish.mode is not ua.MonitoringMode.Reporting:
             return  # sampling without reporting has no use without triggering, which is not offered
-        if isinstance(item, _Hearing):
+        if isinstance(item, Hearing):
             return
         if item.variable is not None:
             item.variable.batch.watch(item.variable)
         interval_s = item.wish.sampling_s
-        if isinstance(item, _Newest):
+        if isinstance(item, Newest):
             item.seen = -1
-            rate = self._rates.setdefault(item.rate_s, _Rate(item.rate_s))
-            share = rate.shares.setdefault(item.variable.batch, _Share(item.variable.batch))
+            rate = self._rates.setdefault(item.rate_s, Rate(item.rate_s))
+            share = rate.shares.setdefault(item.variable.batch, Share(item.variable.batch))
             share.items[number] = item
             share.version, rate.due_s = -1, 0.0
         else:
             item.seen, item.told = -1, None
-            self._sampled.setdefault(interval_s, ([0.0], {}))[1][number] = item
+            due, items = self._sampled.setdefault(interval_s, ([0.0], {}))
+            items[number], due[0] = item, 0.0
             self._wake.set()
-            if item.sample():
-                self._pending[number] = item
 
     def _remove(self, number: int) -> None:
         item = self._items.pop(number)
         self._pending.pop(number, None)
-        if isinstance(item, _Hearing) or item.wish.mode is not ua.MonitoringMode.Reporting:
+        if isinstance(item, Hearing) or item.wish.mode is not ua.MonitoringMode.Reporting:
             return
         if item.variable is not None:
             item.variable.batch.unwatch(item.variable)
         interval_s = item.wish.sampling_s
-        if isinstance(item, _Newest):
+        if isinstance(item, Newest):
             rate = self._rates[item.rate_s]
             share = rate.shares[item.variable.batch]
             del share.items[number]
@@ -469,7 +334,7 @@ class Subscription:
             if not items:
                 del self._sampled[interval_s]
 
-    def _replace(self, number: int, item: _Item) -> None:
+    def _replace(self, number: int, item: Item) -> None:
         self._remove(number)
         self._add(number, item)
 
@@ -482,7 +347,7 @@ class Subscription:
             now_s = time.monotonic()
             self._sample(now_s)
             if now_s >= publish_s:
-                publish_s = _next(publish_s, self.interval_s, now_s)
+                publish_s = next_of(publish_s, self.interval_s, now_s)
                 self._quiet += 1
                 await self.publish_results()
             self._wake.clear()
@@ -490,6 +355,13 @@ class Subscription:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(max(due_s - time.monotonic(), 0.0)):
                     await self._wake.wait()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """By itself: its client is gone, or it cannot be told what it watches and shall begin anew."""
+        if task.cancelled():
+            return
+        if (error := task.exception()) is not None:
+            log.error("opc ua: subscription ended", number=self.number, why=repr(error))
         self.forget()
         self._on_expired(self.number)
 
@@ -497,7 +369,7 @@ class Subscription:
         for interval_s, (due, items) in self._sampled.items():
             if due[0] > now_s:
                 continue
-            due[0] = _next(due[0], interval_s, now_s)
+            due[0] = next_of(due[0], interval_s, now_s)
             for number, item in items.items():
                 if item.sample():
                     self._pending[number] = item
@@ -521,9 +393,9 @@ class Subscription:
             if not self._more:
                 return used
 
-    def _changed(self, now_s: float) -> list[_Newest]:
+    def _changed(self, now_s: float) -> list[Newest]:
         """Items that are due and have something newer than what they were told."""
-        found: list[_Newest] = []
+        found: list[Newest] = []
         for rate in self._rates.values():
             if rate.due_s > now_s:
                 continue
@@ -538,7 +410,7 @@ class Subscription:
                 rate.advance(now_s)
         return found
 
-    def _answer(self, changed: list[_Newest]) -> ua.PublishResult:
+    def _answer(self, changed: list[Newest]) -> ua.PublishResult:
         """As much of it as one answer holds; the rest is not touched and comes with the next one."""
         message = ua.NotificationMessage()
         self._more = len(changed) > self._most
@@ -580,7 +452,7 @@ class Subscription:
                 self._more = True
                 return
             for _ in range(min(room, len(item.queue))):
-                if isinstance(item, _Hearing):
+                if isinstance(item, Hearing):
                     events += (item.handle, item.queue.popleft())
                 else:
                     parts += (item.handle, item.pop())
@@ -644,7 +516,7 @@ class SubscriptionService:
             asker,
             asked,
             fastest_s=self._fastest_s,
-            on_expired=lambda number: self.subscriptions.pop(number, None),
+            on_expired=self._expired,
         )
         return ua.CreateSubscriptionResult(
             SubscriptionId=one.number,
@@ -675,6 +547,9 @@ class SubscriptionService:
             await one.close()
             results.append(ua.StatusCode())
         return results
+
+    def _expired(self, number: int) -> None:
+        self.subscriptions.pop(number, None)
 
     async def close(self) -> None:
         while self.subscriptions:
@@ -719,28 +594,6 @@ class SubscriptionService:
     def find_again(self) -> None:
         for one in self.subscriptions.values():
             one.find_again()
-
-
-def _within(interval_s: float, fastest_s: float) -> float:
-    """An interval that is not too fast and not for ever; also for NaN, which is less than nothing."""
-    return min(max(fastest_s, interval_s), SLOWEST_S)
-
-
-def _next(due_s: float, interval_s: float, now_s: float) -> float:
-    """The next point of the grid; a new one where it was left by more than one."""
-    following_s = due_s + interval_s
-    return following_s if following_s > now_s else now_s + interval_s
-
-
-def _with_times(answer: ua.DataValue, times: ua.TimestampsToReturn) -> ua.DataValue:
-    keep_source = times in {ua.TimestampsToReturn.Source, ua.TimestampsToReturn.Both}
-    keep_server = times in {ua.TimestampsToReturn.Server, ua.TimestampsToReturn.Both}
-    return ua.DataValue(
-        answer.Value,
-        answer.StatusCode,
-        SourceTimestamp=answer.SourceTimestamp if keep_source else None,
-        ServerTimestamp=answer.ServerTimestamp if keep_server else None,
-    )
 
 
 def _bulk(kind: ua.NodeId, pairs: list[bytes], tail: bytes = b"") -> ua.ExtensionObject:

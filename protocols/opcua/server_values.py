@@ -1,12 +1,12 @@
 """Served values: each encoded once, however many clients watch it.
 
 A client that watches is told a DataValue when it changes. The library would copy, compare and encode it anew
-for every client, 44 us each time; ten clients with 2,000 values at 10 Hz would need nine cores. Here a value is
-encoded when it changes, and telling it to one more client is a concatenation.
+for every client, 44 us each time; ten clients with 2,000 values at 10 Hz would need nine cores. Here a value
+is encoded when it changes, and telling it to one more client is a concatenation.
 
-Values that come together (a device, a rack) form a `Batch`. Nothing happens when they come. A subscription that
-is about to publish asks the batch to bring itself up to date, which is done once per update, and only for
-what somebody watches. Whatever changed has a higher `version` than the one last told.
+Values that come together (a device, a rack) form a `Batch`. Nothing happens when they come. A subscription
+that is about to publish asks the batch to bring itself up to date, which is done once per update, and only
+for what somebody watches. Whatever changed has a higher `version` than the one last told.
 
 The encoding is that of OPC 10000-6, 5.2.2.17: a byte that says what follows, the value with its type, the
 status unless good, source and server time in ticks of 100 ns since 1601.
@@ -83,7 +83,7 @@ class Batch(Protocol):
         """Bring what is watched up to date, and say the version."""
 
     def watch(self, variable: "Variable") -> None:
-        """Somebody watches one more time; it is up to date from now on."""
+        """Somebody watches one more time; the next refresh takes it in."""
 
     def unwatch(self, variable: "Variable") -> None:
         """Somebody watches one time less."""

@@ -14,7 +14,7 @@ from asyncua import Client, ua
 from protocols.opcua.fence import PeerError, ask
 from protocols.profile import Point
 
-READ_MAX: Final = 60  # values per request: 1.5 ms, and hardly more per value than a batch of 2,000
+READ_MAX: Final = 30  # values per request: a millisecond to decode, and hardly more per value than 2,000
 NAMESPACES_MAX: Final = 1024  # a server that names more is not a device
 
 NAMESPACE_ARRAY: Final = ua.NodeId(2255)  # numbers of OPC 10000-6, annex A

@@ -22,7 +22,7 @@ from asyncua import Client, ua
 from protocols.opcua.fence import PeerError, ask, explained, status_name
 
 ITEMS_MAX: Final = 100  # asked for at a time: a slow controller answers in time, and ours is not held up
-NEWS_MAX: Final = 100  # values per message: decoding more than that at once would make our own beat late
+NEWS_MAX: Final = 50  # values per message: decoding more than that at once would make our own beat late
 KEEPALIVE_S: Final = 1.0  # a server with nothing to say says so this often
 KEEPALIVES_MISSED: Final = 3
 LIFE_S: Final = 30.0  # a server drops a subscription that nobody asks about for so long

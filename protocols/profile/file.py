@@ -6,11 +6,14 @@ from typing import Any, Final, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from protocols import plain_yaml
 from protocols.profile import complaints
 from protocols.profile.model import Block, Example, Identity, Point, Profile, ProfileError
 
 BUILTIN: Final = Path(__file__).parent.parent / "profiles"
 FILE_MAX_BYTES: Final = 256 * 1024  # the largest vendor map seen, fully written out, needs a quarter of it
+VALUES_MAX: Final = 100_000  # such a file has no more, even if it is all commas
+SHOWN_MAX_CHARS: Final = 60  # of a wrong value, in the sentence about it
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -59,7 +62,7 @@ def _read(path: Path) -> dict[Any, Any]:
     try:
         if path.stat().st_size > FILE_MAX_BYTES:
             raise ProfileError(f"{path}: larger than {FILE_MAX_BYTES} bytes; this is not a profile")
-        document = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)  # noqa: S506  (a safe loader)
+        document = plain_yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys, values_max=VALUES_MAX)
     except OSError as error:
         raise ProfileError(f"{path}: cannot be read: {error.strerror}; check path and permissions") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -101,7 +104,8 @@ def _build(cls: type[_T], raw: object, path: str, errors: list[str], **given: ob
     except ValidationError as failure:
         for error in failure.errors(include_url=False):
             place = ".".join([path, *map(str, error["loc"])]).lstrip(".")
-            errors.append(f"{place}: {_REMEDIES.get(error['type'], '{msg}').format(**error)}")
+            shown = repr(error["input"])[:SHOWN_MAX_CHARS]
+            errors.append(f"{place}: {_REMEDIES.get(error['type'], '{msg}').format(shown=shown, **error)}")
         return None
     return built
 
@@ -115,7 +119,7 @@ _ADAPTERS: Final[dict[type, TypeAdapter[Any]]] = {
 _REMEDIES: Final = {
     "missing": "missing; add it",
     "unexpected_keyword_argument": "unknown key; check the spelling or remove it",
-    "literal_error": "{input!r} is not known; use {ctx[expected]}",
+    "literal_error": "{shown} is not known; use {ctx[expected]}",
 }
 
 

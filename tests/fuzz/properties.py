@@ -11,6 +11,7 @@ all that must then be true; anything else is raised. In common:
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from itertools import pairwise
@@ -40,6 +41,7 @@ from protocols.openadr import (
 )
 from protocols.ven import Ven, VenSettings, reading
 from protocols.ven.faults import TEXT_MAX_CHARS, VtnFault
+from tests.fuzz import facility, field, modbus_client
 from tests.protocols.dsx_flex import dsx_parts
 from tests.protocols.openadr_said import T0_UTC_S, event, interval, notification
 
@@ -221,19 +223,30 @@ READERS: tuple[Callable[[bytes], object], ...] = (
     lambda payload: reading.token(500, payload),
 )
 
-PROPERTIES: Final[Mapping[str, Callable[[bytes], None]]] = {
+PROPERTIES: Final[Mapping[str, Callable[[bytes], int | None]]] = {
     "openadr": openadr,
     "heartbeat": heartbeat,
     "dsx": dsx,
     "dsx-signed": dsx_signed,
     "ven": ven,
+    "modbus-tcp": modbus_client.over_tcp,
+    "modbus-rtu": modbus_client.over_rtu,
+    "modbus-server": facility.modbus_server,
+    "sunspec": field.sunspec,
+    "opcua": field.opcua,
+    "profile": field.profile,
+    "config": field.config,
+    "image": facility.image,
+    "command": facility.command,
+    "bms": facility.bms,
 }
+MESSAGES: Final[Counter[str]] = Counter()  # heard so far, by property: one per input, or as many as it returns
 
 
 def cost_s(name: str, payload: bytes) -> float:
     """CPU time that a property took. Raises whatever broke, be it the time."""
     began_s = time.thread_time()
-    PROPERTIES[name](payload)
+    MESSAGES[name] += PROPERTIES[name](payload) or 1
     took_s = time.thread_time() - began_s
     assert took_s <= INPUT_MAX_S, f"{len(payload)} bytes took {took_s:.2f} s; {INPUT_MAX_S:g} s at most"
     return took_s

@@ -1,11 +1,12 @@
 """One property under fire: counts its inputs, keeps the dearest, saves what breaks it."""
 
 import hashlib
+import time
 import traceback
 from pathlib import Path
 from typing import Final
 
-from tests.fuzz.properties import cost_s
+from tests.fuzz.properties import MESSAGES, cost_s
 
 FOLDER: Final = Path("build/fuzz")
 TOLD_EVERY: Final = 500  # inputs; a fuzzer that ends its process at will leaves no last word
@@ -17,6 +18,7 @@ class Trial:
     def __init__(self, name: str) -> None:
         self.name = name
         self.count = 0
+        self.began_s = time.monotonic()
         self.slowest_s = 0.0
         self.slowest = b""
 
@@ -39,7 +41,9 @@ class Trial:
 
     def __str__(self) -> str:
         dearest = f"the dearest took {self.slowest_s * 1e3:.1f} ms of CPU ({len(self.slowest)} bytes)"
-        return f"{self.name}: {self.count} inputs held; {dearest}"
+        heard, took_s = MESSAGES[self.name], time.monotonic() - self.began_s
+        held = f"{self.count} inputs" if heard == self.count else f"{heard} messages in {self.count} inputs"
+        return f"{self.name}: {held} held, {heard / took_s:.0f} a second; {dearest}"
 
     @property
     def report(self) -> Path:

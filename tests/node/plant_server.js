@@ -4,19 +4,19 @@
 // (folder; its trusted/certs holds the clients that may come in); users {name: password}, userPki; anonymous;
 // limits (server capabilities); trustAll.
 //
-// Verbs: set {name, value, type, status, source}; get {name}; calls; sessions; drop (end all sessions);
-// array {name, values}; remove {name}; many {count}; stop; start.
+// Verbs: set {name, value, status, source}; get {name}; array {name, values}; many {count} and stir {count, from}
+// for a crowd of variables; calls (of the method so far); state {name}, of the server; sessions; drop (end them
+// all); forget (their subscriptions alone); stop; start.
 "use strict";
 const readline = require("node:readline");
-const fs = require("node:fs");
 const {
-  DataType, DataValue, MessageSecurityMode, OPCUACertificateManager, OPCUAServer, SecurityPolicy, StatusCodes,
-  UserTokenType, Variant, VariantArrayType, coerceNodeId,
+  DataType, MessageSecurityMode, OPCUACertificateManager, OPCUAServer, SecurityPolicy, ServerState, StatusCodes,
+  VariantArrayType,
 } = require("node-opcua");
 
 const plant = JSON.parse(process.env.PLANT);
 const NAMESPACE = "urn:powerblock:cdu";
-const nodes = new Map(); // name -> {node, type, read-back behaviour}
+const nodes = new Map(); // name -> {node, type}
 const calls = [];
 let server, namespace, device;
 
@@ -101,11 +101,11 @@ function code(name) {
 }
 
 const VERBS = {
-  set({ name, value, status, source, type }) {
-    const { node, type: own } = nodes.get(name);
+  set({ name, value, status, source }) {
+    const { node, type } = nodes.get(name);
     const number = { NaN: NaN, Infinity }[value] ?? value;
     const stamp = source === undefined ? new Date() : new Date(source * 1000);
-    node.setValueFromSource({ dataType: DataType[type ?? own], value: number }, code(status), stamp);
+    node.setValueFromSource({ dataType: DataType[type], value: number }, code(status), stamp);
   },
   array({ name, values }) {
     const { node } = nodes.get(name);
@@ -123,25 +123,22 @@ const VERBS = {
   stir({ count, from }) { // change `count` of the many
     for (let i = 0; i < count; i++) VERBS.set({ name: `Many.${i}`, value: from + i });
   },
-  remove({ name }) {
-    server.engine.addressSpace.deleteNode(nodes.get(name).node);
-    nodes.delete(name);
-  },
   sessions: () => ({
     sessions: server.engine.currentSessionCount,
     subscriptions: server.engine.currentSubscriptionCount,
     made: server.engine.cumulatedSubscriptionCount,
   }),
-  async drop({ keepSubscriptions }) {
+  drop() {
     for (const session of Object.values(server.engine._sessions)) {
-      server.engine.closeSession(session.authenticationToken, !keepSubscriptions, "Terminated");
+      server.engine.closeSession(session.authenticationToken, true, "Terminated");
     }
   },
-  async forget() { // end the subscriptions alone, as servers do after their lifetime
+  forget() { // end the subscriptions alone, as servers do after their lifetime
     for (const session of Object.values(server.engine._sessions)) {
       for (const id of Object.keys(session.publishEngine._subscriptions)) session.deleteSubscription(Number(id));
     }
   },
+  state: ({ name }) => server.engine.setServerState(ServerState[name]),
   stop: () => server.shutdown(10),
   start,
 };

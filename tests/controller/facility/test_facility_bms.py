@@ -207,7 +207,7 @@ async def test_a_broker_that_comes_back_empty_is_told_everything_anew(broker, tm
         plant.tell("devices/pdu-1", 5000.0, 7.5)
         one = publisher(plant, broker, tmp_path)
         async with served(one):
-            await until(lambda: one._link.connected and one._told != [], within_s=SOON_S)
+            await until(lambda: one._told != [] and all(told.due_at_s for told in one._told), within_s=SOON_S)
             broker.kill()
             await until(lambda: not one._link.connected)
             broker.start()

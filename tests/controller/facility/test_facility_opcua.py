@@ -85,15 +85,15 @@ class Raw:
         self._client, self.answers = client, []
 
     @classmethod
-    async def watching(cls, client, *wanted, times=ua.TimestampsToReturn.Both, queue=1, period_ms=50.0):
+    async def watching(cls, client, *wanted, times=ua.TimestampsToReturn.Both, most=0):
         self = cls(client)
-        asked = ua.CreateSubscriptionParameters(period_ms, 1000, 10, 0, True, 0)
+        asked = ua.CreateSubscriptionParameters(50.0, 1000, 10, most, True, 0)
         self.number = (await client.uaclient.create_subscription(asked, self.answers.append)).SubscriptionId
         requests = [
             ua.MonitoredItemCreateRequest(
                 ua.ReadValueId(ua.NodeId(id_, 2), ua.AttributeIds.Value),
                 ua.MonitoringMode.Reporting,
-                ua.MonitoringParameters(handle, 50.0, wish, queue, True),
+                ua.MonitoringParameters(handle, 50.0, wish, 1, True),
             )
             for handle, (id_, wish) in enumerate(wanted)
         ]
@@ -370,6 +370,29 @@ async def test_only_the_times_that_were_asked_for_are_told(client, times, expect
     await raw.close()
 
 
+async def test_a_client_that_wants_small_answers_gets_all_in_several(site, client):
+    ids = [f"devices/pdu-1/{point.name}" for point in GROUPS[1].points] + ["devices/pdu-1#profile"]
+    raw = await Raw.watching(client, *((id_, None) for id_ in ids), most=2)
+    await until(lambda: len(raw.told) == 6, within_s=10)
+    sizes = [
+        sum(len(part.MonitoredItems) for part in one.NotificationMessage.NotificationData)
+        for one in raw.answers
+    ]
+    assert max(sizes) == 2
+    assert any(one.MoreNotifications for one in raw.answers)
+    assert {one.ClientHandle for one in raw.told} == set(range(6))
+    await raw.close()
+
+
+async def test_a_subscription_that_fails_is_gone_so_that_its_client_begins_anew(site, client):
+    service = site.facility._server._iserver.service
+    raw = await Raw.watching(client, (POWER, None))
+    service.subscriptions[raw.number]._sample = lambda _now_s: 1 / 0
+    await until(lambda: raw.number not in service.subscriptions, within_s=10)
+    with pytest.raises(ua.uaerrors.BadTimestampsToReturnInvalid):
+        await Raw.watching(client, (POWER, None), times=ua.TimestampsToReturn.Invalid)
+
+
 async def test_one_node_that_does_not_exist_stops_none_of_the_others(site, client):
     heard, subscription = await watching(client)
     nodes = [client.get_node(ua.NodeId(id_, 2)) for id_ in ("devices/none/x", POWER)]
@@ -601,8 +624,8 @@ async def test_a_number_in_the_text_of_an_alarm_is_no_event(site, client):
     await until(lambda: heard.events, within_s=10)
     site.plant.alarms(leak(text="water: 2 mm"))
     shown = client.get_node(ua.NodeId("alarms/devices/pdu-1/leak#Message", 2))
-    while (await shown.read_value()).Text != "water: 2 mm":
-        await asyncio.sleep(0.02)
+    await until(lambda: site.facility._shown["devices/pdu-1/leak"].alarm.text == "water: 2 mm", within_s=10)
+    assert (await shown.read_value()).Text == "water: 2 mm"
     site.plant.alarms()
     await until(lambda: len(heard.events) >= 2, within_s=10)
     assert [one.Retain for one in heard.events] == [True, False]

@@ -64,6 +64,7 @@ def test_what_nobody_watches_costs_nothing_when_it_changes():
     space, _ = built(feed)
     a, b = space.entries["devices/d/a"], space.entries["devices/d/b"]
     a.batch.watch(a)
+    a.batch.refresh()
     feed._take(Update(0, [1.0, 2.0], now_s(), now_utc_s()))
     assert a.batch.refresh() == a.batch.refresh()
     assert (a.value, b.value, b.version) == (1.0, None, 0)

@@ -236,6 +236,22 @@ async def test_p03_one_dead_unit_of_eight_on_a_line_costs_the_others_less_than_a
     assert all(untrue(everyone[n], n) == [] for n in ids)
 
 
+async def test_p03_dead_units_share_a_small_part_of_the_line_among_them():
+    """Five of eight are dead; each alone would be asked every other second."""
+    everyone = {n: Readings() for n in range(1, 9)}
+    units = [twins(everyone[n], f"u{n}", unit_id=n, poll_s=0.1) for n in everyone]
+    async with FaultServer() as server:
+        for n in range(4, 9):
+            await server.fault(n, "silent")
+        async with running(None, *units, transport=Tcp("127.0.0.1", server.port)):
+            for n in range(4, 9):
+                await everyone[n].until(lambda r: r.link == "down", within_s=10)
+            server.requests.clear()
+            await asyncio.sleep(4)
+        wasted_s = TWINS.reply_wait_max_s * sum(request[0] >= 4 for request in server.requests)
+    assert 0 < wasted_s <= 2 * 0.05 * 4
+
+
 async def test_p03_five_black_holes_of_forty_devices_cost_the_others_nothing():
     """Three accept and never answer, two do not even accept."""
     full = socket.socket()

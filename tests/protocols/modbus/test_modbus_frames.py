@@ -13,7 +13,7 @@ from modbus_peers import PROFILE, Readings, healthy, unit
 from protocols.modbus import ModbusLink, Replay
 from protocols.modbus.frames import Mbap, Rtu, sealed
 from protocols.modbus.questions import LostError, RefusedError, read_question
-from protocols.profile import Point
+from protocols.profile import Block, Point
 
 WORDS = [0x459C, 0x4000, 11, 12, 2305, *range(100, 115)]
 TRUTH = {"power_w": 5000.0, "voltage_v": 230.5, "current_a": 1.05, "running": 0.0}
@@ -169,3 +169,34 @@ async def test_scale_factors_read_once_serve_the_fast_points():
     WORDS[10] = 105
     assert first.values == {"power_sf": -1.0, "power_w": 230.5}
     assert second.values == {"power_w": 230.5}
+
+
+TWINS = replace(
+    DUMB,
+    blocks=tuple(Block(table="holding", first=a, last=b) for a, b in ((2, 2), (12, 12), (8, 9))),
+    points={
+        "first": Point(name="first", unit="count", address=2, type="u16"),
+        "second": Point(name="second", unit="count", address=12, type="u16"),
+        "third": Point(name="third", unit="count", address=8, type="u32"),
+    },
+)
+TWINS_TRUTH = {"first": 11, "second": 107, "third": 103 * 65536 + 104}
+
+
+@settings(max_examples=600, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9)), min_size=1, max_size=40))
+def test_p05_rtu_answers_late_by_any_number_of_requests_are_never_taken_for_others(script):
+    """The device answers in order, refuses now and then, and its answers come when they come."""
+    moves = itertools.cycle(script)
+    on_their_way = []
+
+    def dawdling(frame):
+        delivered, luck = next(moves)
+        refusal = sealed(bytes((frame[0], frame[1] | 0x80, 2)))
+        on_their_way.append(refusal if luck == 0 else honest(frame, rtu=True))
+        now, on_their_way[:] = on_their_way[:delivered], on_their_way[delivered:]
+        return b"".join(now)
+
+    for reading in asyncio.run(replayed(dawdling, 12, rtu=True, profile=TWINS)):
+        if not isinstance(reading, str):
+            assert all(value in (None, TWINS_TRUTH[name]) for name, value in reading.values.items())

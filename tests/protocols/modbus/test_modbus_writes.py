@@ -64,6 +64,18 @@ async def test_p11_a_rule_for_one_point_allows_no_other():
         assert written(device) == [(6, 4, 2300)]
 
 
+async def test_p11_the_function_that_sends_writes_asks_the_rules_itself():
+    """Whoever calls it: a restored command, the control block, or somebody's next feature."""
+    async with Device() as device:
+        async with commanded(device, writes={"voltage_v": WriteRule(200, 240)}) as link:
+            put, station = link._commands._put, link._stations["meter"]
+            for name, value in (("power_w", 1.0), ("voltage_v", 250.0), ("current_a", 1.0)):
+                for by_us in (False, True):
+                    with pytest.raises(DeviceError, match="nothing was sent"):
+                        await put(station, PROFILE.points[name], value, None, None, by_us=by_us)
+        assert written(device) == []
+
+
 async def test_a_rule_bounds_the_value_and_its_rate():
     rule = WriteRule(200.0, 240.0, rate_per_s=5.0)
     async with Device() as device:

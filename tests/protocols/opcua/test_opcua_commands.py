@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from dataclasses import replace
 
 import pytest
 import pytest_asyncio
@@ -84,6 +85,29 @@ async def test_a_write_goes_out_as_the_nodes_own_type_and_is_confirmed_by_readin
         assert (await device.write("setpoint_c", 30.1)).value == pytest.approx(30.1)  # no Float is 30.1
 
 
+async def test_a_node_that_cannot_be_read_back_is_written_as_its_declared_type_and_not_confirmed(plant):
+    blind = {
+        name: replace(PROFILE.points[name], access="w", read_back=False)
+        for name in ("setpoint_c", "mode", "enabled")
+    }
+    profile = replace(PROFILE, points={**PROFILE.points, **blind})
+    async with commanding(plant.url, profile=profile) as device:
+        assert await device.write("setpoint_c", 22.5) == Written(22.5, None, confirmed=False)
+        assert await plant.ask("get", name="Cdu.Setpoint") == {
+            "value": 22.5,
+            "type": "Float",
+            "status": "Good",
+        }
+        await device.write("mode", 2)
+        assert await plant.ask("get", name="Cdu.Mode") == {"value": 2, "type": "UInt16", "status": "Good"}
+        await device.write("enabled", 0)
+        assert await plant.ask("get", name="Cdu.Running") == {
+            "value": False,
+            "type": "Boolean",
+            "status": "Good",
+        }
+
+
 async def test_nothing_leaves_without_a_rule_nor_outside_it(plant):
     async with commanding(plant.url) as device:
         sent = {
@@ -152,9 +176,9 @@ async def test_a_method_is_called_with_its_own_types_and_answers(plant):
 
 
 async def test_of_writes_that_wait_the_newest_counts(plant):
-    async with Relay(plant.port, delay_s=0.1) as relay, commanding(relay.url, silence_max_s=5) as device:
+    async with Relay(plant.port, delay_s=0.05) as relay, commanding(relay.url, silence_max_s=5) as device:
         first = asyncio.create_task(device.write("setpoint_c", 20, wait_max_s=10))
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.05)
         second = asyncio.create_task(device.write("setpoint_c", 21, wait_max_s=10))
         await asyncio.sleep(0)
         third = asyncio.create_task(device.write("setpoint_c", 22, wait_max_s=10))

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -229,6 +230,7 @@ async def test_p18_a_lost_session_is_made_anew_with_its_subscription(plant):
 
 async def test_p18_a_subscription_that_the_server_forgot_is_made_anew_without_a_gap(plant, monkeypatch):
     monkeypatch.setattr(watch, "SOON_S", 1.2)  # long enough to be seen in a reading
+    monkeypatch.setattr(watch, "KEEPALIVE_S", 0.3)
     readings = Readings()
     async with watching(plant.url, readings):
         await readings.until(whole)
@@ -248,14 +250,14 @@ async def test_p18_a_subscription_that_the_server_forgot_is_made_anew_without_a_
 
 async def test_p18_a_slow_server_is_read_and_watched_in_its_own_time(plant):
     """A race on slow servers left the client without updates for ever."""
-    async with Relay(plant.port, delay_s=0.15) as relay:
+    async with Relay(plant.port, delay_s=0.1) as relay:
         readings = Readings()
         async with watching(relay.url, readings, silence_max_s=2.0):
             await readings.until(whole, within_s=20)
             for heat_kw in (1, 2):
                 await plant.say("Cdu.HeatKw", heat_kw)
                 await readings.until(lambda r, kw=heat_kw: r.values.get("heat_w") == 1000 * kw)
-            await asyncio.sleep(2.0)
+            await asyncio.sleep(1.0)
             assert not any(down(r) for r in readings)
             assert relay.connections == 1
 
@@ -281,13 +283,43 @@ async def test_p18_a_server_stopped_in_its_tracks_is_found_and_found_again(plant
         await readings.until(lambda r: r.values.get("heat_w") == 1000.0)
 
 
-async def test_keys_are_renewed_under_way(plant, monkeypatch):
-    monkeypatch.setattr(client, "CHANNEL_LIFE_S", 1.2)
+async def test_a_server_that_is_not_running_makes_its_values_doubtful(plant):
     readings = Readings()
     async with watching(plant.url, readings):
-        for _ in range(6):
+        await readings.until(whole)
+        await plant.ask("state", name="Suspended")
+        told = await readings.until(lambda r: r.doubt)
+        assert told.doubt == "the server says that it is suspended"
+        assert told.values["heat_w"] == 812_500.0
+        await plant.ask("state", name="Running")
+        await readings.until(lambda r: whole(r) and not r.doubt)
+
+
+def _sockets():
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+async def test_reconnects_leave_neither_tasks_nor_sockets_behind(plant):
+    readings = Readings()
+    tasks, sockets = len(asyncio.all_tasks()), _sockets()
+    async with watching(plant.url, readings):
+        for _ in range(8):
             await readings.until(whole)
-            await asyncio.sleep(0.6)
+            await plant.ask("drop")
+            await readings.until(down)
+    await asyncio.sleep(0.2)
+    assert len(asyncio.all_tasks()) == tasks
+    assert _sockets() == sockets
+    assert (await plant.ask("sessions"))["sessions"] == 0
+
+
+async def test_keys_are_renewed_under_way(plant, monkeypatch):
+    monkeypatch.setattr(client, "CHANNEL_LIFE_S", 0.8)
+    readings = Readings()
+    async with watching(plant.url, readings):
+        for _ in range(4):
+            await readings.until(whole)
+            await asyncio.sleep(0.4)
         assert not any(down(r) for r in readings)
 
 

@@ -131,7 +131,7 @@ async def test_a_wrong_password_is_said_and_not_tried_again_at_once(site, securi
         assert "Bad" in told.fault
         assert "check name, password" in told.fault
         assert "battery" not in told.fault
-        await asyncio.sleep(2.5)
+        await asyncio.sleep(1.0)
         assert len(readings) == 1  # an account is not locked by us
 
 

@@ -1,0 +1,265 @@
+"""Who is there: scan and probe against simulated devices, libmodbus and an OPC UA server."""
+
+import json
+import struct
+
+import pytest
+
+from controller.commissioning import scan
+from controller.commissioning.nameplate import (
+    NameplateFraming,
+    named,
+    nameplate_question,
+    objects,
+)
+from controller.commissioning.target import ToolError
+from controller.config import load_config
+from firmware_sim.opcua_device import OpcuaDevice
+from protocols.modbus.frames import Mbap, Rtu, sealed
+from protocols.modbus.questions import RefusedError
+from protocols.modbus.server import Access, ModbusServer
+from protocols.profile import load_profile
+from tests.brokers import free_port
+from tests.controller.commissioning.devices_on_site import PDU_VALUES, RPU, powerblock, process, served
+from tests.protocols.modbus.libmodbus_peer import Bus, FaultServer, needs_libmodbus
+from tests.protocols.modbus.modbus_peers import Device
+from tests.protocols.modbus.test_modbus_server import LOOPBACK, Registers
+
+# --- probe ---------------------------------------------------------------------------------------------------
+
+
+def test_a_probe_names_the_profile_and_the_lines_it_prints_are_a_configuration(site, tmp_path):
+    pdu = site.pdu()
+    found = powerblock("probe", pdu.url, "--json")
+    assert found.exit_code == 0, found.stderr
+    said = json.loads(found.stdout)
+    assert said["chosen"] == ["xerus_pdu"]
+    path = tmp_path / "block.yaml"
+    path.write_text(f"block: b\nstate_dir: {tmp_path}\nrun_dir: {tmp_path}\n{said['block_yaml']}\n")
+    (device,) = load_config(path).devices
+    assert (device.profile, device.url, device.kind) == ("xerus_pdu", pdu.url, "pdu")
+
+
+def test_what_fits_without_an_identity_is_not_called_proven(site):
+    found = powerblock("probe", site.pdu().url)
+    assert "fits, and nothing proves it" in found.stdout
+    assert "plausible, not proven" in found.stdout
+    assert "carrier_30xv" in found.stdout  # and what it is not
+
+
+def test_a_device_that_says_zero_everywhere_proves_nothing(site):
+    found = powerblock("probe", site.pdu(values={}).url, "--json")
+    assert found.exit_code == 1
+    (verdict,) = [one for one in json.loads(found.stdout)["profiles"] if one["profile"] == "xerus_pdu"]
+    assert verdict["verdict"] == "does not fit"  # 0 Hz is no mains
+    found = powerblock("probe", site.pdu(values={}, profile=RPU).url, "--profile", "orv3_rpu", "--json")
+    assert found.exit_code == 1
+    assert json.loads(found.stdout)["profiles"][0]["verdict"] == "proves nothing"
+
+
+def test_an_identity_that_is_there_is_a_match_and_another_is_not(site):
+    liebert = load_profile("liebert_hpc")
+    values = {name: 20.0 for name, point in liebert.points.items() if point.unit == "degC"}
+    url = site.pdu(values=values | {"server_class": 2.0}, profile=liebert).url
+    said = json.loads(powerblock("probe", url, "--profile", "liebert_hpc", "--json").stdout)
+    assert said["profiles"][0]["verdict"] == "matches"
+    url = site.pdu(values=values | {"server_class": 9.0}, profile=liebert).url
+    said = json.loads(powerblock("probe", url, "--profile", "liebert_hpc", "--json").stdout)
+    assert said["profiles"][0]["verdict"] == "does not fit"
+
+
+def test_a_probe_reads_the_name_plate_in_as_many_pieces_as_it_has(site):
+    server = ModbusServer(Registers(), Access(read_from=LOOPBACK), host="127.0.0.1", port=0)
+    site.add(served(server))
+    found = powerblock("probe", f"modbus+tcp://127.0.0.1:{server.port}", "--json")
+    plate = json.loads(found.stdout)["nameplate"]
+    assert plate["vendor"] == "vendor"
+    assert plate["product"] == "x" * 190
+    assert plate["model"] == "y" * 190
+
+
+def test_a_probe_asks_nothing_that_writes(site):
+    device = site.add(Device())
+    powerblock("probe", f"modbus+tcp://127.0.0.1:{device.port}")
+    assert {function for _, function, _, _ in device.requests} <= {1, 2, 3, 4, 43}
+    assert 43 in {function for _, function, _, _ in device.requests}
+
+
+def test_a_probe_of_nobody_says_what_to_check(site):
+    found = powerblock("probe", f"modbus+tcp://127.0.0.1:{free_port()}")
+    assert found.exit_code == 1
+    assert "is the device on" in found.stderr
+
+
+@needs_libmodbus
+def test_a_probe_of_libmodbus_finds_no_profile_and_says_how_to_go_on(site):
+    peer = site.add(FaultServer())
+    found = powerblock("probe", f"modbus+tcp://127.0.0.1:{peer.port}", "--unit", "7")
+    assert "unit 7" in found.stdout
+    assert "name plate" in found.stdout
+
+
+def test_a_probe_of_an_opcua_server_tells_endpoints_namespaces_and_profile(site):
+    cdu = load_profile("opcua_cdu")
+    values = {"coolant_supply_c": 30.0, "flow_l_per_min": 900.0, "running": 1.0}
+    server = site.add(OpcuaDevice(cdu, lambda: values, port=free_port()))
+    found = powerblock("probe", server.url, "--json")
+    assert found.exit_code == 0, found.stderr
+    said = json.loads(found.stdout)
+    assert said["endpoints"][0]["policy"] == "None"
+    assert "urn:powerblock:cdu" in said["namespaces"]
+    assert said["chosen"] == ["opcua_cdu"]
+    assert "security: none" in said["block_yaml"]
+    assert said["about"]["clock"] == "right"
+    assert "opcua_cdu" in powerblock("probe", server.url).stdout
+
+
+def test_nobody_at_an_opcua_url_is_said_with_its_remedy():
+    found = powerblock("probe", f"opc.tcp://127.0.0.1:{free_port()}")
+    assert found.exit_code == 1
+    assert "check address, port and path" in found.stderr
+
+
+# --- the name plate ------------------------------------------------------------------------------------------
+
+PLATE = bytes((43, 14, 2, 0x82, 0, 0, 2)) + b"\x00\x04ACME" + b"\x01\x03PDU"
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 100])
+@pytest.mark.parametrize("rtu", [False, True])
+def test_a_name_plate_comes_whole_in_pieces_of_any_size(rtu, size):
+    framing = NameplateFraming(Rtu() if rtu else Mbap(), rtu=rtu)
+    sent = framing.ask(5, nameplate_question())
+    late = sealed(bytes((6,)) + PLATE) if rtu else b"\x00\x63\x00\x00\x00\x03\x05\x83\x02"
+    frame = sealed(b"\x05" + PLATE) if rtu else sent[:4] + struct.pack(">HB", len(PLATE) + 1, 5) + PLATE
+    stream, rest, answer = late + frame, b"", None
+    for at in range(0, len(stream), size):
+        rest += stream[at : at + size]
+        used, answer = framing.feed(rest)
+        rest = rest[used:]
+    assert answer == PLATE
+    assert named(objects(answer)[0]) == {"vendor": "ACME", "product_code": "PDU"}
+
+
+def test_a_refused_name_plate_is_a_refusal_in_either_framing():
+    framing = NameplateFraming(Rtu(), rtu=True)
+    framing.ask(5, nameplate_question())
+    _, answer = framing.feed(sealed(b"\x05\xab\x01"))
+    with pytest.raises(RefusedError):
+        objects(answer)
+
+
+@pytest.mark.parametrize("cut", range(len(PLATE)))
+def test_a_name_plate_that_ends_in_the_middle_is_refused(cut):
+    with pytest.raises(RefusedError):
+        objects(PLATE[:cut])
+
+
+# --- scan ----------------------------------------------------------------------------------------------------
+
+
+@needs_libmodbus
+def test_a_scan_finds_the_units_that_answer_and_no_others(site):
+    peer = site.add(FaultServer())
+    for unit in (1, 3, 5):
+        site.do(peer.fault(unit, "silent"))
+    url = f"modbus+tcp://127.0.0.1:{peer.port}"
+    found = powerblock("scan", url, "--units", "1-6", "--rate", "50", "--json")
+    said = json.loads(found.stdout)
+    assert [one["unit"] for one in said["units"]] == [2, 4, 6]
+    assert said["units"][0]["said"] == "holding 0 is 400"  # of its own registers
+    assert said["complete"]
+    assert {function for _, function, _, _ in peer.requests} <= {3, 43}
+
+
+@needs_libmodbus
+def test_a_late_answer_on_a_serial_line_is_never_another_units(site):
+    bus = site.add(Bus(2, 4))
+    site.do(bus.servers[0].fault(2, "late", 1300))  # after our patience has ended
+    url = f"modbus+rtu+tcp://127.0.0.1:{bus.port}"
+    said = json.loads(powerblock("scan", url, "--units", "2-4", "--rate", "50", "--json").stdout)
+    assert [(one["unit"], one["said"]) for one in said["units"]] == [(4, "holding 0 is 800")]
+
+
+def test_a_device_that_ignores_unit_ids_is_said_to(site):
+    class Everybody(Registers):
+        def read(self, table, unit, first, count, peer):
+            return super().read(table, 1, first, count, peer)
+
+        def identity(self, unit):
+            return super().identity(1)
+
+    server = ModbusServer(Everybody(), Access(read_from=LOOPBACK), host="127.0.0.1", port=0)
+    site.add(served(server))
+    found = powerblock("scan", "127.0.0.1", "--ports", server.port, "--units", "1-5", "--rate", "50")
+    assert "5 unit ids answer alike" in found.stdout
+    assert found.exit_code == 0
+
+
+def test_closed_addresses_are_counted_and_cost_no_wait(site):
+    found = powerblock("scan", "127.0.0.1-3", "--ports", str(free_port()), "--units", "1-247")
+    assert found.exit_code == 1
+    assert "3 addresses without a connection" in found.stdout
+
+
+def test_an_interrupted_scan_shows_what_it_has(site):
+    pdu = site.pdu()
+    scanning = process("scan", pdu.url, "--units", "1-200", "--rate", "5", "--json")
+    scanning.stderr.readline()  # it has begun
+    try:
+        site.do(_asleep(1.5))
+        scanning.send_signal(2)
+        out, err = scanning.communicate(timeout=20)
+    finally:
+        scanning.kill()
+    assert scanning.returncode == 1, err
+    said = json.loads(out)
+    assert not said["complete"]
+    assert 1 <= said["asked"] < 200
+    assert said["units"][0]["unit"] == 1
+
+
+async def _asleep(s):
+    import asyncio
+
+    await asyncio.sleep(s)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["10.0.0.0/8"], "write the range out"),
+        (["10.0.0.1-10.0.9.1"], "256 hosts at most"),
+        (["10.0.0.9-3"], "from the lower to the higher"),
+        (["10.0.0.1-254", "10.0.1.1-254"], "256 at most"),
+        (["10.0.0.1-200", "--units", "1-247"], "10000 at most"),
+        (["10.0.0.1", "--units", "0-20"], "use 1 to 247"),
+        (["10.0.0.1", "--units", "a"], "is no range"),
+        (["10.0.0.1", "--ports", "1-1000"], "8 at most"),
+        (["10.0.0.1", "--rate", "1000"], "50 questions a second"),
+        (["ftp://10.0.0.1"], "unknown scheme"),
+    ],
+)
+def test_an_absurd_range_is_refused_with_its_remedy(words, said):
+    found = powerblock("scan", *words)
+    assert found.exit_code == 2
+    assert said in found.stderr
+
+
+def test_hosts_are_written_out_in_the_ways_people_write_them():
+    assert scan.hosts(["10.0.0.7-9", "10.0.0.7", "rack-pdu.example"]) == [
+        "10.0.0.7", "10.0.0.8", "10.0.0.9", "rack-pdu.example",
+    ]  # fmt: skip
+    assert scan.hosts(["10.0.0.254-10.0.1.1"]) == ["10.0.0.254", "10.0.0.255", "10.0.1.0", "10.0.1.1"]
+    with pytest.raises(ToolError):
+        scan.hosts(["10.0.0.1-x"])
+
+
+def test_a_scan_keeps_its_pace(site):
+    """Twelve questions at ten a second take more than a second, however quick the device is."""
+    import time
+
+    pdu = site.pdu(values=PDU_VALUES)
+    begun_s = time.monotonic()
+    powerblock("scan", pdu.url, "--units", "1-6", "--rate", "10")  # a word and a name plate each
+    assert time.monotonic() - begun_s > 1.0
