@@ -9,7 +9,7 @@ In LOCAL, and in OFF, verbs that move plant or power are refused unless they com
 To look after alarms is everybody's business who may.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Final, NamedTuple
 
@@ -17,7 +17,7 @@ import msgspec
 import structlog
 
 from controller.alarms import AlarmDesk
-from controller.core.model import FOREVER_S, Ramp, Settings
+from controller.core.model import FOREVER_S, NEVER_S, Ramp, Settings
 from controller.image.model import Command, Outcome, Result, Role, Words
 from controller.lines import Lines
 from controller.site.facility import PRIORITIES, Facility, Mode, Slot
@@ -27,8 +27,11 @@ from protocols.reading import DeviceError, Written
 FILE_NAME: Final = "commands.jsonl"
 FILE_MAX_BYTES: Final = 4 * 1024 * 1024  # some 15,000 lines
 FILES_MAX: Final = 4
+UNCONFIRMED_MAX: Final = 64  # points whose last write is in doubt
+SERVED_S: Final = 10.0  # what the facility server told longer ago holds no more
 WRITE_WAIT_S: Final = 5.0  # a slow device behind a busy line, its read-back included
 OPERATOR: Final = 8
+SAY: Final = "say"  # the facility server tells what is wrong with itself: no command, and not logged
 
 Positive = Annotated[float, msgspec.Meta(gt=0, le=1e9)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=366 * 86_400)]  # longer is "until released"
@@ -135,13 +138,28 @@ class CommandDesk:
         self._written_bytes = FILE_MAX_BYTES  # the first line begins a file
         self._encoder = msgspec.json.Encoder()
         self._room = Room()
+        self._unconfirmed: dict[str, str] = {}  # by device and point
+        self._served: dict[str, str] = {}  # what the facility server finds wrong with itself
+        self._served_at_s = NEVER_S
 
     @property
     def fault(self) -> str:
         return self._lines.fault
 
+    def conditions(self, now_s: float) -> Iterator[tuple[str, str]]:
+        """What is wrong, by key and text."""
+        if self.fault:
+            yield "commands", self.fault
+        yield from ((f"write {point}", text) for point, text in self._unconfirmed.items())
+        if now_s - self._served_at_s <= SERVED_S:
+            yield from ((f"served {key}", text) for key, text in self._served.items())
+
     async def carry_out(self, command: Command) -> Outcome:
         """Never raises for what a command says or a device does."""
+        if command.verb == SAY:
+            self._served = {key: str(text) for key, text in command.arguments.items()}
+            self._served_at_s = self._now_s()
+            return Outcome(result=Result.ACCEPTED)
         refusal = self._refusal(command)
         if refusal:
             return self._told(command, _rejected(refusal))
@@ -243,10 +261,14 @@ class CommandDesk:
     # --- plant ------------------------------------------------------------------------------------------
 
     async def _write_point(self, said: Write) -> Outcome:
+        address = f"{said.device}/{said.point}"
         try:
             written = await self._write(said.device, said.point, said.value, WRITE_WAIT_S)
         except DeviceError as error:
+            if error.may_be_in_force and len(self._unconfirmed) < UNCONFIRMED_MAX:
+                self._unconfirmed[address] = str(error)
             return _rejected(str(error))
+        self._unconfirmed.pop(address, None)
         was = written.was if isinstance(written.was, (int, float)) else None
         return Outcome(result=Result.ACCEPTED, value=written.value, was=was)
 

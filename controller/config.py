@@ -281,7 +281,13 @@ def devices(config: GatewayConfig | BlockConfig) -> list[Device]:
         for r, rack in enumerate(config.racks):
             found += (
                 Device(
-                    f"racks[{r}].inlets[{i}]", inlet.name, inlet, inlet.kind or "pdu", rack.name, inlet.point
+                    f"racks[{r}].inlets[{i}]",
+                    inlet.name,
+                    inlet,
+                    inlet.kind or "pdu",
+                    rack.name,
+                    inlet.feed,
+                    inlet.point,
                 )
                 for i, inlet in enumerate(rack.inlets)
             )

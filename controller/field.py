@@ -229,6 +229,7 @@ def group_of(device: Device, profile: Profile | None) -> Group:
         "unit": str(config.unit),
         "kind": device.kind,
         "rack": device.rack,
+        "feed": device.feed,
     }
     return Group(
         path=f"devices/{device.name}",

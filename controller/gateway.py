@@ -174,8 +174,7 @@ class Gateway:
     def _conditions(self) -> Iterator[tuple[str, str]]:
         """What is wrong here."""
         yield from self._conditions_held.items()
-        if self.commands.fault:
-            yield "commands", self.commands.fault
+        yield from self.commands.conditions(now_s())
         for link in self.field.links:
             if not link.up and link.name not in self._instruments:
                 yield f"device {link.name}", link.fault

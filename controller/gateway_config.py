@@ -142,7 +142,16 @@ class DeviceConfig(_Strict):
 
 
 class NamedDeviceConfig(DeviceConfig):
+    """One of `devices`.
+
+    Attributes:
+        name: for good: its points are `devices/NAME/…`.
+        rack, feed: where it stands, and what it hangs on.
+    """
+
     name: TopicName
+    rack: str = ""
+    feed: str = ""
 
 
 class GatewayConfig(_Strict):
@@ -164,6 +173,7 @@ class Device(NamedTuple):
         config: as written.
         kind: what it is.
         rack: that it is in; "" for none.
+        feed: that it hangs on; "" for none.
         needs: the point that the law lives by, in W; "" for none.
     """
 
@@ -172,13 +182,14 @@ class Device(NamedTuple):
     config: DeviceConfig
     kind: str
     rack: str = ""
+    feed: str = ""
     needs: str = ""
 
 
 def own_devices(config: GatewayConfig) -> Iterator[Device]:
     """Those under `devices`."""
     for index, device in enumerate(config.devices):
-        yield Device(f"devices[{index}]", device.name, device, device.kind)
+        yield Device(f"devices[{index}]", device.name, device, device.kind, device.rack, device.feed)
 
 
 def device_errors(devices: Sequence[Device]) -> Iterator[str]:
@@ -279,7 +290,7 @@ def _line_errors(devices: Sequence[Device]) -> Iterator[str]:
         alone = profile is not None and profile.single_connection
         single[transport] = single.get(transport, False) or alone
         twin = units.setdefault((transport, device.config.unit), device)
-        if twin is not device and not (twin.rack and device.rack):  # one PDU may have several inlets
+        if twin is not device and not (twin.needs and device.needs):  # one PDU may have several inlets
             yield (
                 f"{device.where}.unit: {device.config.unit} at {transport.where} is {twin.where} already;"
                 " two entries for one unit would poll it twice"

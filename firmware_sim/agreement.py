@@ -144,9 +144,7 @@ def explained_lag_s(seen: Floats, true: Floats, tolerance: Floats, step_s: float
     return lag
 
 
-def _excused(
-    t_s: Floats, shown: Shown, way: Way, point: WatchedPoint, outages: Sequence[Outage]
-) -> Bools:
+def _excused(t_s: Floats, shown: Shown, way: Way, point: WatchedPoint, outages: Sequence[Outage]) -> Bools:
     excused = np.zeros(len(t_s), dtype=bool)
     for outage in (one for one in outages if one.concerns(way, point)):
         back_s = shown.first_good_s(outage.ends_s)

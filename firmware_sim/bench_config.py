@@ -31,7 +31,11 @@ def write_configs(
 ) -> tuple[Path, dict[str, Path]]:
     """Write block.yaml and one file per node; returns the path of the first and node name -> path."""
     block_path = work_dir / "block.yaml"
-    config = {"block": scenario.block.name, "state_dir": str(work_dir / "state"), "run_dir": str(work_dir / "run")}
+    config: dict[str, Any] = {
+        "block": scenario.block.name,
+        "state_dir": str(work_dir / "state"),
+        "run_dir": str(work_dir / "run"),
+    }
     if not scenario.facility.alone:
         config = block_config(scenario, work_dir, grid, device_urls)
     if scenario.facility.devices:
@@ -156,7 +160,12 @@ def users_file(name: str, password: str) -> str:
         password.encode(), salt=salt, n=PASSWORD_COST, r=PASSWORD_BLOCK, p=PASSWORD_LANES,
         dklen=PASSWORD_BYTES, maxmem=PASSWORD_MEMORY_MAX_BYTES,
     )  # fmt: skip
-    parts = (PASSWORD_COST, PASSWORD_BLOCK, PASSWORD_LANES, *(base64.b64encode(one).decode() for one in (salt, made)))
+    parts = (
+        PASSWORD_COST,
+        PASSWORD_BLOCK,
+        PASSWORD_LANES,
+        *(base64.b64encode(one).decode() for one in (salt, made)),
+    )
     user = {"name": name, "role": "operate", "password": "$".join(("scrypt", *map(str, parts)))}
     return yaml.safe_dump({"users": [user]})
 

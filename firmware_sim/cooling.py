@@ -9,8 +9,8 @@ So what the CDU *can* take away, its capacity, is ua * (hottest allowed loop - f
 when a chiller derates and facility water turns warm, long before anything is hot. Facility water itself
 has inertia: a derated chiller shows over `facility_tau_s`. It also wanders a little, as all water does.
 
-A chiller makes the facility water. Told to take less than there is to cool, it lets the water get warmer, so a
-limit on it shows in what the CDU can still carry away.
+A chiller makes the facility water. Told to take less than there is to cool, it lets the water get warmer, so
+a limit on it shows in what the CDU can still carry away.
 """
 
 from dataclasses import dataclass
@@ -84,7 +84,7 @@ class Cdu:
         return self.heat_w / (2 * self.flow_kg_per_s * WATER_J_PER_KG_K)
 
     def step(self, dt_s: float, heat_w: float, warmer_k: float = 0.0) -> None:
-        """Advance by `dt_s` with this heat, and facility water that is `warmer_k` warmer than it should be."""
+        """Advance by `dt_s` with this heat, and facility water `warmer_k` warmer than meant."""
         self.heat_w = heat_w
         keep = float(np.exp(-dt_s / self.type.facility_tau_s))
         target_c = self.facility_target_c + warmer_k

@@ -81,7 +81,9 @@ class Facility:
             for node in scenario.block.nodes
         }  # fmt: skip
         self._rows = {host.name: np.array(host.gpus) for host in self.plant.type.hosts}
-        self.tied: dict[str, Tied] = {device.name: tie(device, self.plant) for device in scenario.facility.devices}
+        self.tied: dict[str, Tied] = {
+            device.name: tie(device, self.plant) for device in scenario.facility.devices
+        }
         self.watched: dict[WatchedPoint, Truth] = (
             dict(watched_points(scenario, self.plant, self.tied)) if scenario.facility.serve else {}
         )

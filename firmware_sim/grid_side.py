@@ -27,6 +27,7 @@ from firmware_sim.authority import Authority
 from firmware_sim.facility import Heal
 from firmware_sim.grid_operator import PROGRAM_ID, GridEvent, GridOperator, event_object
 from firmware_sim.isv import Isv, agent_topics, load_target_topic, missing_events
+from firmware_sim.scada_plan import BUS_TOPICS, MIRROR_PREFIX
 from firmware_sim.scenario import Fault, Scenario, Signal
 from firmware_sim.site_broker import LOOPBACK, Rights, SiteBroker
 
@@ -344,11 +345,20 @@ def rights_of(scenario: Scenario) -> dict[str, Rights]:
         )
         for node in block.nodes
     }
+    served = _served_rights(scenario)
     speakers = {name: rights for signal in signals for name, rights in telling[signal].items()}
-    all_but_one = {"controller": controller, **agents, **speakers}
+    all_but_one = {"controller": controller, **agents, **speakers, **served}
     # who looks on hears what anybody may say; `#` would show NATS' own subjects as well
     said = dict.fromkeys(topic for rights in all_but_one.values() for topic in rights.write)
     return {"observer": Rights(read=tuple(said)), **all_but_one}
+
+
+def _served_rights(scenario: Scenario) -> dict[str, Rights]:
+    """Of the facility server, and of those who read what it publishes."""
+    if not scenario.facility.serve:
+        return {}
+    own = (f"{MIRROR_PREFIX}/{scenario.block.name}/#", BUS_TOPICS)
+    return {"facility": Rights(write=own), "scada": Rights(read=own)}
 
 
 def agent_identity(node: str) -> str:

@@ -1,6 +1,7 @@
-"""The run while it happens: progress, power against budget, and the last events, on a terminal."""
+"""The run while it happens, on a terminal: progress, power against budget, events, and what SCADA sees."""
 
 from collections import deque
+from collections.abc import Mapping
 from typing import Any, Final
 
 from rich.console import Group, RenderableType
@@ -11,11 +12,29 @@ from rich.text import Text
 
 from firmware_sim.recorder import beat_of
 from firmware_sim.rig import Outcome, View
+from firmware_sim.scada_side import Line, Sight
 from firmware_sim.scenario import Scenario
+from firmware_sim.scenario_facility import Way
 
 BARS: Final = " ▁▂▃▄▅▆▇█"
 HISTORY: Final = 72  # columns, one per view
+WIDE: Final = 110  # with five ways
 MARKS_SHOWN: Final = 5
+OLD_S: Final = 5.0  # a value that was told longer ago is shown as such
+WAYS: Final[Mapping[Way, str]] = {  # as people call them
+    "opcua": "OPC UA",
+    "modbus": "Modbus",
+    "bms": "DSX bus",
+    "prometheus": "Prometheus",
+    "mirror": "MQTT",
+}
+UNITS: Final[Mapping[str, tuple[str, float, str]]] = {  # unit -> as shown, factor, format
+    "W": ("kW", 0.001, ".3f"),
+    "degC": ("°C", 1.0, ".2f"),
+    "ratio": ("%", 100.0, ".1f"),
+    "A": ("A", 1.0, ".1f"),
+    "L/min": ("L/min", 1.0, ".1f"),
+}
 
 
 class LiveView:
@@ -35,7 +54,10 @@ class LiveView:
         spark = Text(_sparkline(self._history_w), style="blue")
         rows = Table.grid()  # a bare progress bar does not end its line
         rows.add_row(bar)
-        return Panel(Group(head, rows, spark, _numbers(view), _marks(view)), width=HISTORY + 6)
+        parts: list[RenderableType] = [head, rows, spark, _numbers(view), _marks(view)]
+        if view.lines:
+            parts += [Text(), _seen(view.lines)]
+        return Panel(Group(*parts), width=WIDE if view.lines else HISTORY + 6)
 
 
 def verdict_table(outcome: Outcome) -> Table:
@@ -65,6 +87,31 @@ def _numbers(view: View) -> Table:
     if beat is not None:
         table.add_row("mode", beat.mode, "binding", beat.binding, "alarms", ", ".join(beat.alarms) or "none")
     return table
+
+
+def _seen(lines: tuple[Line, ...]) -> Table:
+    """What the plant holds, and what each way shows of it, with the age of what it says."""
+    table = Table(box=None, padding=(0, 1), header_style="dim")
+    table.add_column("point")
+    table.add_column("plant", justify="right")
+    for way in lines[0].shown:
+        table.add_column(WAYS[way], justify="right")
+    for line in lines:
+        unit, factor, form = UNITS[line.unit]
+        shown = [_sight(sight, factor, form) for sight in line.shown.values()]
+        table.add_row(line.label, f"{line.true * factor:{form}} {unit}", *shown)
+    return table
+
+
+def _sight(sight: Sight | None, factor: float, form: str) -> Text:
+    if sight is None:
+        return Text("-", style="dim")
+    text = Text()
+    if sight.value is None:
+        text.append("bad", style="bold red")
+    else:
+        text.append(f"{sight.value * factor:{form}}", style="yellow" if sight.age_s > OLD_S else "green")
+    return text.append(f" {min(sight.age_s, 999):4.1f}s", style="dim")
 
 
 def _marks(view: View) -> Text:

@@ -260,7 +260,10 @@ class ProfileLayout:
         points = [
             point
             for point in self._profile.points.values()
-            if point.table == table and point.writable and at <= point.address and point.address + width(point) <= end
+            if point.table == table
+            and point.writable
+            and at <= point.address
+            and point.address + width(point) <= end
         ]
         covered = {address for p in points for address in range(p.address, p.address + width(p))}
         if covered != set(range(at, end)):

@@ -1,13 +1,19 @@
-"""The run as one picture: power, budget and limit above, tokens per second below."""
+"""The run as one picture: power, budget and limit above, tokens per second below.
 
-from collections.abc import Sequence
+Where a facility is served, a third panel shows block power as each way showed it, a step for each value told,
+and a gap where it had none.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
+from firmware_sim.agreement import Shown
 from firmware_sim.recorder import Mark
+from firmware_sim.scenario_facility import Way
 from firmware_sim.verdict import MEAN_S, Contract, Floats, Request, Trace, Verdict, line_w, mean_of
 
 INK: Final = "#1f2933"
@@ -17,6 +23,14 @@ FROM_S: Final = -3.0  # of the warm-up only the end matters
 BUDGET: Final = "#2e7d32"
 LIMIT: Final = "#c62828"
 TOKENS: Final = "#6a1b9a"
+WAYS: Final[Mapping[Way, tuple[str, str]]] = {  # as the legend has them
+    "opcua": ("OPC UA", "#1565c0"),
+    "modbus": ("Modbus (SunSpec)", "#2e7d32"),
+    "bms": ("DSX bus", "#c62828"),
+    "prometheus": ("Prometheus", "#ef6c00"),
+    "mirror": ("MQTT", "#6a1b9a"),
+}
+LATE_RATIO: Final = 0.8  # of the run: what stands there is written to the left
 MARK: Final = {"event": "#c62828", "fault": "#ef6c00"}
 
 
@@ -29,19 +43,25 @@ def draw(
     contract: Contract,
     marks: Sequence[Mark],
     verdict: Verdict,
+    shown: Mapping[Way, Shown],
 ) -> None:
     """Write a PNG."""
-    shown = trace.t_s >= FROM_S
-    trace = Trace(*(getattr(trace, field.name)[shown] for field in fields(Trace)))
-    budget_w = budget_w[shown]
+    drawn = trace.t_s >= FROM_S
+    trace = Trace(*(getattr(trace, field.name)[drawn] for field in fields(Trace)))
+    budget_w = budget_w[drawn]
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, (power, tokens) = plt.subplots(
-        2, 1, figsize=(12, 7.2), sharex=True, height_ratios=(3, 1), layout="constrained", facecolor="white"
-    )
+    heights = (3, 1.4, 1) if shown else (3, 1)
+    figure, panels = plt.subplots(
+        len(heights), 1, figsize=(12, 1.8 * sum(heights)),
+        sharex=True, height_ratios=heights, layout="constrained", facecolor="white",
+    )  # fmt: skip
+    power, tokens = panels[0], panels[-1]
+    if shown:
+        _draw_ways(panels[1], trace, shown, marks)
     _draw_power(power, trace, budget_w, requests, contract)
     tokens.plot(trace.t_s, trace.tokens_per_s / 1000, color=TOKENS, linewidth=0.4, alpha=0.35)
     centre_s = trace.t_s - MEAN_S / 2  # a mean belongs to the middle of its second
@@ -49,13 +69,13 @@ def draw(
     tokens.set_ylabel("thousand tokens/s")
     tokens.set_xlabel("seconds")
     tokens.set_ylim(bottom=0)
-    for axes in (power, tokens):
+    for axes in panels:
         axes.grid(color="#e4e7eb", linewidth=0.8)
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(x=0)
         for request in requests:
             axes.axvspan(request.signal_s, min(request.ends_s, trace.t_s[-1]), color="#fff3e0", zorder=0)
-    _draw_marks(power, marks)
+    _draw_marks(power, marks, float(trace.t_s[-1]))
     figure.suptitle(title, x=0.01, ha="left", fontsize=15, fontweight="bold", color=INK)
     power.set_title(_headline(verdict), loc="left", fontsize=10, color="#52606d")
     figure.savefig(path, dpi=150)
@@ -82,7 +102,9 @@ def _draw_power(
             trace.t_s, trace.capacity_w / 1000, color="#00838f", linewidth=1.3, label="cooling capacity"
         )
     for i, request in enumerate(requests):
-        near = (trace.t_s > request.signal_s - 1) & (trace.t_s < request.ends_s + 60)
+        later_s = [other.signal_s for other in requests if other.signal_s > request.signal_s]
+        until_s = min([request.ends_s + 60, *later_s])
+        near = (trace.t_s > request.signal_s - 1) & (trace.t_s < until_s)
         axes.plot(
             trace.t_s[near], line_w(trace.t_s[near], request, contract) / 1000,
             color=LIMIT, linewidth=1.2, linestyle=(0, (4, 3)), label=None if i else "line of the contract",
@@ -94,13 +116,29 @@ def _draw_power(
     axes.legend(loc="lower right", frameon=False, fontsize=9)
 
 
-def _draw_marks(axes: Any, marks: Sequence[Mark]) -> None:
+def _draw_ways(axes: Any, trace: Trace, shown: Mapping[Way, Shown], marks: Sequence[Mark]) -> None:
+    axes.plot(trace.t_s, trace.block_w / 1000, color=GREY, linewidth=0.5, alpha=0.6, label="plant, 50 ms")
+    for way, seen in shown.items():
+        name, colour = WAYS[way]
+        axes.plot(trace.t_s, seen.at(trace.t_s) / 1000, color=colour, linewidth=1.1, label=name)
+    axes.set_ylabel("kW, as seen")
+    for mark in marks:
+        axes.axvline(mark.t_s, color=MARK[mark.kind], linewidth=0.9, linestyle=":")
+    axes.legend(
+        loc="lower right", bbox_to_anchor=(1, 0.98), frameon=False, fontsize=8, ncols=len(shown) + 1
+    )
+
+
+def _draw_marks(axes: Any, marks: Sequence[Mark], end_s: float) -> None:
     transform = axes.get_xaxis_transform()
     for i, mark in enumerate(marks):
         colour = MARK[mark.kind]
         axes.axvline(mark.t_s, color=colour, linewidth=0.9, linestyle=":")
         height = 0.98 - 0.05 * (i % 3)  # neighbours do not overwrite each other
-        axes.text(mark.t_s, height, f" {mark.text}", transform=transform, color=colour, fontsize=9, va="top")
+        side = "right" if mark.t_s > LATE_RATIO * end_s else "left"  # of the line, to stay in the picture
+        axes.text(
+            mark.t_s, height, f" {mark.text} ", transform=transform, color=colour, fontsize=9, va="top", ha=side
+        )  # fmt: skip
 
 
 def _headline(verdict: Verdict) -> str:

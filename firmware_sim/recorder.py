@@ -49,9 +49,9 @@ def beat_of(entry: dict[str, Any]) -> Beat | None:
             budget_w=float(decided["budget_w"]),
             binding=str(decided["binding"]["source"]),
             mode=str(decided["mode"]),
-            alarms=tuple(str(alarm["key"]) for alarm in decided["alarms"]),
+            alarms=tuple(str(alarm["key"]) for alarm in decided["alarms"] if alarm.get("active", True)),
         )
-    except (KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, TypeError, ValueError):
         return None
 
 

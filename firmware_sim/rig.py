@@ -15,7 +15,7 @@ import heapq
 import json
 import shutil
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -26,7 +26,7 @@ from typing import Any, Final
 import numpy as np
 
 from firmware_sim import bench_config, plot, recorder
-from firmware_sim.agreement import Outage, Shown, agreement
+from firmware_sim.agreement import Outage
 from firmware_sim.child import Child
 from firmware_sim.facility import Facility, Heal, Sample
 from firmware_sim.gpu_firmware import build_library, environment
@@ -35,9 +35,9 @@ from firmware_sim.grid_side import GridSide
 from firmware_sim.lifetime import RigError, end_tasks
 from firmware_sim.recorder import Beat, Mark
 from firmware_sim.scada_plan import USER, ServedAt
-from firmware_sim.scada_side import LOOK_AGAIN_S, SERVED_MAX_S, ScadaSide
+from firmware_sim.scada_side import Line, ScadaSide
 from firmware_sim.scenario import Event, Fault, Scenario
-from firmware_sim.scenario_facility import Command, Way, Write
+from firmware_sim.scenario_facility import Command, Write
 from firmware_sim.verdict import Contract, Request, Verdict, judge
 
 BASELINE_S: Final = 5.0  # what "25 % less" is less than
@@ -46,28 +46,8 @@ CHILD_CHECK_S: Final = 0.5
 RIG_LOST_MAX_S: Final = 0.25  # a rig that lost more real time than this judges nobody
 
 SPEECHLESS: Final = frozenset({"silent", "refusing", "nan"})
-WRITE_DONE_RATIO: Final = 0.01  # of the value: a register's step
-WRITE_MAX_S: Final = 10.0
 
 Act = Callable[[], Awaitable[None]]
-
-
-@dataclass(frozen=True)
-class Sight:
-    """What one way shows of a point now: None: nothing good."""
-
-    value: float | None
-    age_s: float  # since it was told
-
-
-@dataclass(frozen=True)
-class Line:
-    """A watched point: the plant's own value and what each way shows of it."""
-
-    label: str
-    unit: str
-    true: float
-    shown: Mapping[Way, Sight | None]  # None: the way has not told it yet
 
 
 @dataclass(frozen=True)
@@ -100,7 +80,6 @@ class Rig:
         self.marks: list[Mark] = []
         self.requests: dict[str, Request] = {}
         self.outages: list[Outage] = []
-        self.writes_s: list[float | None] = []  # until the plant had obeyed; None: it never did
         self._powerblock = powerblock
         self._zero_s = scenario.warm_up_s  # plant time of the time line's 0
         self._agenda: list[tuple[float, int, Act]] = []
@@ -164,9 +143,7 @@ class Rig:
 
     def _scada_side(self, facility: Facility, grid: GridSide, served: ServedAt) -> ScadaSide:
         mqtt = grid.broker.mqtt_config("scada")
-        return ScadaSide(
-            self.scenario, self.work_dir, served, tuple(facility.watched), mqtt, facility.now_s
-        )
+        return ScadaSide(self.scenario, self.work_dir, served, mqtt, facility)
 
     # ---- device under test ----------------------------------------------------------------------------
 
@@ -214,23 +191,10 @@ class Rig:
             if self._facility.samples:
                 status = recorder.read_status(bench_config.status_path(self.work_dir))
                 sample = self._facility.samples[-1]
-                watch(View(self._now_s(), sample, status, tuple(self.marks), self._lines(sample)))
+                watch(View(self._now_s(), sample, status, tuple(self.marks), self._seen(sample)))
 
-    def _lines(self, sample: Sample) -> tuple[Line, ...]:
-        if self.scada is None:
-            return ()
-        now_s, seen = self._facility.now_s(), self.scada.seen
-        return tuple(
-            Line(
-                point.label, point.unit, true,
-                {
-                    way: Sight(one.newest, now_s - one.at_s[-1]) if one.at_s else None
-                    for way in self.scada.ways
-                    for one in (seen[way, point.address],)
-                },
-            )
-            for point, true in zip(self._facility.watched, sample.truth, strict=True)
-        )  # fmt: skip
+    def _seen(self, sample: Sample) -> tuple[Line, ...]:
+        return () if self.scada is None else tuple(self.scada.lines(sample))
 
     # ---- time line ------------------------------------------------------------------------------------
 
@@ -254,6 +218,7 @@ class Rig:
                 self._at(moment.at_s, partial(self._break, moment.fault))
 
     async def _play(self) -> None:
+        await self._warm_up()
         while self._agenda:
             at_s, _, act = heapq.heappop(self._agenda)
             if at_s > self.scenario.duration_s:
@@ -261,6 +226,13 @@ class Rig:
             await asyncio.sleep(max(0.0, at_s - self._now_s()))
             await act()
         await asyncio.sleep(max(0.0, self.scenario.duration_s - self._now_s()))
+
+    async def _warm_up(self) -> None:
+        """Time 0 is when the plant is warm and SCADA sees all of it, however slow this machine is."""
+        await asyncio.sleep(max(0.0, self.scenario.warm_up_s - self._facility.now_s()))
+        if self.scada is not None and self._powerblock is not None:
+            await self.scada.sees_everything()
+            self._zero_s = self._facility.now_s()
 
     async def _publish(self, event: Event) -> None:
         limit_w = self._ask(event, event.notice_s)
@@ -274,15 +246,13 @@ class Rig:
     async def _command(self, command: Command) -> None:
         """SCADA's own wish, which is judged as the grid's are; nobody takes it back, it runs out."""
         limit_w = self._ask(command)
-        self._order(self._scada().limit(command.via, limit_w, command.duration_s), command.id)
+        self._send(self._scada().limit(command.via, limit_w, command.duration_s), command.id)
 
     def _ask(self, wish: Event | Command, notice_s: float = 0.0) -> float:
         """Note down what is wished, from now on; returns the limit, W."""
         baseline_w = self._recent_w()
         limit_w = (
-            wish.limit_kw * 1000
-            if wish.limit_kw is not None
-            else baseline_w * (1 - (wish.reduce_ratio or 0))
+            wish.limit_kw * 1000 if wish.limit_kw is not None else baseline_w * (1 - (wish.reduce_ratio or 0))
         )
         now_s = self._now_s()
         starts_s = now_s + notice_s
@@ -294,21 +264,9 @@ class Rig:
 
     async def _write(self, write: Write) -> None:
         self._mark(str(write), "event")
-        self._order(self._see_written(write), str(write))
+        self._send(self._scada().write(write), str(write))
 
-    async def _see_written(self, write: Write) -> None:
-        """Write, and look at the plant itself until it has obeyed."""
-        began_s, tied = self._now_s(), self._facility.tied[write.device]
-        row = len(self.writes_s)
-        self.writes_s.append(None)
-        await self._scada().write(write.via, f"devices/{write.device}/{write.point}", write.value)
-        while self._now_s() - began_s < WRITE_MAX_S:
-            if abs(tied.true_value(write.point) - write.value) <= WRITE_DONE_RATIO * abs(write.value):
-                self.writes_s[row] = self._now_s() - began_s
-                return
-            await asyncio.sleep(LOOK_AGAIN_S)
-
-    def _order(self, work: Coroutine[Any, Any, None], name: str) -> None:
+    def _send(self, work: Coroutine[Any, Any, None], name: str) -> None:
         """Beside the time line, which must not wait for an answer."""
         task = asyncio.create_task(work, name=name)
         self._orders.add(task)
@@ -396,10 +354,17 @@ class Rig:
             block.ramp_down_kw_per_s * 1000, block.ramp_up_kw_per_s * 1000,
             block.feed_rating_kw * 1000, scenario.response_s,
         )  # fmt: skip
-        always = {"rig_lost_s": (None, RIG_LOST_MAX_S), **self.grid.bounds()}
+        scada = self.scada
+        always = {
+            "rig_lost_s": (None, RIG_LOST_MAX_S),
+            **self.grid.bounds(),
+            **({} if scada is None else scada.bounds()),
+        }
         bounds = {key: (bound.min, bound.max) for key, bound in scenario.expect.items()} | always
         requests = list(self.requests.values())
         extra = {"rig_lost_s": lost_s, **self.grid.figures()}
+        if scada is not None:
+            extra |= scada.figures(samples, self._zero_s, self.outages)
         verdict = judge(trace, requests, contract, bounds, extra)
         started_utc_s = samples[0].utc_s + self._zero_s - samples[0].t_s
         alarms = tuple(dict.fromkeys(key for b in beats if b.utc_s >= started_utc_s for key in b.alarms))
@@ -408,6 +373,7 @@ class Rig:
         plot.draw(
             self.report_dir / "plot.png", f"{scenario.name}: {scenario.about}".rstrip(": "), trace,
             recorder.budget_w(aligned), requests, contract, self.marks, verdict,
+            {} if scada is None else scada.block_power(self._zero_s),
         )  # fmt: skip
         return Outcome(verdict, alarms, self.report_dir)
 
@@ -428,5 +394,6 @@ class Rig:
             "alarms": list(alarms),
             "journal_beats": len(beats),
             "heard": self.grid.record(started_utc_s),
+            **({} if self.scada is None else {"scada": self.scada.record()}),
         }
         (self.report_dir / "verdict.json").write_text(json.dumps(document, indent=2, allow_nan=False) + "\n")

@@ -1,4 +1,4 @@
-"""The SCADA side as a process: reads every way that is served, tells the rig what it sees, and obeys its orders.
+"""The SCADA side as a process: reads every way that is served, tells the rig what it sees, obeys its orders.
 
 A process of its own, because the rig keeps the plant's real time and must not wait for cryptography or for
 somebody's address space. It speaks lines of JSON with the rig over loopback:
@@ -78,9 +78,13 @@ class ScadaClient:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m firmware_sim.scada_client", description="SCADA side of the rig")
+    parser = argparse.ArgumentParser(
+        prog="python -m firmware_sim.scada_client", description="SCADA side of the rig"
+    )
     parser.add_argument("plan", type=Path, help="what to read, and where")
     logging.basicConfig(level=logging.ERROR)
+    logging.getLogger("asyncua").setLevel(logging.CRITICAL)  # tells every outage with its stack
+    logging.getLogger("pymodbus").setLevel(logging.CRITICAL)
     asyncio.run(ScadaClient(read_plan(parser.parse_args().plan)).run())
 
 

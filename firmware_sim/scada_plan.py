@@ -3,9 +3,10 @@
 The SCADA side is a process of its own, so it gets all of this as a file.
 """
 
+import csv
 import json
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Self
@@ -46,7 +47,12 @@ class ServedAt:
         trusted.mkdir(parents=True, exist_ok=True)
         certificate, key = trusted / "scada.der", work_dir / "scada-key.pem"
         await setup_self_signed_certificate(
-            key, certificate, APPLICATION_URI, LOOPBACK, [ExtendedKeyUsageOID.CLIENT_AUTH], {"commonName": USER}
+            key,
+            certificate,
+            APPLICATION_URI,
+            LOOPBACK,
+            [ExtendedKeyUsageOID.CLIENT_AUTH],
+            {"commonName": USER},
         )
         return cls(
             opcua_port=free_port(), modbus_port=free_port(), prometheus_port=free_port(),
@@ -88,13 +94,17 @@ class Plan:
 def read_plan(path: Path) -> Plan:
     """What `Plan.write` wrote."""
     document: dict[str, Any] = json.loads(path.read_text())
-    points: Sequence[Mapping[str, Any]] = document.pop("points")
-    paths = {name: Path(document.pop(name)) for name in ("register_map", "certificate", "key")}
-    schema = document.pop("bms_schema")
-    return Plan(
-        points=tuple(WatchedPoint(**point) for point in points),
-        ways=tuple(document.pop("ways")),
-        bms_schema=None if schema is None else Path(schema),
-        **paths,
-        **document,
-    )
+    for name in ("register_map", "bms_schema", "certificate", "key"):
+        document[name] = None if document[name] is None else Path(document[name])
+    document["points"] = tuple(WatchedPoint(**one) for one in document["points"])
+    document["ways"] = tuple(document["ways"])
+    return Plan(**document)
+
+
+def published_map(path: Path) -> dict[str, tuple[int, int, str]]:
+    """Name -> unit, address and type, from the map as it is given to whoever configures a SCADA system."""
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = csv.reader(file)
+        head = next((row for row in rows if row[:2] == ["unit id", "address"]), [])
+        listed = [dict(zip(head, row, strict=False)) for row in rows]
+    return {row["name"]: (int(row["unit id"]), int(row["address"]), row["type"]) for row in listed if row}

@@ -8,25 +8,49 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any, Final, Self
 
+import numpy as np
+
+from firmware_sim.agreement import Outage, Shown, agreement
 from firmware_sim.child import Child
+from firmware_sim.facility import Facility, Sample
 from firmware_sim.lifetime import RigError
-from firmware_sim.scada_plan import LOOPBACK, Plan, ServedAt
+from firmware_sim.scada_plan import LOOPBACK, Plan, ServedAt, published_map
 from firmware_sim.scenario import Scenario
-from firmware_sim.scenario_facility import Way
-from firmware_sim.watched import WatchedPoint
+from firmware_sim.scenario_facility import Way, Write
 
 ANSWER_MAX_S: Final = 10.0
 MAP_MAX_S: Final = 60.0  # a loaded machine takes its time to load the libraries
 SERVED_MAX_S: Final = 60.0  # until every way has shown every point for the first time
 LOOK_AGAIN_S: Final = 0.1
+WRITE_DONE_RATIO: Final = 0.01  # of the value: a register's step
+WRITE_MAX_S: Final = 10.0
+BLOCK_POWER: Final = "block/power_w"
 LINE_MAX_BYTES: Final = 64 * 1024
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What one way shows of a point now. `value`: None: nothing good. `age_s`: since it was told."""
+
+    value: float | None
+    age_s: float
+
+
+@dataclass(frozen=True)
+class Line:
+    """A watched point: the plant's own value and what each way shows of it; None: not told yet."""
+
+    label: str
+    unit: str
+    true: float
+    shown: Mapping[Way, Sight | None]
 
 
 @dataclass
@@ -36,9 +60,12 @@ class Seen:
     at_s: list[float] = field(default_factory=list)
     values: list[float | None] = field(default_factory=list)
 
-    @property
-    def newest(self) -> float | None:
-        return self.values[-1] if self.values else None
+    def now(self, now_s: float) -> Sight | None:
+        return Sight(self.values[-1], max(0.0, now_s - self.at_s[-1])) if self.values else None
+
+    def shown(self, zero_s: float) -> Shown:
+        """On the time line's clock."""
+        return Shown.of([at_s - zero_s for at_s in self.at_s], self.values)
 
 
 class ScadaSide:
@@ -48,13 +75,14 @@ class ScadaSide:
         scenario: what is served.
         work_dir: for its files.
         served: where.
-        points: that are looked at.
         mqtt: of the bus.
-        now_s: plant time.
+        facility: whose points are looked at.
 
     Attributes:
         seen: by way and address.
         bus: messages, invalid ones, and what was wrong with the first of those.
+        refused: why, for each order that was.
+        writes_s: until the plant had obeyed; None: it never did.
     """
 
     def __init__(
@@ -62,19 +90,19 @@ class ScadaSide:
         scenario: Scenario,
         work_dir: Path,
         served: ServedAt,
-        points: tuple[WatchedPoint, ...],
         mqtt: Mapping[str, str],
-        now_s: Callable[[], float],
+        facility: Facility,
     ) -> None:
-        self.points = points
+        self.points = tuple(facility.watched)
         self.ways: tuple[Way, ...] = scenario.facility.serve
         self.seen: dict[tuple[Way, str], Seen] = {
-            (way, point.address): Seen() for way in self.ways for point in points
+            (way, point.address): Seen() for way in self.ways for point in self.points
         }
         self.bus: tuple[int, int, str] = (0, 0, "")
         self.refused: list[str] = []
+        self.writes_s: list[float | None] = []
         self._scenario, self._work_dir, self._served, self._mqtt = scenario, work_dir, served, mqtt
-        self._now_s = now_s
+        self._facility = facility
         self._map_path = work_dir / "map.csv"
         self._plan_path = work_dir / "scada.json"
         self._server: asyncio.Server | None = None
@@ -123,6 +151,10 @@ class ScadaSide:
             raise RigError(f"{' '.join(argv)}: no answer within {MAP_MAX_S:.0f} s") from None
         if process.returncode:
             raise RigError(f"{' '.join(argv)}: status {process.returncode}:\n{said.decode(errors='replace')}")
+        published = published_map(self._map_path)
+        for point in self.points:  # what a device tells of itself is not in a map that is made without it
+            if point.address not in published:
+                del self.seen["modbus", point.address]
 
     # ---- what it tells --------------------------------------------------------------------------------
 
@@ -136,22 +168,39 @@ class ScadaSide:
     def _take(self, said: Any) -> None:
         if isinstance(said, list):
             way, address, value, at_s = said
-            seen = self.seen[way, address]
-            seen.at_s.append(self._now_s() - (time.monotonic() - at_s))
+            seen = self.seen.get((way, address))
+            if seen is None:
+                return
+            seen.at_s.append(self._facility.now_s() - (time.monotonic() - at_s))
             seen.values.append(value)
         elif "bus" in said:
             self.bus = tuple(said["bus"])
         elif (waiting := self._answers.pop(said["answer"], None)) is not None:
             waiting.set_result(said["refused"])
 
-    @property
-    def missing(self) -> list[str]:
-        """Ways and points that have never shown a good value."""
+    async def sees_everything(self) -> None:
+        """Wait until every way has shown every point; for so long, then the verdict says what is missing."""
+        deadline_s = time.monotonic() + SERVED_MAX_S
+        while self._missing():
+            if time.monotonic() > deadline_s:
+                return
+            await asyncio.sleep(LOOK_AGAIN_S)
+
+    def _missing(self) -> list[str]:
+        """Ways and points that show nothing good now."""
         return [
             f"{way} {address}"
             for (way, address), seen in self.seen.items()
-            if not any(value is not None for value in seen.values)
+            if not seen.values or seen.values[-1] is None
         ]
+
+    def lines(self, sample: Sample) -> Iterator[Line]:
+        """For people."""
+        now_s = self._facility.now_s()
+        for point, true in zip(self.points, sample.truth, strict=True):
+            found = {way: self.seen.get((way, point.address)) for way in self.ways}
+            shown = {way: None if seen is None else seen.now(now_s) for way, seen in found.items()}
+            yield Line(point.label, point.unit, true, shown)
 
     # ---- what it is told ------------------------------------------------------------------------------
 
@@ -159,9 +208,18 @@ class ScadaSide:
         """Have the block's power limited; a refusal is kept for the verdict."""
         await self._order({"via": via, "limit_w": limit_w, "for_s": for_s})
 
-    async def write(self, via: Way, address: str, value: float) -> None:
-        """Have a point of a device written; a refusal is kept for the verdict."""
-        await self._order({"via": via, "address": address, "value": value})
+    async def write(self, write: Write) -> None:
+        """Have a point of a device written, and look at the plant itself until it has obeyed."""
+        began_s, tied = self._facility.now_s(), self._facility.tied[write.device]
+        row = len(self.writes_s)
+        self.writes_s.append(None)
+        address = f"devices/{write.device}/{write.point}"
+        await self._order({"via": write.via, "address": address, "value": write.value})
+        while self._facility.now_s() - began_s < WRITE_MAX_S:
+            if abs(tied.true_value(write.point) - write.value) <= WRITE_DONE_RATIO * abs(write.value):
+                self.writes_s[row] = self._facility.now_s() - began_s
+                return
+            await asyncio.sleep(LOOK_AGAIN_S)
 
     async def _order(self, order: Mapping[str, Any]) -> None:
         if self._writer is None:
@@ -176,3 +234,42 @@ class ScadaSide:
             refused = f"no answer within {ANSWER_MAX_S:.0f} s"
         if refused:
             self.refused.append(refused)
+
+    # ---- what came of it ------------------------------------------------------------------------------
+
+    def figures(
+        self, samples: Sequence[Sample], zero_s: float, outages: Sequence[Outage]
+    ) -> dict[str, float | None]:
+        """For the verdict."""
+        t_s = np.array([sample.t_s for sample in samples]) - zero_s
+        values = np.array([sample.truth for sample in samples])
+        truth = {point: values[:, column] for column, point in enumerate(self.points)}
+        shown = {place: seen.shown(zero_s) for place, seen in self.seen.items()}
+        figures = agreement(t_s, truth, shown, outages)
+        if "bms" in self.ways:
+            figures |= {"bms_messages": float(self.bus[0]), "bms_invalid": float(self.bus[1])}
+        if self.writes_s:
+            done = [one for one in self.writes_s if one is not None]
+            figures["write_s"] = max(done) if len(done) == len(self.writes_s) else None
+        return figures | {"orders_refused": float(len(self.refused))}
+
+    def bounds(self) -> dict[str, tuple[float | None, float | None]]:
+        """What is always expected: no order refused, nothing on the bus that is not as agreed."""
+        keys = ["orders_refused", *(["bms_invalid"] if "bms" in self.ways else [])]
+        return dict.fromkeys(keys, (None, 0.0))
+
+    def block_power(self, zero_s: float) -> dict[Way, Shown]:
+        """As each way showed it."""
+        return {
+            way: seen.shown(zero_s) for (way, address), seen in self.seen.items() if address == BLOCK_POWER
+        }
+
+    def record(self) -> dict[str, Any]:
+        """For the report."""
+        told = {f"{way} {address}": len(seen.values) for (way, address), seen in self.seen.items()}
+        return {
+            "told": told,
+            "missing": self._missing(),
+            "refused": self.refused,
+            "first_invalid": self.bus[2],
+        }

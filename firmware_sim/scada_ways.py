@@ -12,15 +12,14 @@ what is measured.
 """
 
 import asyncio
-import csv
 import json
 import math
 import socket
 import ssl
 import struct
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, ClassVar, Final
 from urllib.parse import urlsplit
 
@@ -31,11 +30,19 @@ from asyncua.crypto.security_policies import SecurityPolicyBasic256Sha256
 from prometheus_client.parser import text_string_to_metric_families
 from pymodbus.client import AsyncModbusTcpClient
 from pymodbus.exceptions import ModbusException
-from sunspec2.modbus import client as sunspec  # type: ignore[import-untyped]
+from sunspec2.modbus import client as sunspec
 from sunspec2.modbus import modbus as sunspec_wire
 
 from firmware_sim import bms_check
-from firmware_sim.scada_plan import APPLICATION_URI, BUS_TOPICS, LOOPBACK, MIRROR_PREFIX, USER, Plan
+from firmware_sim.scada_plan import (
+    APPLICATION_URI,
+    BUS_TOPICS,
+    LOOPBACK,
+    MIRROR_PREFIX,
+    USER,
+    Plan,
+    published_map,
+)
 from firmware_sim.scenario_facility import Way
 from firmware_sim.watched import WatchedPoint
 
@@ -53,6 +60,8 @@ GOOD_QUALITY: Final = 2
 
 BUS_UNITS: Final = {"kW": 1000.0, "%": 0.01}  # of the bus -> factor to ours
 BUS_GOOD: Final = 1
+BUS_BEAT: Final = "HeartbeatTimestampBms"
+BUS_SILENT_S: Final = 25.0  # two of its heartbeats, and some
 METRICS: Final = {  # ending of a point's name -> of the metric's, and the factor to our unit
     "_w": ("_watts", 1.0),
     "_c": ("_celsius", 1.0),
@@ -97,11 +106,11 @@ class Reader(ABC):
 
     async def limit(self, limit_w: float, for_s: float) -> None:
         """Limit the block's power. Raises OrderRefusedError."""
-        raise OrderRefusedError(f"{self.way} carries no orders here")
+        raise OrderRefusedError(f"{self.way}: no way to limit to {limit_w:g} W for {for_s:g} s")
 
     async def write(self, address: str, value: float) -> None:
         """Write a point of a device. Raises OrderRefusedError."""
-        raise OrderRefusedError(f"{self.way} carries no orders here")
+        raise OrderRefusedError(f"{self.way}: no way to write {value:g} to {address}")
 
     @abstractmethod
     async def _session(self) -> None:
@@ -194,6 +203,9 @@ class _Changes:
     def datachange_notification(self, node: Node, _value: Any, change: Any) -> None:
         self._take(self._nodes[node.nodeid], change.monitored_item.Value)
 
+    def status_change_notification(self, status: ua.StatusChangeNotification) -> None:
+        """The subscription is over; the next look finds out why."""
+
 
 # ---- Modbus ---------------------------------------------------------------------------------------------
 
@@ -205,7 +217,7 @@ class ModbusReader(Reader):
 
     def __init__(self, plan: Plan, see: See) -> None:
         super().__init__(plan, see)
-        registers = _published(plan.register_map)
+        registers = published_map(plan.register_map)
         self._registers = {p: registers[p.address] for p in plan.points if p.address in registers}
         self._has_block = any(point.address == BLOCK_POWER for point in plan.points)
         self._device: Any = None
@@ -257,10 +269,20 @@ class ModbusReader(Reader):
         ratings, control = (self._device.models[one][0] for one in (SUNSPEC_RATINGS, SUNSPEC_CONTROL))
         points = control.points
         points["WMaxLimPct"].cvalue = FULL_PERCENT * limit_w / ratings.points["WMax"].cvalue
-        for name, value in (("WMaxLimPctEna", 1), ("WMaxLimPctEnaRvrt", 0), ("WMaxLimPctRvrtTms", int(for_s))):
+        for name, value in (
+            ("WMaxLimPctEna", 1),
+            ("WMaxLimPctEnaRvrt", 0),
+            ("WMaxLimPctRvrtTms", int(for_s)),
+        ):
             points[name].value = value
         points["WMaxLimPctRvrt"].cvalue = FULL_PERCENT
-        for name in ("WMaxLimPctEna", "WMaxLimPct", "WMaxLimPctRvrt", "WMaxLimPctEnaRvrt", "WMaxLimPctRvrtTms"):
+        for name in (
+            "WMaxLimPctEna",
+            "WMaxLimPct",
+            "WMaxLimPctRvrt",
+            "WMaxLimPctEnaRvrt",
+            "WMaxLimPctRvrtTms",
+        ):
             points[name].dirty = True
         async with self._turn:
             try:
@@ -280,21 +302,10 @@ async def _read(client: AsyncModbusTcpClient, unit: int, address: int, kind: str
     return float(value) if quality == GOOD_QUALITY else None
 
 
-def _published(path: Path) -> dict[str, tuple[int, int, str]]:
-    """Name -> unit, address and type, from the map as it was given to whoever configures the SCADA side."""
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.reader(file)
-        head = next((row for row in rows if row[:2] == ["unit id", "address"]), [])
-        listed = [dict(zip(head, row, strict=False)) for row in rows]
-    return {row["name"]: (int(row["unit id"]), int(row["address"]), row["type"]) for row in listed if row}
-
-
 # ---- MQTT: the DSX bus and the mirror -------------------------------------------------------------------
 
 
 class _MqttReader(Reader):
-    topics: ClassVar[str]
-
     async def _session(self) -> None:
         url = urlsplit(self.plan.mqtt["url"])
         async with aiomqtt.Client(
@@ -303,14 +314,14 @@ class _MqttReader(Reader):
         ) as client:  # fmt: skip
             await client.subscribe(self._filter())
             async for message in client.messages:
-                self._hear(message.topic.value, bytes(message.payload or b""))
+                self._hear(message.topic.value, bytes(message.payload or b""), retained=message.retain)
 
     @abstractmethod
     def _filter(self) -> str:
         """What to subscribe to."""
 
     @abstractmethod
-    def _hear(self, topic: str, payload: bytes) -> None:
+    def _hear(self, topic: str, payload: bytes, *, retained: bool) -> None:
         """Take one message."""
 
 
@@ -327,19 +338,35 @@ class BusReader(_MqttReader):
         self._fault = check or bms_check.shape_fault
         self._addresses = {f"{plan.site}/{point.bus_address}": point.address for point in plan.points}
         self._units: dict[str, str] = {}  # tag path -> unit
+        self._beat_at_s = math.inf
+
+    async def _session(self) -> None:
+        self._beat_at_s = time.monotonic()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(super()._session())
+            tasks.create_task(self._watch_beat())
+
+    async def _watch_beat(self) -> None:
+        """A value on the bus says nothing about who told it: the publisher's heartbeat does."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            if time.monotonic() - self._beat_at_s > BUS_SILENT_S:
+                self._lose()
 
     def _filter(self) -> str:
         return BUS_TOPICS
 
-    def _hear(self, topic: str, payload: bytes) -> None:
+    def _hear(self, topic: str, payload: bytes, *, retained: bool) -> None:
         self.messages += 1
         if fault := self._fault(topic, payload):
             self.invalid += 1
             self.first_fault = self.first_fault or f"{topic}: {fault}"
             return
-        _, _, _, sort, object_type, _, *levels = topic.split("/")
+        _, _, _, sort, _, point_type, *levels = topic.split("/")
         tag = "/".join(levels)
-        if object_type == "System" or tag not in self._addresses:
+        if point_type == BUS_BEAT and sort == "Value" and not retained:
+            self._beat_at_s = time.monotonic()
+        if tag not in self._addresses:
             return
         content = json.loads(payload)
         if sort == "Metadata":
@@ -355,6 +382,7 @@ class MirrorReader(_MqttReader):
 
     def __init__(self, plan: Plan, see: See) -> None:
         super().__init__(plan, see)
+        self._own_topic = f"{MIRROR_PREFIX}/{plan.site}/mirror"
         self._wanted: dict[str, list[WatchedPoint]] = {}
         for point in plan.points:
             self._wanted.setdefault(f"{MIRROR_PREFIX}/{plan.site}/{point.group}", []).append(point)
@@ -362,7 +390,9 @@ class MirrorReader(_MqttReader):
     def _filter(self) -> str:
         return f"{MIRROR_PREFIX}/{self.plan.site}/#"
 
-    def _hear(self, topic: str, payload: bytes) -> None:
+    def _hear(self, topic: str, payload: bytes, *, retained: bool) -> None:  # noqa: ARG002  its will is
+        if topic == self._own_topic and not json.loads(payload).get("online"):
+            self._lose()
         wanted = self._wanted.get(topic)
         if not wanted:
             return
@@ -441,6 +471,5 @@ FAULTS: Final = (
 )  # fmt: skip
 
 READERS: Final[Mapping[Way, type[Reader]]] = {
-    reader.way: reader
-    for reader in (OpcUaReader, ModbusReader, BusReader, PrometheusReader, MirrorReader)
+    reader.way: reader for reader in (OpcUaReader, ModbusReader, BusReader, PrometheusReader, MirrorReader)
 }

@@ -379,6 +379,11 @@ def _fault_complaints(fault: Fault, scenario: Scenario) -> Iterator[str]:
             yield f"fault.name: there is one {fault.target}; remove the name"
     elif fault.name not in known:
         yield f"fault.name: no {fault.target} {fault.name!r}; use {', '.join(known)}"
+    yield from _absent_complaints(fault, scenario)
+
+
+def _absent_complaints(fault: Fault, scenario: Scenario) -> Iterator[str]:
+    """What cannot break because it is not there."""
     if fault.target == "device" and fault.name == "cdu" and fault.mode == "silent":
         yield "fault.mode: the CDU cannot be silent; use refusing"
     if fault.target == "vtn" and "vtn" not in scenario.site.signals:

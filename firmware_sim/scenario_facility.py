@@ -1,15 +1,15 @@
 """The `facility` part of a scenario: what stands beside the block, who is told of it, and what SCADA does.
 
-    facility:
-      serve: [opcua, modbus, bms, prometheus]
-      alone: true                  # the device under test has no GPUs: a gateway and nothing else
-      devices:
-        - {name: rpu-1, type: rpu, line: hall, unit: 3}
-        - {name: aux, type: em24, line: hall, unit: 4}
-        - {name: chiller, type: chiller}
-    timeline:
-      - {at_s: 5, command: {id: op-1, via: opcua, reduce_ratio: 0.2, duration_s: 20}}
-      - {at_s: 9, write: {device: chiller, point: demand_limit_ratio, value: 0.35}}
+facility:
+  serve: [opcua, modbus, bms, prometheus]
+  alone: true                  # the device under test has no GPUs: a gateway and nothing else
+  devices:
+    - {name: rpu-1, type: rpu, line: hall, unit: 3}
+    - {name: aux, type: em24, line: hall, unit: 4}
+    - {name: chiller, type: chiller}
+timeline:
+  - {at_s: 5, command: {id: op-1, via: opcua, reduce_ratio: 0.2, duration_s: 20}}
+  - {at_s: 9, write: {device: chiller, point: demand_limit_ratio, value: 0.35}}
 """
 
 from collections import Counter

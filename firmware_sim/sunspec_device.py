@@ -7,7 +7,7 @@ wrong shows as a wrong number. Values are named MODEL.POINT, `701.W`, in SunSpec
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from sunspec2 import device, mb  # type: ignore[import-untyped]
+from sunspec2 import device, mb
 
 from firmware_sim.device_fault import DeviceFault
 from firmware_sim.modbus_device import Values

@@ -1,8 +1,8 @@
-"""Points that are compared with the plant wherever they come out: what each of them should be, at every moment.
+"""Points that are compared with the plant wherever they come out, and what each should be at every moment.
 
-A point has one address in the gateway (`devices/r1-a/power_w`) and one truth: what the plant is at that instant
-for the block's own instruments, what the device's registers hold for the others. No line and no server has
-had a chance to delay it or to get it wrong.
+A point has one address in the gateway (`devices/r1-a/power_w`) and one truth: what the plant is at that
+instant for the block's own instruments, what the device's registers hold for the others. No line and no
+server has had a chance to delay it or to get it wrong.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -75,8 +75,9 @@ def watched_points(
         yield _point("", "block", "power_w", bus_group="devices/meter"), lambda: plant.block_w
         yield _point(CDU, f"devices/{COOLING}", "coolant_supply_c"), lambda: plant.cdu.supply_c
         rack = scenario.block.racks[0].name
-        yield _point(f"{rack}-a", f"devices/{rack}-a", "power_w"), (
-            lambda: float(plant.electrical.inlet_w[0, 0])
+        yield (
+            _point(f"{rack}-a", f"devices/{rack}-a", "power_w"),
+            (lambda: float(plant.electrical.inlet_w[0, 0])),
         )
     for device in scenario.facility.devices:
         kind = DEVICE_KINDS[device.type]
@@ -94,4 +95,6 @@ def _truth(tied: Tied, name: str) -> Truth:
 def _point(device: str, group: str, name: str, *, bus_group: str = "", coarse: bool = False) -> WatchedPoint:
     ending = next(ending for ending in RESOLUTION if name.endswith(ending))
     unit, tolerance = RESOLUTION[ending]
-    return WatchedPoint(device, group, name, unit, COARSE_W if coarse and unit == "W" else tolerance, bus_group)
+    return WatchedPoint(
+        device, group, name, unit, COARSE_W if coarse and unit == "W" else tolerance, bus_group
+    )

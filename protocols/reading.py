@@ -27,8 +27,15 @@ RATE_WINDOW_S: Final = 1.0  # a rate of change is judged over this long: a longe
 Value = float | str | None
 
 
+NOTHING_SENT: Final = "nothing was sent"  # how a refusal ends that the device never heard of
+
+
 class DeviceError(Exception):
     """A command that a device did not carry out, or may not have; the text says why and what to check."""
+
+    @property
+    def may_be_in_force(self) -> bool:
+        return not str(self).endswith(NOTHING_SENT)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -349,6 +349,14 @@ FIELD: Final = (
         latching=True,
     ),
     Entry(
+        pattern="served …",
+        priority=Priority.LOW,
+        meaning="the facility server says that something it serves is not well: a broker that is away, a disk"
+        " that is full, an integration that is silent or asks for what it may not",
+        by_itself="goes on with everything else; what cannot be sent is stored where it was configured so",
+        response="the text names what it is; control of the block does not depend on it",
+    ),
+    Entry(
         pattern="high-high …",
         priority=Priority.CRITICAL,
         meaning="the value of this point is above its highest limit",

@@ -9,7 +9,6 @@ import asyncio
 import re
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Final
 
@@ -54,7 +53,12 @@ def ranges(words: Sequence[str]) -> list[Range]:
 
 
 class Capture:
-    """One recording in the making; `recording` is what there is of it at any moment."""
+    """One recording in the making.
+
+    Attributes:
+        recording: what there is of it at any moment.
+        unanswered: reads that were not answered, not even the second time.
+    """
 
     def __init__(
         self, target: Target, wanted: Sequence[Range], *, gap_s: float, rounds: int, every_s: float
@@ -66,6 +70,7 @@ class Capture:
         self._target, self._ranges = target, wanted
         self._gap_s, self._rounds, self._every_s = gap_s, rounds, every_s
         self._reads: Reads = []
+        self.unanswered: dict[tuple[Table, int, int], None] = {}
         self._walked: Reads = []  # what discovery had to read
         self._taken: list[Taken] = []
         self._nameplate: dict[str, str] = {}
@@ -79,8 +84,13 @@ class Capture:
             profile="" if self._ranges else self._target.config.profile,
             began_utc=self._began_utc,
             nameplate=self._nameplate,
+            note=f"not answered: {self.missing}" if self.unanswered else "",
             reads=self._taken,
         )
+
+    @property
+    def missing(self) -> str:
+        return ", ".join(f"{table} {first}..{first + count - 1}" for table, first, count in self.unanswered)
 
     async def run(self, on_step: Callable[[str], None] = lambda _: None) -> None:
         """Raises DeviceError when the device is lost; what came until then is kept."""
@@ -88,8 +98,7 @@ class Capture:
         unit_id = self._target.config.unit
         async with Talk(self._target.config.transport(), profile=profile, gap_s=self._gap_s) as talk:
             on_step("device identification")
-            with suppress(RefusedError, SilentError):  # most devices have none
-                self._nameplate = await talk.nameplate(unit_id)
+            self._nameplate, _ = await talk.introduction(unit_id)
             if not self._ranges and profile is None:
                 on_step(SUNSPEC)
                 profile = await self._discovered(talk)
@@ -127,11 +136,15 @@ class Capture:
         return [*self._walked, *planned]
 
     async def _round(self, talk: Talk, begun_s: float) -> None:
-        waiting, kept, silences = list(self._reads), [], 0
-        while waiting:
-            table, first, count = waiting.pop(0)
+        """All reads once; what was not answered once more at the end."""
+        waiting, kept = list(self._reads), []
+        again: Reads = []
+        silences = 0
+        while waiting or again:
             if len(self._taken) >= READS_MAX:
                 raise ToolError(f"{READS_MAX} reads are in the file; fewer --rounds")
+            last_try = not waiting
+            table, first, count = read = again.pop(0) if last_try else waiting.pop(0)
             at_s = round(time.monotonic() - begun_s, 3)
             try:
                 words = await talk.words(self._target.config.unit, table, first, count)
@@ -139,7 +152,11 @@ class Capture:
                 silences += 1
                 if silences >= SILENCES_MAX:
                     raise
-                kept.append((table, first, count))
+                if last_try:
+                    self.unanswered[read] = None
+                    kept.append(read)
+                else:
+                    again.append(read)
                 continue
             except RefusedError as refused:
                 silences = 0
@@ -152,7 +169,7 @@ class Capture:
                     )
                 continue
             silences = 0
-            kept.append((table, first, count))
+            kept.append(read)
             self._taken.append(Taken(at_s=at_s, table=table, first=first, words=words))
         self._reads = kept  # what refuses once refuses again
         if not kept:

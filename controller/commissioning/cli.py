@@ -289,7 +289,9 @@ def capture(
                 if made.recording.reads:
                     recording.written(made.recording, output)
                     _say(f"written {output}: {len(made.recording.reads)} reads")
-    if not complete:
+    if made.unanswered:
+        _say(f"not answered: {made.missing}; try a lower --rate")
+    if made.unanswered or not complete:
         raise typer.Exit(EXIT_NEGATIVE)
 
 

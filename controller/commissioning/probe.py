@@ -103,7 +103,8 @@ async def probe(
     async with Talk(target.config.transport()) as talk:
         try:
             on_step("device identification (function 43)")
-            await _nameplate(talk, unit_id, found)
+            found.nameplate, found.nameplate_fault = await talk.introduction(unit_id)
+            found.answered = bool(found.nameplate)
             on_step("SunSpec")
             await _sunspec(talk, unit_id, found)
             for profile in map(load_profile, builtin_profiles() if only is None else [only]):
@@ -122,19 +123,6 @@ def _silence(target: Target) -> str:
     if target.config.transport().rtu:
         hint += "; baud rate, parity and stop bits as on the device?"
     return f"connected, and nobody answers: {hint}"
-
-
-async def _nameplate(talk: Talk, unit_id: int, found: Found) -> None:
-    try:
-        found.nameplate = await talk.nameplate(unit_id)
-        found.answered = True
-    except LostError:
-        found.nameplate_fault = "the device closed the connection over it"
-        await talk.connect()
-    except RefusedError as error:
-        found.answered, found.nameplate_fault = True, str(error)
-    except SilentError:
-        found.nameplate_fault = "no answer: many devices do not know it"
 
 
 async def _sunspec(talk: Talk, unit_id: int, found: Found) -> None:

@@ -6,6 +6,7 @@ unsecured or the block says how: product, state, namespaces, and how many nodes 
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -145,8 +146,9 @@ async def _look_inside(target: Target, found: Found, profiles: list[Profile]) ->
         found.namespaces = list(session.uris)
         for profile in profiles:
             found.fits.append(await _fit(session, profile))
-        await ask(client.disconnect(), LEAVE_WAIT_MAX_S)
     finally:
+        with suppress(PeerError):  # the line is cut, and the session at the server runs out
+            await ask(client.disconnect(), LEAVE_WAIT_MAX_S)
         client.disconnect_socket()
 
 

@@ -26,7 +26,6 @@ from controller.commissioning.target import SCHEME_MARK, Target, ToolError
 from controller.gateway_config import DeviceConfig
 from protocols.modbus import Tcp, Transport, transport_of
 from protocols.modbus.questions import LostError, RefusedError, SilentError
-from protocols.reading import DeviceError
 
 RATE_PER_S: Final = 4.0
 RATE_MAX_PER_S: Final = 50.0  # beyond that old serial gateways begin to drop
@@ -34,6 +33,7 @@ HOSTS_MAX: Final = 256  # an installation's own subnet; more is somebody else's
 PORTS_MAX: Final = 8
 UNIT_MAX: Final = 247  # Modbus over serial line V1.02, 2.2
 QUESTIONS_MAX: Final = 10_000  # at four a second and a second of silence each: a night
+PLATE: Final = ("vendor", "product_code", "revision")
 OPCUA_PORT: Final = 4840
 ALIKE_MIN: Final = 4  # units that answer the same at one place
 
@@ -69,6 +69,7 @@ class Survey:
 
     Attributes:
         done, of: questions asked, and planned.
+        closed: places without a connection; `closed_why` is said of the first of them.
         notes: about places, such as one that ignores unit ids.
         complete: the whole range has been asked.
     """
@@ -78,6 +79,7 @@ class Survey:
     units: list[Unit] = field(default_factory=list)
     servers: list[probe_opcua.Found] = field(default_factory=list)
     closed: int = 0
+    closed_why: str = ""
     notes: list[str] = field(default_factory=list)
     complete: bool = False
 
@@ -190,6 +192,7 @@ async def scan(
         except LostError as lost:
             if survey.done == before:
                 survey.closed += 1
+                survey.closed_why = survey.closed_why or str(lost)
             else:
                 survey.notes.append(str(lost))
         survey.done = before + (1 if place.transport is None else len(units))
@@ -220,9 +223,9 @@ async def _ask_units(
                 await talk.connect()
             said = await _first_word(talk, unit_id)
             if said:
-                here.append(
-                    Unit(url=place.url, unit=unit_id, said=said, nameplate=await _nameplate(talk, unit_id))
-                )
+                told, _ = await talk.introduction(unit_id)
+                plate = " ".join(told[name] for name in PLATE if name in told)
+                here.append(Unit(url=place.url, unit=unit_id, said=said, nameplate=plate))
                 survey.units.append(here[-1])
             survey.done += 1
     survey.notes += _alike(here)
@@ -247,22 +250,21 @@ def _rows(units: Sequence[Unit]) -> list[list[Unit]]:
 
 
 async def _first_word(talk: Talk, unit_id: int) -> str:
-    """Its first register, or how it refused; "" = nobody there."""
-    try:
-        (word,) = await talk.words(unit_id, "holding", 0, 1)
-    except SilentError:
-        return ""
-    except RefusedError as refused:
-        return f"refused: {short(refused)}"
-    return f"holding 0 is {word}"
+    """Its first register, or how it refused; "" = nobody there.
 
-
-async def _nameplate(talk: Talk, unit_id: int) -> str:
-    try:
-        told = await talk.nameplate(unit_id)
-    except DeviceError:
-        return ""
-    return " ".join(told[name] for name in ("vendor", "product_code", "revision") if name in told)
+    On a serial line a silent unit is asked twice: slaves listen in, and some take the question that follows
+    one to an absent neighbour for that neighbour's answer. The second question has another shape, so that an
+    answer that comes late cannot pass for its own.
+    """
+    for count in (1, 2) if talk.transport.rtu else (1,):
+        try:
+            word, *_ = await talk.words(unit_id, "holding", 0, count)
+        except SilentError:
+            continue
+        except RefusedError as refused:
+            return f"refused: {short(refused)}"
+        return f"holding 0 is {word}"
+    return ""
 
 
 # --- on paper -----------------------------------------------------------------------------------------------
@@ -274,6 +276,7 @@ def as_json(survey: Survey) -> dict[str, Any]:
         "asked": survey.done,
         "of": survey.of,
         "closed": survey.closed,
+        "closed_why": survey.closed_why,
         "units": [
             {"url": one.url, "unit": one.unit, "said": one.said, "nameplate": one.nameplate}
             for one in survey.units
@@ -294,7 +297,7 @@ def render(survey: Survey) -> RenderableType:
         table.add_row(Text(server.url, style="bold"), "", Text(server.application), Text("OPC UA"))
     parts: list[RenderableType] = [table] if survey.found else []
     asked = f"{survey.done} of {survey.of} asked, {survey.found} answer"
-    nobody = f", {survey.closed} addresses without a connection" if survey.closed else ""
+    nobody = f", {survey.closed} places without a connection: {survey.closed_why}" if survey.closed else ""
     parts.append(Text(f"{asked}{nobody}" + ("" if survey.complete else "; interrupted")))
     parts += [Text(note, style="yellow") for note in survey.notes]
     if survey.units:

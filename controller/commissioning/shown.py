@@ -13,6 +13,7 @@ from controller.image.model import Quality, Value
 from protocols.profile import Point
 
 EXACT_BELOW: Final = 1e7  # seven digits are what a 32-bit float carries; a counter beyond is shown whole
+MINUS: Final = "\u2212"
 STATES_SHOWN: Final = 4  # of an enumeration, in the column for the expected range
 
 QUALITY_STYLES: Final = {Quality.GOOD: "green", Quality.UNCERTAIN: "yellow", Quality.BAD: "bold red"}
@@ -112,8 +113,9 @@ def _bound(value: float, point: Point) -> str:
 
 
 def grouped(value: float) -> str:
-    """`50,000,000`: a bound is compared by eye."""
-    return f"{value:,.0f}" if value == int(value) else number(value)
+    """`50,000,000`: a bound is compared by eye. Its minus is none that a spreadsheet takes for a formula."""
+    text = f"{value:,.0f}" if value == int(value) else number(value)
+    return text.replace("-", MINUS)
 
 
 def words_said(words: Sequence[int]) -> str:

@@ -12,10 +12,11 @@ import asyncio
 import socket
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Protocol
 
-from asyncua import ua
+from asyncua import Client, ua
 
 from controller.clock import now_s
 from controller.commissioning.shown import Shown, bad, good, words_said
@@ -153,6 +154,7 @@ class ModbusSource:
     async def take(self, points: Sequence[Point]) -> dict[str, Shown]:
         if not self.talk.connected:
             await self.talk.connect()
+            self.stranger = await introduced(self.talk, self._unit_id, self.profile)
         taken = await taken_from(self.talk, self._unit_id, self.profile, points, self._known)
         return {point.name: taken[point.name] for point in points}
 
@@ -256,27 +258,25 @@ class OpcuaSource:
         self._target = target
         self.profile = target.known_profile()
         self.session: Session | None = None
+        self._client: Client | None = None
 
     async def open(self) -> None:
         url, security = self._target.config.url, opcua_security(self._target.config)
         readable_points = {point.name: point for point in self.profile.points.values() if point.readable}
         try:
-            client, certificate = await secured_client(url, security, CONNECT_WAIT_MAX_S)
-            await ask(client.connect(), CONNECT_WAIT_MAX_S)
-            self.session = await look_around(client, certificate, readable_points, ANSWER_WAIT_MAX_S)
+            self._client, certificate = await secured_client(url, security, CONNECT_WAIT_MAX_S)
+            await ask(self._client.connect(), CONNECT_WAIT_MAX_S)
+            self.session = await look_around(self._client, certificate, readable_points, ANSWER_WAIT_MAX_S)
             self.stranger = await self._introduced()
         except PeerError as error:
             raise LostError(f"{url}: {error}") from error
 
     async def close(self) -> None:
-        session, self.session = self.session, None
-        if session is not None:
-            try:
-                await ask(session.client.disconnect(), LEAVE_WAIT_MAX_S)
-            except PeerError:
-                pass  # the line is cut below, and the session at the server runs out
-            finally:
-                session.client.disconnect_socket()
+        client, self._client, self.session = self._client, None, None
+        if client is not None:
+            with suppress(PeerError):  # the line is cut, and the session at the server runs out
+                await ask(client.disconnect(), LEAVE_WAIT_MAX_S)
+            client.disconnect_socket()
 
     def points(self, names: Sequence[str]) -> tuple[Point, ...]:
         return readable(self.profile, names or self._target.config.points)
@@ -389,6 +389,7 @@ def _point(told: model.Point, profile: Profile | None) -> Point:
     return Point(
         name=told.name,
         unit=told.unit,
+        access="rw" if told.writable else "r",
         title=told.title,
         lowest=float("-inf") if told.lowest is None else told.lowest,
         highest=float("inf") if told.highest is None else told.highest,

@@ -21,7 +21,7 @@ from controller.commissioning.nameplate import (
     objects,
 )
 from protocols.modbus.asker import Asker
-from protocols.modbus.questions import LostError, Question, RefusedError, read_question
+from protocols.modbus.questions import LostError, Question, RefusedError, SilentError, read_question
 from protocols.modbus.station import ModbusUnit, Station
 from protocols.modbus.transport import Transport
 from protocols.profile import BIT_TABLES, Line, Profile, Table
@@ -37,7 +37,7 @@ class Talk:
     Args:
         transport: the way.
         profile: of the device there, for its pace and its line; None: not known.
-        gap_s: rest between two questions, at least.
+        gap_s: rest between two questions, at least; None: `GAP_S`.
         wait_max_s: for an answer; None: as the profile has it.
     """
 
@@ -46,13 +46,13 @@ class Talk:
         transport: Transport,
         *,
         profile: Profile | None = None,
-        gap_s: float = GAP_S,
+        gap_s: float | None = None,
         wait_max_s: float | None = None,
     ) -> None:
         self.transport = transport
         self.asked = 0
         self._profile = profile
-        pace_s = max(gap_s, 0.0 if profile is None else profile.min_gap_s)
+        pace_s = max(GAP_S if gap_s is None else gap_s, 0.0 if profile is None else profile.min_gap_s)
         self._pause_s = 0.0 if profile is None else profile.pause_after_connect_s
         known_s = SILENT_WAIT_MAX_S if profile is None else profile.reply_wait_max_s
         self._wait_max_s = known_s if wait_max_s is None else wait_max_s
@@ -130,6 +130,22 @@ class Talk:
             if following is None:
                 break
         return named(told)
+
+    async def introduction(self, unit_id: int) -> tuple[dict[str, str], str]:
+        """The name plate, or {} and why there is none.
+
+        Many devices do not know the function, and some hang up over it: then a new connection is made. Raises
+        LostError if that fails.
+        """
+        try:
+            return await self.nameplate(unit_id), ""
+        except RefusedError as refused:
+            return {}, str(refused)
+        except SilentError:
+            return {}, "no answer: many devices do not know it"
+        except LostError:
+            await self.connect()
+            return {}, "the device closed the connection over it"
 
     def _station(self, unit_id: int) -> Station:
         station = self._stations.get(unit_id)

@@ -136,7 +136,7 @@ def permitted(target: Target, point: Point, value: float) -> None:
     try:
         if point.node:
             codec.to_raw(point, value)
-        elif not (point.scale_factor or point.mask):
+        elif point.address >= 0 and not (point.scale_factor or point.mask):
             codec.encode(point, value)
     except CodecError as error:
         raise ToolError(f"{error}; nothing was sent") from error

@@ -14,7 +14,7 @@ may publish under its name is the broker's business: give it an access list.
 """
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -140,7 +140,7 @@ class BmsPublisher:
     def fault(self) -> str:
         return self._link.fault or self._link.denial
 
-    def flags(self) -> Iterator[tuple[str, str]]:
+    def flags(self) -> Iterable[tuple[str, str]]:
         """What people should know: by key and sentence."""
         for name, integration in self.integrations.items():
             if not integration.alive:

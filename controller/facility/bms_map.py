@@ -319,22 +319,26 @@ class _Mapping:
         for rack, parts in powers.items():
             if self._rack_id(rack) in measured or not self._rack_config(rack).publish:
                 continue
-            meta = Metadata(
+            try:
+                self._points.append(self._rack_power(rack, parts))
+            except BmsError as error:
+                self._complaints.append(f"rack {rack}: {error}")
+
+    def _rack_power(self, rack: str, parts: Sequence[BusPoint]) -> BusPoint:
+        """Raises BmsError."""
+        return BusPoint(
+            meta=Metadata(
                 object_type="Rack",
                 point_type=RACK_POWER,
                 id=self._rack_id(rack),
                 name=self._rack_name(rack),
                 unit=POINTS[RACK_POWER].unit,
-            )
-            self._points.append(
-                BusPoint(
-                    meta=meta,
-                    tag=f"{self._site}/racks/{rack}/power_w",
-                    sources=tuple(part.sources[0] for part in parts),
-                    scale=parts[0].scale,
-                    deadband=max(part.deadband for part in parts),
-                )
-            )
+            ),
+            tag=f"{self._site}/racks/{rack}/power_w",
+            sources=tuple(part.sources[0] for part in parts),
+            scale=parts[0].scale,
+            deadband=max(part.deadband for part in parts),
+        )
 
     def _bus_point(self, one: _Object, point: Point, config: BmsPointConfig, point_type: str) -> BusPoint:
         """Raises BmsError."""

@@ -152,7 +152,6 @@ class OpcUaFacility:
         rules = Rules(
             clients=_clients(folder),
             users=Users(config.users, anonymous),
-            needs=int(Role.OBSERVE),
             write=self._write,
             keeper=self._history,
             standard_calls={

@@ -145,18 +145,18 @@ class _Family(NamedTuple):
         return self.name.removeprefix(f"{PREFIX}_").replace("_", " ")
 
 
-class MetricsServer:
+class Prometheus:
     """Serves the image to Prometheus.
 
     Args:
         config: where.
         feed: the image.
-        block: its name, a label of everything.
+        block: its name, a label of everything; "" = as the controller says.
         facts: of others in this process.
     """
 
     def __init__(
-        self, config: PrometheusConfig, feed: ImageFeed, *, block: str, facts: Sequence[Fact] = ()
+        self, config: PrometheusConfig, feed: ImageFeed, *, block: str = "", facts: Sequence[Fact] = ()
     ) -> None:
         self._config, self._feed, self._block = config, feed, block
         self._facts = facts
@@ -216,9 +216,13 @@ class MetricsServer:
         )
         family.samples.append(sample)
 
+    @property
+    def _name(self) -> str:
+        return self._block or self._feed.block
+
     def _labels(self, group: Group) -> dict[str, str]:
         name = group.path.partition("/")[2] or group.path
-        return {"block": self._block, "kind": group.kind, "name": name}
+        return {"block": self._name, "kind": group.kind, "name": name}
 
     def _info_line(self, group: Group) -> str:
         about = {"title": group.title, **group.about}
@@ -253,7 +257,7 @@ class MetricsServer:
     def _rest(self, *, is_open: bool) -> Iterator[str]:
         yield _head(f"{PREFIX}_device", "what a group is", "", kind="info", is_open=is_open)
         yield "".join(self._info)
-        own = {"block": self._block}
+        own = {"block": self._name}
         yield _head(f"{PREFIX}_controller_up", "the controller is heard", "", is_open=is_open)
         yield f"{PREFIX}_controller_up{_labelled(own)} {int(self._feed.alive)}\n"
         yield _head(f"{PREFIX}_alarms", "that are shown to operators", "", is_open=is_open)

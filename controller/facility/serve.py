@@ -9,25 +9,39 @@ Servers are imported only where they are configured: each brings a library of it
 import asyncio
 import os
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from importlib import metadata
+from itertools import islice
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
+import msgspec
 import structlog
 
 from controller.clock import now_s
+from controller.commands import SAY
 from controller.config import BlockConfig, ConfigError, GatewayConfig, is_sound, load_config
 from controller.endless import RELOAD, Life, ending, run_and_leave
 from controller.image.feed import ImageFeed
+from controller.image.model import WORDS_MAX, Command, Role
 from controller.image.wire import SOCKET_NAME
 from controller.notify import notify
-from protocols.mqtt import MqttConfigError
 
 WATCHDOG_S: Final = 1.0
 
-Run = Callable[[], Awaitable[None]]
+SAY_S: Final = 2.0
+FLAGS_MAX: Final = 32
+FACILITY: Final = Command(verb=SAY, by="serve", role=Role.OBSERVE, via="serve")
+
+
+class Server(Protocol):
+    """One way out."""
+
+    async def run(self) -> None:
+        """Serve for ever."""
+        ...
+
 
 log = structlog.get_logger(__name__)
 
@@ -52,13 +66,14 @@ async def run(config: GatewayConfig | BlockConfig, path: Path) -> int:
     feed = ImageFeed(config.run_dir / SOCKET_NAME)
     try:
         servers = {name: made for name, make in SERVERS.items() if (made := make(config, feed)) is not None}
-    except (ConfigError, MqttConfigError) as error:
+    except ValueError as error:  # of configuration, keys, brokers: each says which
         return _refused(error)
     if not servers:
         return _refused("facility: nothing to serve; name opcua, modbus, bms, prometheus or mirror")
     log.info("start", block=config.block, serves=", ".join(servers))
     try:
-        await life.live({"image": feed.run, "watchdog": _watch, **servers})
+        runs = {name: server.run for name, server in servers.items()}
+        await life.live({"image": feed.run, "watchdog": _watch, "say": partial(_say, feed, servers), **runs})
     except asyncio.CancelledError:
         log.info("stopped; the controller goes on")
     finally:
@@ -66,45 +81,45 @@ async def run(config: GatewayConfig | BlockConfig, path: Path) -> int:
     return RELOAD if life.reloads else 0
 
 
-def _opcua(config: GatewayConfig, feed: ImageFeed) -> Run | None:
+def _opcua(config: GatewayConfig, feed: ImageFeed) -> Server | None:
     if config.facility.opcua is None:
         return None
     from controller.facility.opcua import OpcUaFacility
 
-    return OpcUaFacility(config.facility.opcua, feed, block=config.block, state_dir=_state_dir(config)).run
+    return OpcUaFacility(config.facility.opcua, feed, block=config.block, state_dir=_state_dir(config))
 
 
-def _modbus(config: GatewayConfig, feed: ImageFeed) -> Run | None:
+def _modbus(config: GatewayConfig, feed: ImageFeed) -> Server | None:
     if config.facility.modbus is None:
         return None
     from controller.facility.modbus import ModbusFacility
 
     version = metadata.version("powerblock")
-    return ModbusFacility(config.facility.modbus, feed, version=version, now_s=now_s).run
+    return ModbusFacility(config.facility.modbus, feed, version=version, now_s=now_s)
 
 
-def _bms(config: GatewayConfig, feed: ImageFeed) -> Run | None:
+def _bms(config: GatewayConfig, feed: ImageFeed) -> Server | None:
     if config.facility.bms is None:
         return None
     from controller.facility.bms import BmsPublisher
 
-    return BmsPublisher(config.facility.bms, feed, block=config.block).run
+    return BmsPublisher(config.facility.bms, feed, block=config.block, state_dir=_state_dir(config))
 
 
-def _prometheus(config: GatewayConfig, feed: ImageFeed) -> Run | None:
+def _prometheus(config: GatewayConfig, feed: ImageFeed) -> Server | None:
     if config.facility.prometheus is None:
         return None
     from controller.facility.prometheus import Prometheus
 
-    return Prometheus(config.facility.prometheus, feed).run
+    return Prometheus(config.facility.prometheus, feed)
 
 
-def _mirror(config: GatewayConfig, feed: ImageFeed) -> Run | None:
+def _mirror(config: GatewayConfig, feed: ImageFeed) -> Server | None:
     if config.facility.mirror is None:
         return None
     from controller.facility.mirror import Mirror
 
-    return Mirror(config.facility.mirror, feed, block=config.block, state_dir=_state_dir(config)).run
+    return Mirror(config.facility.mirror, feed, block=config.block, state_dir=_state_dir(config))
 
 
 def _state_dir(config: GatewayConfig) -> Path:
@@ -113,7 +128,7 @@ def _state_dir(config: GatewayConfig) -> Path:
     return Path(given) if given else config.state_dir / "facility"
 
 
-SERVERS: Final[Mapping[str, Callable[[GatewayConfig, ImageFeed], Run | None]]] = {
+SERVERS: Final[Mapping[str, Callable[[GatewayConfig, ImageFeed], Server | None]]] = {
     "opcua": _opcua,
     "modbus": _modbus,
     "bms": _bms,
@@ -128,6 +143,25 @@ async def _watch() -> None:
     while True:
         notify("WATCHDOG=1")
         await asyncio.sleep(WATCHDOG_S)
+
+
+async def _say(feed: ImageFeed, servers: Mapping[str, Server]) -> None:
+    """What is wrong here belongs among the block's alarms."""
+    while True:
+        await asyncio.sleep(SAY_S)
+        if feed.alive:
+            wrong = {key[:WORDS_MAX]: text[:WORDS_MAX] for key, text in _wrong(servers)}
+            await feed.command(msgspec.structs.replace(FACILITY, arguments=wrong))
+
+
+def _wrong(servers: Mapping[str, Server]) -> Iterator[tuple[str, str]]:
+    """By key and text, bounded."""
+    for name, server in servers.items():
+        fault = getattr(server, "fault", "")
+        if fault:
+            yield name, fault
+        flags: Callable[[], Iterable[tuple[str, str]]] = getattr(server, "flags", tuple)
+        yield from islice(flags(), FLAGS_MAX)
 
 
 def _refused(error: Exception | str) -> int:

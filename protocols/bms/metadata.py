@@ -140,7 +140,8 @@ def _of_place(meta: Metadata) -> Iterator[str]:
     generic = meta.point_type == GENERIC
     if generic and not meta.area:
         yield "say in area what it is"
-    if meta.area and not generic and meta.object_type in {"Rack", "PowerMeter"}:
+    of_the_whole = meta.object_type in {"Rack", "PowerMeter"} or meta.point_type.startswith("Heartbeat")
+    if meta.area and of_the_whole and not generic:
         yield f"a {meta.point_type} of a {meta.object_type} has no area"
     if meta.phase and meta.phase not in PHASES:
         yield f"phase {meta.phase!r}; one of {', '.join(PHASES)}"

@@ -62,6 +62,11 @@ class Asker:
         except (SilentError, RefusedError) as error:
             await self._went_wrong(wire, station, question, error)
             raise _named(station, error) from None
+        except LostError as lost:
+            if self._rtu:  # whoever kept the line open behind that connection may still pass the answer on
+                station.owe(question, loop_s())
+                station.slipped(str(lost))
+            raise
         finally:
             if self._gap_s:
                 self._rest_until_s = loop_s() + self._gap_s
@@ -109,11 +114,11 @@ class Asker:
         )
 
     def listen(self) -> None:
-        """Whoever was asked last has answered twice, or somebody spoke unasked."""
+        """Whoever was asked last has answered twice or late, or somebody spoke unasked."""
         unasked = self.wire.take_unasked() if self.wire is not None else ""
         if unasked and self._last is not None:
             station, question = self._last
-            station.slipped(f"a late answer came: {unasked}" if station.owed else unasked)
+            station.slipped(unasked)
             if self._rtu:
                 station.owe(question, loop_s())
 

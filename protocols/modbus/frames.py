@@ -135,7 +135,9 @@ class Rtu:
 
     def feed(self, data: bytes) -> tuple[int, bytes | None]:
         if self._question is None:
-            self.unasked = f"{len(data)} bytes that nobody asked for: two devices with one unit id?"
+            self.unasked = (
+                f"{len(data)} bytes that nobody asked for: a late answer, or two devices with one unit id?"
+            )
             return len(data), None
         for start in _places(data, self._start):
             frame = data[start : start + self._size]
@@ -165,7 +167,7 @@ class Rtu:
             if frame[0] != self._unit_id:
                 self.came = f"an answer of unit {frame[0]}"
             elif frame[1:3] in self._owed or frame[1:6] in self._owed:
-                self.came = "the late answer to an earlier request"
+                self.came = self.unasked = "the late answer to an earlier request"
             else:
                 self.give_up()
                 check(question, frame[1:-2])

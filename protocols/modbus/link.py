@@ -28,7 +28,7 @@ from protocols.modbus.questions import (
 from protocols.modbus.station import EARLY_S, ModbusUnit, Station, common_line, unit_complaints
 from protocols.modbus.transport import Serial, Transport
 from protocols.modbus.wire import Wire
-from protocols.profile import Identity, Profile, ProfileError
+from protocols.profile import Identity, Line, Profile, ProfileError
 from protocols.reading import DeviceError, Value, Written, retry_delay_s
 from protocols.sunspec import discover
 
@@ -59,7 +59,10 @@ class ModbusLink:
         self.transport, self._clock = transport, clock
         self._stations = {unit.name: Station(unit, clock()) for unit in units}
         profiles = [unit.profile for unit in units if unit.profile is not None]
-        self._line = common_line(units if isinstance(transport, Serial) and transport.line is None else ())
+        if isinstance(transport, Serial) and transport.line is None:
+            self._line = common_line(units)
+        else:  # for the time that bytes take behind a serial device server, the slowest counts
+            self._line = min((profile.line for profile in profiles), key=lambda it: it.baud, default=Line())
         self._pause_s = max((profile.pause_after_connect_s for profile in profiles), default=0.0)
         self.single_connection = any(profile.single_connection for profile in profiles)
         self._writable = any(unit.writes for unit in units)

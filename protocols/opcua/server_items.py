@@ -87,36 +87,46 @@ class Rate:
 class Sampled:
     """An item that is looked at by itself, with a queue of what it saw."""
 
-    __slots__ = ("handle", "lost", "nodes", "queue", "seen", "told", "variable", "wish")
+    __slots__ = ("handle", "is_plain", "is_read", "nodes", "queue", "seen", "told", "variable", "wish")
 
     def __init__(self, wish: Wish, variable: Variable | None, nodes: Nodes) -> None:
         self.wish, self.variable, self.nodes = wish, variable, nodes
         self.handle = _u32(wish.handle)
         self.queue: deque[bytes] = deque()
+        self.is_read = variable is None or wish.trigger is ua.DataChangeTrigger.StatusValueTimestamp
+        self.is_plain = not wish.deadband and wish.trigger is ua.DataChangeTrigger.StatusValue
+        self.forget()
+
+    def forget(self) -> None:
+        """As if nothing had been told."""
         self.seen = -1
         self.told: tuple[Any, int, Any] | None = None
-        self.lost = False
 
     def sample(self) -> bool:
-        """Whether there is something new in the queue."""
-        wish, variable = self.wish, self.variable
-        if variable is None or wish.trigger is ua.DataChangeTrigger.StatusValueTimestamp:
-            answer = self.nodes.read(wish.node_id, wish.attribute)
-            status = answer.StatusCode.value if answer.StatusCode is not None else 0
-            now = (answer.Value.Value if answer.Value is not None else None, status, answer.SourceTimestamp)
-            if not self._is_news(now):
-                return False
-            self._put(struct_to_binary(_with_times(answer, wish.times)), marked=False)
-        else:
-            variable.batch.refresh()
-            if variable.version == self.seen:
-                return False
-            self.seen = variable.version
+        """Whether there is something new in the queue; its batch has just been refreshed."""
+        variable = self.variable
+        if variable is None or self.is_read:
+            return self._sample_node()
+        if variable.version == self.seen:
+            return False
+        self.seen = variable.version
+        if not self.is_plain:
             now = (variable.value, variable.status, None)
             if not self._is_news(now):
                 return False
-            self._put(variable.encoded, marked=True)
+            self.told = now
+        self._put(variable.encoded)
+        return True
+
+    def _sample_node(self) -> bool:
+        """Of whatever is no variable of ours, or is told with every new time."""
+        answer = self.nodes.read(self.wish.node_id, self.wish.attribute)
+        status = answer.StatusCode.value if answer.StatusCode is not None else 0
+        now = (answer.Value.Value if answer.Value is not None else None, status, answer.SourceTimestamp)
+        if not self._is_news(now):
+            return False
         self.told = now
+        self._put(struct_to_binary(_with_times(answer, self.wish.times)))
         return True
 
     def _is_news(self, now: tuple[Any, int, Any]) -> bool:
@@ -131,22 +141,41 @@ class Sampled:
             return abs(now[0] - told[0]) > self.wish.deadband
         return True
 
-    def _put(self, encoded: bytes, *, marked: bool) -> None:
+    def _put(self, encoded: bytes) -> None:
         """Newest in; what has no room goes, and the one beside the gap says so."""
         queue, wish = self.queue, self.wish
-        full = len(queue) >= wish.queue
-        if full and wish.discard_oldest:
-            queue.popleft()
-        elif full:
-            queue.pop()
+        if len(queue) < wish.queue:
+            queue.append(encoded)
+            return
+        queue.popleft() if wish.discard_oldest else queue.pop()
         queue.append(encoded)
-        if full and wish.queue > 1 and marked:
+        if wish.queue > 1 and not self.is_read:
             place = 0 if wish.discard_oldest else -1
             queue[place] = overflowed(queue[place])
 
     def pop(self) -> bytes:
-        encoded = self.queue.popleft()
-        return stamped(encoded, self.wish.times) if self.variable is not None else encoded
+        encoded, times = self.queue.popleft(), self.wish.times
+        return encoded if self.is_read or times is ua.TimestampsToReturn.Both else stamped(encoded, times)
+
+
+@dataclass(eq=False, slots=True)
+class Sampling:
+    """Items of one interval that are looked at one by one."""
+
+    interval_s: float
+    due_s: float = 0.0
+    items: dict[int, Sampled] = field(default_factory=dict)
+
+    def look(self, now_s: float, pending: dict[int, "Sampled | Hearing"]) -> None:
+        """Sample those that are due; whoever has something new is pending."""
+        self.due_s = next_of(self.due_s, self.interval_s, now_s)
+        fresh: set[Batch] = set()
+        for number, item in self.items.items():
+            if item.variable is not None and item.variable.batch not in fresh:
+                item.variable.batch.refresh()
+                fresh.add(item.variable.batch)
+            if item.sample():
+                pending[number] = item
 
 
 class Hearing:

@@ -91,7 +91,6 @@ class Rules:
     Attributes:
         clients: whose certificates are let in.
         users: who is who.
-        needs: least role of whoever has a session at all.
         write: carries a write out, for whom.
         keeper: of history.
         standard_calls: methods of the standard address space, by number.
@@ -99,7 +98,6 @@ class Rules:
 
     clients: ClientFolder
     users: Authority
-    needs: int
     write: Callable[[Identity, Variable, Any], Awaitable[int]]
     keeper: Keeper
     standard_calls: Mapping[int, Callable[["Caller", ua.NodeId, list[Any]], Awaitable[Answer]]] = field(
@@ -171,11 +169,11 @@ class Session(InternalSession):  # type: ignore[misc]  # asyncua is untyped here
         except (ValueError, TypeError, struct.error, uacrypto.InvalidSignature) as error:
             guesses.wrong(self.address)
             raise ServiceError(ua.StatusCodes.BadIdentityTokenInvalid) from error
-        if identity is None or identity.role < self.rules.needs:
+        if identity is None:
             guesses.wrong(self.address)
             who = getattr(token, "UserName", None) or type(token).__name__
             log.warning(
-                "opc ua: refused", address=self.address, user=str(who)[:80], why="not known, or no role"
+                "opc ua: refused", address=self.address, user=str(who)[:80], why="not known, or wrong"
             )
             raise ServiceError(ua.StatusCodes.BadUserAccessDenied)
         return identity

@@ -35,6 +35,7 @@ from protocols.opcua.server_items import (
     Nodes,
     Rate,
     Sampled,
+    Sampling,
     Share,
     Wish,
     next_of,
@@ -103,7 +104,7 @@ class Subscription:
         self._nodes, self._fastest_s, self._on_expired = nodes, fastest_s, on_expired
         self._items: dict[int, Item] = {}
         self._rates: dict[float, Rate] = {}
-        self._sampled: dict[float, tuple[list[float], dict[int, Sampled]]] = {}
+        self._sampled: dict[float, Sampling] = {}
         self._pending: dict[int, Sampled | Hearing] = {}
         self._item_numbers = 0
         self._sent: dict[int, ua.NotificationMessage] = {}
@@ -268,10 +269,12 @@ class Subscription:
 
     def _made(self, wish: Wish, wanted: Any) -> Item:
         if wish.attribute != ua.AttributeIds.EventNotifier:
-            answer = self._nodes.read(wish.node_id, wish.attribute)
-            if answer.StatusCode is not None and answer.StatusCode.value in NOT_THERE:
-                raise ServiceError(answer.StatusCode.value)
-            return self._watching(wish)
+            item = self._watching(wish)
+            if item.variable is None:
+                answer = self._nodes.read(wish.node_id, wish.attribute)
+                if answer.StatusCode is not None and answer.StatusCode.value in NOT_THERE:
+                    raise ServiceError(answer.StatusCode.value)
+            return item
         if not self._nodes.is_notifier(wish.node_id):
             raise ServiceError(ua.StatusCodes.BadNodeIdInvalid)
         try:
@@ -307,9 +310,9 @@ class Subscription:
             share.items[number] = item
             share.version, rate.due_s = -1, 0.0
         else:
-            item.seen, item.told = -1, None
-            due, items = self._sampled.setdefault(interval_s, ([0.0], {}))
-            items[number], due[0] = item, 0.0
+            item.forget()
+            sampling = self._sampled.setdefault(interval_s, Sampling(interval_s))
+            sampling.items[number], sampling.due_s = item, 0.0
             self._wake.set()
 
     def _remove(self, number: int) -> None:
@@ -329,9 +332,8 @@ class Subscription:
             if not rate.shares:
                 del self._rates[item.rate_s]
         else:
-            items = self._sampled[interval_s][1]
-            del items[number]
-            if not items:
+            del self._sampled[interval_s].items[number]
+            if not self._sampled[interval_s].items:
                 del self._sampled[interval_s]
 
     def _replace(self, number: int, item: Item) -> None:
@@ -351,7 +353,7 @@ class Subscription:
                 self._quiet += 1
                 await self.publish_results()
             self._wake.clear()
-            due_s = min([publish_s, *(due[0] for due, _ in self._sampled.values())])
+            due_s = min([publish_s, *(sampling.due_s for sampling in self._sampled.values())])
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(max(due_s - time.monotonic(), 0.0)):
                     await self._wake.wait()
@@ -366,13 +368,9 @@ class Subscription:
         self._on_expired(self.number)
 
     def _sample(self, now_s: float) -> None:
-        for interval_s, (due, items) in self._sampled.items():
-            if due[0] > now_s:
-                continue
-            due[0] = next_of(due[0], interval_s, now_s)
-            for number, item in items.items():
-                if item.sample():
-                    self._pending[number] = item
+        for sampling in self._sampled.values():
+            if sampling.due_s <= now_s:
+                sampling.look(now_s, self._pending)
 
     async def publish_results(self, request: Any | None = None) -> bool:
         """Answer, if there is something to say and a request to answer; whether `request` was used."""

@@ -20,6 +20,7 @@ from protocols.opcua.fence import explained, status_name
 from protocols.profile import Point
 from protocols.reading import Value
 
+SHOWN_MAX_CHARS: Final = 60  # of what a server says, in the sentence about it
 OLDEST_STAMP: Final = datetime(1990, 1, 1, tzinfo=UTC)  # before that it is the zero of OPC UA's calendar
 
 INTEGERS: Final = {
@@ -54,7 +55,7 @@ def judge(point: Point, answer: ua.DataValue) -> tuple[Value, str]:
     value = codec.from_raw(point, raw)
     if value is None:
         expected = "one of its states" if point.enum else f"{point.lowest} to {point.highest} {point.unit}"
-        return None, f"{raw!r} is implausible; expected {expected}"
+        return None, f"{repr(raw)[:SHOWN_MAX_CHARS]} is implausible; expected {expected}"
     return value, ""
 
 

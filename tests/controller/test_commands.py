@@ -165,3 +165,30 @@ async def test_a_flood_of_commands_does_not_fill_the_disk(desk: Desk):
         await desk.do("set_power_limit", Role.OBSERVE, limit_w=1.0)
     desk.desk.close()
     assert len(desk.log.read_text().splitlines()) <= 100
+
+
+async def test_a_write_that_may_be_in_force_is_an_alarm_until_one_is_confirmed(desk: Desk):
+    async def unsure(device: str, point: str, value: float, _wait_max_s: float) -> Written:
+        if point == "locked":
+            raise DeviceError("cdu.locked: read-only by its profile; nothing was sent")
+        if value > 50.0:
+            raise DeviceError("cdu.p: wrote 60, reads back 20: local mode?")
+        return Written(value, 20.0, True)
+
+    desk.desk._write = unsure
+    await desk.do("write", device="cdu", point="locked", value=1.0)
+    assert list(desk.desk.conditions(10.0)) == []
+    assert (await desk.do("write", device="cdu", point="p", value=60.0)).result is Result.REJECTED
+    assert list(desk.desk.conditions(10.0)) == [("write cdu/p", "cdu.p: wrote 60, reads back 20: local mode?")]
+    await desk.do("write", device="cdu", point="p", value=30.0)
+    assert list(desk.desk.conditions(10.0)) == []
+
+
+async def test_what_the_facility_server_finds_wrong_is_an_alarm_while_it_goes_on_saying_so(desk: Desk):
+    await desk.do("say", Role.OBSERVE, mirror="the broker is away")
+    assert list(desk.desk.conditions(12.0)) == [("served mirror", "the broker is away")]
+    await desk.do("say", Role.OBSERVE)
+    assert list(desk.desk.conditions(12.0)) == []
+    await desk.do("say", Role.OBSERVE, mirror="the broker is away")
+    assert list(desk.desk.conditions(21.0)) == []
+    assert not desk.log.exists()

@@ -2,6 +2,7 @@
 
 import math
 import tempfile
+import uuid
 from collections.abc import Coroutine
 from datetime import UTC, datetime
 from pathlib import Path
@@ -134,7 +135,7 @@ RAW: Final = (
     0, 1, -1, 2**63, 10**400, True, 0.0, -0.0, 1e308, 5e-324, math.nan, math.inf, -math.inf, 0.5, None, "", "on",
     "\0", "\x1b[2J", "x" * 100_000, b"", b"\xff", [1.0], [], [[]], datetime.min, datetime.max, datetime.now(UTC),
     ua.LocalizedText("on"), ua.LocalizedText(None), ua.NodeId(1, 1), ua.QualifiedName("x"), ua.DataValue(),
-    ua.Guid(), object(),
+    uuid.UUID(int=0), object(),
 )  # fmt: skip
 CODES: Final = (
     None, 0, 0x40000000, 0x40900000, 0x80000000, 0x80340000, 0xC0000000, 0xFFFFFFFF, 0x00001234, 0x00960000,
@@ -152,10 +153,9 @@ def opcua(payload: bytes) -> int:
         point, code, raw = tape.pick(POINTS), tape.pick(CODES), tape.pick(RAW)
         if raw == 0 and isinstance(raw, int):
             raw = tape.word() - 0x8000
-        answer = ua.DataValue()
         answer = ua.DataValue(
             Value=None if tape.byte() == 1 else _variant(raw),
-            StatusCode_=None if code is None else ua.StatusCode(code),
+            StatusCode=None if code is None else ua.StatusCode(code),
             SourceTimestamp=tape.pick(STAMPS),
             ServerTimestamp=tape.pick(STAMPS),
         )

@@ -10,7 +10,7 @@ from random import Random
 
 import atheris
 
-with atheris.instrument_imports(include=["protocols", "json"]):
+with atheris.instrument_imports(include=["protocols", "controller", "json"]):
     from tests.fuzz.mutate import changed
     from tests.fuzz.seeds import SEEDS, words
     from tests.fuzz.trial import Trial

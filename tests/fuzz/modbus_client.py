@@ -54,7 +54,6 @@ MIXER: Final = 0x9E3779B1  # odd: no two of 2^32 requests read the same coils
 FIRST_TID: Final = b"\0\1"
 STREAM_MAX: Final = 600  # bytes of a stream that can still be the beginning of a frame
 HEALS_S: Final = 30.0
-MOVES_MAX: Final = 400
 
 LOOP: Final[list[VirtualTimeLoop]] = []  # made once: a loop costs more than a conversation
 
@@ -73,7 +72,7 @@ def _play(payload: bytes, *, rtu: bool) -> int:
     if not LOOP:
         LOOP.append(VirtualTimeLoop())
     random.seed(len(payload))  # pauses have jitter; an input must do the same each time
-    device = Device(Tape(payload[:MOVES_MAX]), LOOP[0], rtu=rtu)
+    device = Device(Tape(payload), LOOP[0], rtu=rtu)
     LOOP[0].run_until_complete(device.converse())
     return device.requests
 

@@ -74,12 +74,18 @@ def nest(random: Random, payload: bytes, _seeds: list[bytes], _words: list[bytes
     return payload[:start] + b"[" * depth + payload[start:end] + b"]" * depth + payload[end:]
 
 
+def scramble(random: Random, payload: bytes, _seeds: list[bytes], _words: list[bytes]) -> bytes:
+    start, end = _span(random, payload)
+    return payload[:start] + random.randbytes(end - start) + payload[end:]
+
+
 CHANGES: tuple[Change, ...] = (
     flip,
     cut,
     repeat,
     splice,
     insert,
+    scramble,
     nest,
     exchange,
     exchange,

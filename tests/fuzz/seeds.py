@@ -2,9 +2,13 @@
 
 import json
 import re
+from random import Random
 from collections.abc import Mapping
 from typing import Any, Final
 
+import msgspec
+
+from controller.image import model, wire
 from protocols.dsx_flex import load_target
 from protocols.dsx_flex.breach import alert_data
 from protocols.dsx_flex.enforcement import Enforcement, Result, enforcement_data
@@ -12,6 +16,8 @@ from protocols.dsx_flex.load_target import Target
 from protocols.dsx_flex.signing import Signer
 from protocols.dsx_flex.topics import POWER_BREACH_ALERT, POWER_BREACH_ENFORCEMENT
 from protocols.openadr import TYPES
+from protocols.profile.file import BUILTIN
+from tests.controller.facility.modbus_site import GROUPS
 from tests.protocols.dsx_flex import dsx_parts
 from tests.protocols.dsx_flex.dsx_parts import ALERT, HINTS
 from tests.protocols.openadr_said import START, T0_UTC_S, event, interval
@@ -77,15 +83,99 @@ VEN = [
     {"type": "about:blank", "title": "No", "status": 403, "detail": "Not for you"},
 ]
 
-SEEDS: Final[Mapping[str, list[bytes]]] = {
-    name: [json.dumps(said).encode() for said in messages]
-    for name, messages in {
-        "openadr": OPENADR,
-        "heartbeat": HEARTBEATS,
-        "dsx": DSX,
-        "dsx-signed": SIGNED,
-        "ven": VEN,
+COMMAND: Final[Any] = {"by": "alice", "role": 3, "via": "opcua"}
+LIMIT = {"limit_w": 9000.0, "ramp_w_per_s": 10.0, "valid_for_s": 60.0, "then_w": 5000.0, "priority": 8}
+COMMANDS = [
+    COMMAND | {"verb": verb, "arguments": arguments}
+    for verb, arguments in {
+        "set_power_limit": LIMIT | {"heartbeat_timeout_s": 40.0},
+        "release": {"priority": None},
+        "set_mode": {"mode": "remote"},
+        "write": {"device": "cdu", "point": "flow", "value": 1.0},
+        "heartbeat": {},
+        "acknowledge": {"key": ""},
+        "shelve": {"key": "meter", "for_s": 60.0, "reason": "repair"},
+        "out_of_service": {"key": "meter", "reason": "gone"},
     }.items()
+]
+COMMANDS.append({"verb": "set_mode", "arguments": {"mode": "local"}, "by": "p", "role": 2, "via": "panel", "local": True})
+READINGS = [
+    {"value": value, "timestamp": 1_795_200_000_000, "quality": quality}
+    for value, quality in ((30.0, 1), (None, 0), (-1, 1), (1, 1), (0.0, 2))
+]
+
+SAID: Final = {
+    "openadr": OPENADR,
+    "heartbeat": HEARTBEATS,
+    "dsx": DSX,
+    "dsx-signed": SIGNED,
+    "ven": VEN,
+    "command": COMMANDS,
+    "bms": READINGS,
+}
+
+FRAMES = [
+    wire.packed(wire.Catalogue(wire.VERSION, "hall-a", 1, GROUPS)),
+    wire.packed(wire.Update(3, [9001.5, 50.0, 230.0, 1.0, 1.0, "SN", None], 1.0, 2.0, None, {0: 3.0}, {6: "x"}, "d")),
+    wire.packed(wire.Update(2, [4500.0], 1.0, 2.0, [0])),
+    wire.packed(wire.Regroup(2, GROUPS[2])),
+    wire.packed(wire.Pulse(1.0)),
+    wire.packed(wire.Done(model.Outcome(result=model.Result.CLAMPED, reason="why", value=1.0))),
+    *(wire.packed(msgspec.convert(said, model.Command)) for said in COMMANDS),
+]
+FRAMES += [b"".join(FRAMES[-9:]), b"".join(FRAMES[:6])]
+
+METER = b"""title: A meter
+protocol: modbus
+provenance: {document: none, page: "1", evidence: document}
+line: {baud: 19200, parity: E, stop_bits: 1}
+max_registers_per_read: 60
+min_gap_s: 0.01
+blocks:
+  - {table: holding, first: 0, last: 99}
+  - {table: coil, first: 0, last: 9}
+identity:
+  - {point: model, matches: "PM.*"}
+points:
+  model: {unit: text, address: 0, type: string, registers: 8}
+  factor: {unit: count, address: 8, type: i16}
+  power_w: &power {unit: W, address: 10, type: i32, scale: 0.1, word_order: little, lowest: -1e6, highest: 1e6}
+  other_power_w: {<<: *power, address: 12}
+  flow_l_per_min: {unit: L/min, address: 20, type: u16, scale_factor: factor, access: rw, deadband: 1}
+  state: {unit: enum, address: 21, type: u16, enum: {0: "off", 1: "on"}, poll: slow}
+  flags: {unit: bits, address: 22, type: u16, bits: {0: {name: leak, severity: critical, latched: true}}}
+  running: {unit: bool, table: coil, address: 3, type: bool, access: rw}
+  beat: {unit: count, address: 30, type: u16, access: rw}
+  timer_s: {unit: s, address: 31, type: u16, access: rw}
+control:
+  arm: [{point: running, value: 1}]
+  release: [{point: running, value: 0}]
+  heartbeat: {point: beat, period_s: 1}
+  reversion: {timer_point: timer_s, seconds: 60}
+examples:
+  - {point: power_w, registers: [10, 0], value: 1.0}
+"""
+GATEWAY = b"""block: hall-a
+state_dir: /var/lib/powerblock
+run_dir: /run/powerblock
+devices:
+  - {name: pdu-1, profile: xerus_pdu, url: "modbus+tcp://10.0.0.11", poll_s: 1, rack: r1, kind: pdu}
+  - {name: cdu-1, profile: orv3_rpu, url: "modbus+rtu:///dev/ttyUSB0", unit: 3}
+  - {name: sun, profile: sunspec, url: "modbus+tcp://10.0.0.13", unit: 126}
+facility:
+  modbus: {port: 502, allow: [10.0.0.0/8], write_allow: [10.1.0.5]}
+  prometheus: {port: 9464}
+"""
+# Tapes mean nothing by themselves: any bytes will do, and these are always the same.
+TAPES = [random.randbytes(size) for random in [Random(11)] for size in (16, 40, 80, 200, 400)]
+
+SEEDS: Final[Mapping[str, list[bytes]]] = {
+    name: [json.dumps(said).encode() for said in messages] for name, messages in SAID.items()
+} | {
+    "image": FRAMES,
+    "profile": [METER, *(path.read_bytes() for path in sorted(BUILTIN.glob("*.yaml")) if path.stat().st_size < 3000)],
+    "config": [GATEWAY, METER],
+    **dict.fromkeys(("modbus-tcp", "modbus-rtu", "modbus-server", "sunspec", "opcua"), TAPES),
 }
 
 SCALAR: Final = re.compile(rb'"(?:[^"\\]|\\.)*"|-?\d[\d.eE+-]*|true|false|null')
@@ -97,8 +187,14 @@ ODDITIES: Final = (
     b'-170141183460469231731687303715884105728 , : { } [ ] "'
 ).split()
 
+YAML_ODDITIES: Final = (
+    b"0 -1 1e308 1e999 .nan .inf 0x1F 0o17 0b1 1:30 2001-13-45 2026-11-21 ~ null yes off [] {} !!int !!bool !!str "
+    b"!!set !!omap !!binary !!timestamp !!python/tuple !x &a *a <<: ? - : | > # %YAML --- ... "
+    b"[*a,*a] (a+)+$ \xef\xbb\xbf \t '' \xc3\xa4 \xff \x00"
+).split(b" ")
+
 
 def words(name: str) -> list[bytes]:
     """Scalars of the seeds, and the oddities."""
     found = {scalar for seed in SEEDS[name] for scalar in SCALAR.findall(seed) if len(scalar) <= 64}
-    return sorted(found | set(ODDITIES))
+    return sorted(found | set(YAML_ODDITIES if name in ("profile", "config") else ODDITIES))

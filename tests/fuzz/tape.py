@@ -5,14 +5,16 @@ input is a tape, read a byte at a time; at its end everybody behaves well, and w
 """
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Final, TypeVar
 
 T = TypeVar("T")
+
+MOVES_MAX: Final = 2000  # what comes behind them would be more of the same
 
 
 class Tape:
     def __init__(self, payload: bytes) -> None:
-        self._payload, self._at = payload, 0
+        self._payload, self._at = payload[:MOVES_MAX], 0
 
     @property
     def is_over(self) -> bool:

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from controller.commissioning.cli import register
 from firmware_sim.modbus_device import ModbusDevice
 from protocols.profile import load_profile
+from tests.protocols.modbus.modbus_peers import Device
 
 PDU = load_profile("xerus_pdu")
 PDU_VALUES = {
@@ -29,6 +30,13 @@ PROGRAM = (
 )
 
 
+class Meter(Device):
+    """A device written by hand that refuses functions it does not know."""
+
+    def answer(self, unit, pdu):
+        return bytes((pdu[0] | 0x80, 1)) if pdu[0] == 43 else super().answer(unit, pdu)
+
+
 class Site:
     """Runs async context managers of devices in a thread; `add` gives what entering one gives."""
 
@@ -40,8 +48,9 @@ class Site:
         return self
 
     def __exit__(self, *_):
+        self.do(asyncio.sleep(0.02))  # connections that have just been made, or dropped
         self.do(self._stack.aclose())
-        self.do(asyncio.sleep(0.05))  # connections that have just been dropped
+        self.do(asyncio.sleep(0.02))
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join()
         self.loop.close()

@@ -3,23 +3,28 @@
 import asyncio
 import contextlib
 import json
+import socket
 
 import pytest
+import structlog
 
 from controller.clock import now_s, now_utc_s
-from controller.gateway_config import Device as Configured
+from controller.commissioning.talk import Talk
+from controller.config import load_config
 from controller.field import group_of
+from controller.gateway_config import Device as Configured
 from controller.image.image import Image
 from controller.image.model import Outcome, Result
 from controller.image.server import ImageServer
 from controller.image.wire import Update
-from controller.config import load_config
 from firmware_sim.device_fault import DeviceFault
 from firmware_sim.opcua_device import OpcuaDevice
+from protocols.modbus import Tcp
+from protocols.modbus.questions import write_question
 from protocols.profile import load_profile
+from protocols.reading import DeviceError
 from tests.brokers import free_port
-from tests.controller.commissioning.devices_on_site import PDU, PDU_VALUES, block, powerblock, process
-from tests.protocols.modbus.modbus_peers import Device
+from tests.controller.commissioning.devices_on_site import PDU, PDU_VALUES, Meter, block, powerblock, process
 
 METER = """
 title: bench meter
@@ -49,7 +54,7 @@ def meter_profile(tmp_path):
 
 @pytest.fixture
 def meter(site):
-    device = site.add(Device())
+    device = site.add(Meter())
     device.registers[1][4], device.registers[1][6], device.registers[1][10] = 250, 0x00FF, 1
     return device
 
@@ -162,7 +167,8 @@ class Controller:
     def __init__(self, path, values):
         config = load_config(path)
         (device,) = config.devices
-        self.group = group_of(Configured("devices[0]", device.name, device, ""), PDU)
+        profile = load_profile(device.profile)
+        self.group = group_of(Configured("devices[0]", device.name, device, ""), profile)
         self.commands = []
         self.values = [values.get(point.name, 0.0) for point in self.group.points]
         self.server = ImageServer(
@@ -191,9 +197,16 @@ class Controller:
 
 
 @pytest.fixture
-def held(site, tmp_path):
+def _quiet():
+    """The controller's log shares this process with the command's output."""
+    with structlog.testing.capture_logs():
+        yield
+
+
+@pytest.fixture
+def held(_quiet, site, tmp_path):
     """A device that is polled by a running controller: (file, device, controller)."""
-    device = site.add(Device())
+    device = site.add(Meter())
     path = block(tmp_path, f"{{name: pdu-a1, profile: xerus_pdu, url: '{url_of(device)}', unit: 1}}")
     return path, device, site.add(Controller(path, PDU_VALUES))
 
@@ -221,8 +234,6 @@ def test_a_checkout_of_a_running_block_reads_from_its_controller(held):
 def test_a_socket_that_nobody_serves_does_not_hide_the_device(site, tmp_path):
     pdu = site.pdu()
     path = block(tmp_path, f"{{name: pdu-a1, profile: xerus_pdu, url: '{pdu.url}'}}")
-    import socket
-
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(tmp_path / "run" / "image.sock"))
     found = powerblock("read", path, "pdu-a1", "power_w")
@@ -363,24 +374,58 @@ def test_the_rules_of_a_block_hold_for_its_integrator_too(meter, meter_profile, 
     assert writes(meter) == [(1, 6, 4, 200)]
 
 
+@pytest.mark.usefixtures("_quiet")
 def test_a_running_controller_carries_the_write_out_itself(site, meter, meter_profile, tmp_path):
     path = block(
         tmp_path,
         f"{{name: m1, profile: {meter_profile}, url: '{url_of(meter)}', "
         "writes: {limit_w: {lowest: 1000, highest: 3000}}}",
     )
-    profile = load_profile(meter_profile)
-    controller = Controller(path, {})
-    (device,) = load_config(path).devices
-    controller.group = group_of(Configured("devices[0]", device.name, device, ""), profile)
-    controller.values = [2500.0 for _ in controller.group.points]
-    controller.server = ImageServer(
-        tmp_path / "run" / "image.sock", Image([controller.group]), block="b", epoch=1,
-        on_command=controller.do, now_s=now_s,
-    )  # fmt: skip
-    site.add(controller)
+    controller = site.add(Controller(path, {"limit_w": 2500.0}))
     found = powerblock("write", path, "m1", "limit_w", "2000", "--confirm", "--json")
     assert found.exit_code == 0, found.stderr
     (command,) = controller.commands
     assert (command.verb, command.arguments) == ("write", {"device": "m1", "point": "limit_w", "value": 2000})
     assert meter.connections == 0
+
+
+@pytest.fixture
+def chiller(site, tmp_path):
+    """An OPC UA server with one node that may be written; (server, file of its profile)."""
+    path = tmp_path / "bench_cdu.yaml"
+    path.write_text(
+        """
+title: bench CDU
+protocol: opcua
+provenance: {document: bench, page: "1", evidence: document}
+points:
+  flow_l_per_min: {unit: L/min, node: "nsu=urn:bench;s=Flow", access: rw, lowest: 0, highest: 2000}
+examples:
+  - {point: flow_l_per_min, raw: 900.0, value: 900.0, source: bench}
+"""
+    )
+    server = OpcuaDevice(load_profile(path), lambda: {"flow_l_per_min": 900.0}, port=free_port())
+    site.add(server)
+    site.do(server._nodes["flow_l_per_min"].set_writable())
+    server._pushing.get_loop().call_soon_threadsafe(server._pushing.cancel)  # the plant does not argue
+    return server, path
+
+
+def test_an_opcua_write_shows_node_and_type_and_is_read_back(chiller):
+    server, profile = chiller
+    words = ("write", server.url, "--profile", profile, "flow_l_per_min", "850")
+    shown = powerblock(*words)
+    assert "Double 850.0" in shown.stdout
+    assert "add --confirm" in shown.stdout
+    sent = powerblock(*words, "--confirm", "--json")
+    assert sent.exit_code == 0, sent.stderr
+    assert json.loads(sent.stdout)["written"] == {"value": 850.0, "was": 900.0, "confirmed": True}
+
+
+async def test_what_the_tools_read_with_cannot_write():
+    """Read-only is kept at the wire, whatever is asked of it."""
+    async with Meter() as device, Talk(Tcp("127.0.0.1", device.port)) as talk:
+        with pytest.raises(DeviceError, match="may not write"):
+            await talk.ask(1, write_question("holding", 0, [1], "auto", "x"))
+        assert await talk.words(1, "holding", 0, 2) == [0, 0]
+        assert writes(device) == []

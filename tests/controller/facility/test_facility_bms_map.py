@@ -4,9 +4,12 @@ import json
 import re
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from controller.agent.config import MqttConfig
 from controller.facility.bms_map import bus_map, rows
+from controller.facility.bms_rules import KINDS, UNITS
 from controller.facility.config import BmsConfig
 from controller.image.model import Group, Point
 from protocols.profile import builtin_profiles, load_profile
@@ -41,8 +44,8 @@ def plain(name, kind, *points, **about):
     return Group(path=f"devices/{name}", kind="device", points=points, about={"kind": kind, **about})
 
 
-def mapped(*groups, **settings):
-    return bus_map(BmsConfig(mqtt=MqttConfig(url="mqtt://x"), **settings), groups, "hall-a")
+def mapped(*groups, **said):
+    return bus_map(BmsConfig(mqtt=MqttConfig(url="mqtt://x"), **said), groups, "hall-a")
 
 
 def told(bus):
@@ -171,6 +174,37 @@ def test_what_is_no_equipment_is_left_out_with_the_reason():
     assert told(mapped(block, objects={"block": {"type": "PowerMeter", "id": "BLOCK"}}))
 
 
+WORD = st.sampled_from(
+    ["power", "coolant", "supply", "air", "leak", "l1", "1", "valve", "target", "+", "", "a b"]
+)
+ANY_POINT = st.builds(
+    Point,
+    name=st.lists(WORD, max_size=4).map("_".join),
+    unit=st.sampled_from([*UNITS, "", "furlong", "bool", "enum", "bits"]),
+    states=st.sampled_from([{}, {0: "off", 1: "on"}, {3: "tripped"}]),
+    text=st.booleans(),
+    deadband=st.floats(0, 10),
+)
+
+
+@needs_contract
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(ANY_POINT, max_size=4, unique_by=lambda one: one.name),
+    st.sampled_from([*KINDS, "", "toaster"]),
+    st.sampled_from(["", "r1", "r/+"]),
+)
+def test_whatever_devices_there_are_every_point_is_valid_or_left_out_with_a_reason(points, kind, rack):
+    group = plain("x", kind, *points, rack=rack)
+    bus = mapped(group)
+    for point in bus.points:
+        check(point.metadata_topic, point.meta.payload())
+    told_of = {str(source) for point in bus.points for source in point.sources}
+    assert told_of | bus.left_out.keys() >= {f"devices/x/{point.name}" for point in points}
+    assert len({point.tag for point in bus.points}) == len(bus.points)
+    list(rows(bus))
+
+
 def test_a_few_lines_correct_what_does_not_follow_by_itself():
     bus = mapped(
         *SITE,
@@ -203,7 +237,7 @@ def test_a_rack_can_be_named_where_the_device_does_not_say_it():
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("said", "words"),
     [
         (
             {"points": {"devices/cdu-1/flow_l": {}}},
@@ -221,10 +255,10 @@ def test_a_rack_can_be_named_where_the_device_does_not_say_it():
         ({"site": "a//b"}, "empty level"),
     ],
 )
-def test_a_mistake_is_a_sentence_and_costs_itself_alone(settings, words):
-    bus = mapped(*SITE, **settings)
+def test_a_mistake_is_a_sentence_and_costs_itself_alone(said, words):
+    bus = mapped(*SITE, **said)
     assert any(re.search(words, one) for one in bus.complaints), bus.complaints
-    assert settings.keys() == {"site"} or len(bus.points) > 40
+    assert said.keys() == {"site"} or len(bus.points) > 40
 
 
 def test_the_listing_shows_every_point_and_why_the_others_are_missing():
@@ -277,7 +311,7 @@ def test_a_request_that_leads_nowhere_is_a_complaint(changes, words):
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("said", "words"),
     [
         ({"integrations": {"A": {"requests": (REQUEST,)}, "B": {"requests": (REQUEST,)}}}, "asked for twice"),
         (
@@ -294,6 +328,6 @@ def test_a_request_that_leads_nowhere_is_a_complaint(changes, words):
         ({"repeat_s": 200.0}, "less than or equal to 100"),
     ],
 )
-def test_a_configuration_without_guardrails_is_refused(settings, words):
+def test_a_configuration_without_guardrails_is_refused(said, words):
     with pytest.raises(ValueError, match=words):
-        mapped(**settings)
+        mapped(**said)

@@ -339,6 +339,19 @@ async def test_a_subscription_nobody_asks_for_ends_after_its_lifetime(site, clie
     await until(lambda: result.SubscriptionId not in service.subscriptions, within_s=10)
 
 
+async def test_a_client_may_be_told_each_time_and_not_only_each_change(site, client):
+    stamp = ua.DataChangeFilter(ua.DataChangeTrigger.StatusValueTimestamp, ua.DeadbandType.None_, 0.0)
+    only = ua.DataChangeFilter(ua.DataChangeTrigger.Status, ua.DeadbandType.None_, 0.0)
+    raw = await Raw.watching(client, (POWER, None), (POWER, stamp), (POWER, only))
+    await until(lambda: len(raw.told) == 3, within_s=10)
+    for power_w in (5000.0, 5000.0, 5100.0):
+        await site.told("devices/pdu-1", power_w, *DEVICE[1:])
+        await asyncio.sleep(0.25)
+    await until(lambda: len(raw.told) == 7, within_s=10)
+    assert [[one.ClientHandle for one in raw.told].count(handle) for handle in range(3)] == [2, 4, 1]
+    await raw.close()
+
+
 async def test_a_slow_sampling_interval_is_kept(site, client):
     heard, subscription = await watching(client)
     await subscription.subscribe_data_change(client.get_node(ua.NodeId(POWER, 2)), sampling_interval=700)
@@ -362,8 +375,10 @@ async def test_a_slow_sampling_interval_is_kept(site, client):
     ],
 )
 async def test_only_the_times_that_were_asked_for_are_told(client, times, expected):
-    raw = await Raw.watching(client, (POWER, None), ("devices/pdu-1#profile", None), times=times)
-    await until(lambda: len(raw.told) == 2, within_s=10)
+    stamp = ua.DataChangeFilter(ua.DataChangeTrigger.StatusValueTimestamp, ua.DeadbandType.None_, 0.0)
+    wanted = ((POWER, None), ("devices/pdu-1#profile", None), (POWER, stamp))
+    raw = await Raw.watching(client, *wanted, times=times)
+    await until(lambda: {one.ClientHandle for one in raw.told} == {0, 1, 2}, within_s=10)
     for one in raw.told:
         assert (one.Value.SourceTimestamp is not None, one.Value.ServerTimestamp is not None) == expected
     assert {one.Value.Value.Value for one in raw.told} == {5000.0, "xerus_pdu"}

@@ -65,7 +65,6 @@ def check(topic, payload):
         )
         return
     assert (content["objectType"], content["pointType"]) == (object_type, point_type)
-    faults = [list(validator.iter_errors(content)) for validator in _validators(object_type)]
-    fitting = sum(not errors for errors in faults)
+    fitting = sum(validator.is_valid(content) for validator in _validators(object_type))
     if fitting != 1:
         raise jsonschema.ValidationError(f"{fitting} message types fit {content}")

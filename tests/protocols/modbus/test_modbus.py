@@ -217,7 +217,7 @@ async def test_nan_is_no_value_and_names_its_point():
         assert reading.fault == "power_w: not present or implausible"
 
 
-async def test_a_late_reply_never_answers_the_next_request():
+async def test_p05_a_late_reply_never_answers_the_next_request():
     """The reply to poll n says n; each is held back beyond the wait, every second time."""
     async with Device() as device:
         count = itertools.count(1)
@@ -329,7 +329,7 @@ async def test_frozen_registers_keep_the_moment_of_their_last_change():
 # ---- several units behind one connection ----
 
 
-async def test_a_silent_unit_costs_the_others_one_wait_and_is_asked_less_and_less():
+async def test_p03_a_silent_unit_costs_the_others_one_wait_and_is_asked_less_and_less():
     async with Device() as device:
         device.fault = lambda _tid, unit_id, _pdu, frame: None if unit_id == 2 else frame
         good, dead = Readings(), Readings()
@@ -379,7 +379,7 @@ async def test_a_gateway_that_cannot_reach_a_unit_says_so_of_that_unit_alone():
         assert device.connections == 1
 
 
-async def test_the_line_rests_between_reply_and_request():
+async def test_p13_the_line_rests_between_reply_and_request():
     profile = replace(PROFILE, min_gap_s=0.03)
     times_s = []
     async with Device() as device:
@@ -394,6 +394,20 @@ async def test_the_line_rests_between_reply_and_request():
             while len(times_s) < 8:
                 await readings.until()
     assert min(b - a for a, b in itertools.pairwise(times_s)) >= 0.029
+
+
+async def test_p13_a_lost_frame_is_noise_and_a_silence_is_a_silence():
+    """One unanswered request of a unit on a shared line: asked again at once, not in ten seconds."""
+    async with Device() as device:
+        readings, other = Readings(), Readings()
+        slow = replace(PROFILE, reply_wait_max_s=0.5)  # a dead unit would be asked every ten seconds
+        units = [unit(readings, profile=slow), unit(other, "b", unit_id=2, profile=slow)]
+        async with running(device, *units):
+            await readings.until(healthy)
+            lost = iter([None])
+            device.fault = lambda _tid, unit_id, _pdu, frame: next(lost, frame) if unit_id == 1 else frame
+            await readings.until(lambda r: r.link == "down")
+            await readings.until(healthy, within_s=1)
 
 
 # ---- writes ----

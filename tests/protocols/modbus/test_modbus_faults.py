@@ -15,9 +15,17 @@ from modbus_peers import Readings, healthy, running, unit
 
 from protocols.modbus import RtuOverTcp, Serial, Tcp
 from protocols.modbus import link as link_module
+from protocols.modbus import station as station_module
 from protocols.profile import Block, Line, Point, Profile, Provenance
 
 pytestmark = needs_libmodbus
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch):
+    """The latest answer here comes after two waits."""
+    monkeypatch.setattr(station_module, "LATE_WAITS", 4)
+
 
 LINE = Line(parity="N")  # a pseudo terminal has no parity bit to set
 # Two reads of one shape: the answer to the one looks like the answer to the other.
@@ -84,7 +92,7 @@ async def test_p05_a_device_that_is_always_too_late_is_never_believed_wrongly():
         readings = Readings()
         async with running(None, twins(readings, unit_id=7), transport=RtuOverTcp("127.0.0.1", bus.port)):
             await bus.servers[0].fault(7, "late", 200)
-            await asyncio.sleep(2)
+            await asyncio.sleep(1.2)
         assert untrue(readings, 7) == []
         assert all(r.doubt for r in readings if r.link == "up" and any(r.values.values()))
 
@@ -181,7 +189,7 @@ async def test_two_devices_with_one_id_on_a_line_are_never_good():
         units = [twins(doubled, "double", unit_id=7), twins(alone, "alone", unit_id=9)]
         async with running(None, *units, transport=Serial(bus.path, LINE)):
             await alone.until(healthy, within_s=5)
-            await asyncio.sleep(2)
+            await asyncio.sleep(1.2)
         later = doubled[3:]
         assert later
         assert all(r.doubt or r.link == "down" or r.fault for r in later)
@@ -211,26 +219,26 @@ async def _rate(readings, window_s):
     return (sum(map(healthy, readings)) - before) / window_s
 
 
-@pytest.mark.parametrize("kind", ["serial", "tcp"])
-async def test_p03_one_dead_unit_of_eight_on_a_line_costs_the_others_less_than_a_tenth(kind):
-    """Also P8: its time-outs drop nothing of theirs. A wait is as long as five of their polls."""
+async def test_p03_one_dead_unit_of_eight_on_a_line_costs_the_others_less_than_a_tenth():
+    """Also P8: its time-outs drop nothing of theirs. A wait is longer than one of their periods."""
     ids = range(1, 9)
     everyone = {unit_id: Readings() for unit_id in ids}
     units = [twins(everyone[n], f"u{n}", unit_id=n, poll_s=0.1, points=("first", "third")) for n in ids]
-    async with Bus(*ids) as bus, FaultServer() as server:
-        transport = Tcp("127.0.0.1", server.port) if kind == "tcp" else wire_of(kind, bus)
-        async with running(None, *units, transport=transport, clock=time.monotonic):
-            for readings in everyone.values():
-                await readings.until(healthy, within_s=10)
-            await asyncio.sleep(0.3)
-            dead = server if kind == "tcp" else bus.servers[2]
-            full = await asyncio.gather(*(_rate(everyone[n], 1.5) for n in ids if n != 3))
-            await dead.fault(3, "silent")
-            await everyone[3].until(lambda r: r.link == "down", within_s=5)
-            await everyone[3].until(lambda r: r.link == "down", within_s=5)
-            beside = await asyncio.gather(*(_rate(everyone[n], 3) for n in ids if n != 3))
-            await dead.fault(3, "none")
-            await everyone[3].until(healthy, within_s=10)  # and it is found again
+    async with (
+        Bus(*ids) as bus,
+        running(None, *units, transport=Serial(bus.path, LINE), clock=time.monotonic),
+    ):
+        for readings in everyone.values():
+            await readings.until(healthy, within_s=10)
+        await asyncio.sleep(0.3)
+        dead = bus.servers[2]
+        full = await asyncio.gather(*(_rate(everyone[n], 1) for n in ids if n != 3))
+        await dead.fault(3, "silent")
+        await everyone[3].until(lambda r: r.link == "down", within_s=5)
+        await everyone[3].until(lambda r: r.link == "down", within_s=5)
+        beside = await asyncio.gather(*(_rate(everyone[n], 2) for n in ids if n != 3))
+        await dead.fault(3, "none")
+        await everyone[3].until(healthy, within_s=10)  # and it is found again
     assert sum(beside) >= 0.9 * sum(full)
     assert min(beside) >= 0.85 * min(full)
     assert all(untrue(everyone[n], n) == [] for n in ids)
@@ -239,7 +247,7 @@ async def test_p03_one_dead_unit_of_eight_on_a_line_costs_the_others_less_than_a
 async def test_p03_dead_units_share_a_small_part_of_the_line_among_them():
     """Five of eight are dead; each alone would be asked every other second."""
     everyone = {n: Readings() for n in range(1, 9)}
-    units = [twins(everyone[n], f"u{n}", unit_id=n, poll_s=0.1) for n in everyone]
+    units = [twins(everyone[n], f"u{n}", unit_id=n, poll_s=0.1, profile=HASTY) for n in everyone]
     async with FaultServer() as server:
         for n in range(4, 9):
             await server.fault(n, "silent")
@@ -247,9 +255,9 @@ async def test_p03_dead_units_share_a_small_part_of_the_line_among_them():
             for n in range(4, 9):
                 await everyone[n].until(lambda r: r.link == "down", within_s=10)
             server.requests.clear()
-            await asyncio.sleep(4)
-        wasted_s = TWINS.reply_wait_max_s * sum(request[0] >= 4 for request in server.requests)
-    assert 0 < wasted_s <= 2 * 0.05 * 4
+            await asyncio.sleep(2)
+        wasted_s = HASTY.reply_wait_max_s * sum(request[0] >= 4 for request in server.requests)
+    assert 0 < wasted_s <= 2 * 0.05 * 2
 
 
 async def test_p03_five_black_holes_of_forty_devices_cost_the_others_nothing():
@@ -275,7 +283,7 @@ async def test_p03_five_black_holes_of_forty_devices_cost_the_others_nothing():
                     tasks.append(group.create_task(link.run()))
                 await asyncio.sleep(1)
                 counts = {n: len(readings) for n, readings in everyone.items()}
-                await asyncio.sleep(3)
+                await asyncio.sleep(2)
                 for task in tasks:
                     task.cancel()
     finally:
@@ -284,7 +292,7 @@ async def test_p03_five_black_holes_of_forty_devices_cost_the_others_nothing():
     holes = {3, 5, 17, 29, 33}
     got = {n: sum(map(healthy, everyone[n][counts[n] :])) for n in everyone}
     assert {n for n, count in got.items() if count == 0} == holes
-    assert min(count for n, count in got.items() if n not in holes) >= 27  # of 30
+    assert min(count for n, count in got.items() if n not in holes) >= 17  # of 20
     assert all(everyone[n][-1].link == "down" for n in holes)
     assert all(untrue(everyone[n], n) == [] for n in everyone)
 

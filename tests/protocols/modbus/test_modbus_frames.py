@@ -57,7 +57,7 @@ async def test_a_recorded_device_gives_its_readings_again(rtu):
     assert second.doubt == ""
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(st.binary(max_size=300), min_size=1, max_size=6), st.booleans())
 def test_no_bytes_escape_as_an_error_and_none_become_a_value(chunks, rtu):
     """Random bytes that happen to be a right frame would be one in 2**64."""
@@ -66,7 +66,7 @@ def test_no_bytes_escape_as_an_error_and_none_become_a_value(chunks, rtu):
         assert isinstance(reading, str) or set(reading.values.values()) == {None}
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_a_damaged_rtu_frame_is_never_believed(data):
     """Bits flipped, bytes lost, doubled or put before it: what is good is true."""
@@ -93,7 +93,7 @@ def test_a_damaged_rtu_frame_is_never_believed(data):
             assert all(value in (None, pytest.approx(TRUTH[name])) for name, value in reading.values.items())
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.integers(0, 8), st.integers(1, 255))
 def test_a_tcp_frame_with_one_wrong_byte_in_its_head_is_never_believed(place, by):
     """Transaction, protocol, length, unit, function and byte count: one comparison, and all of them count."""
@@ -183,7 +183,7 @@ TWINS = replace(
 TWINS_TRUTH = {"first": 11, "second": 107, "third": 103 * 65536 + 104}
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9)), min_size=1, max_size=40))
 def test_p05_rtu_answers_late_by_any_number_of_requests_are_never_taken_for_others(script):
     """The device answers in order, refuses now and then, and its answers come when they come."""

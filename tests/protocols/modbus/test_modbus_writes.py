@@ -197,7 +197,7 @@ async def test_an_echo_of_something_else_is_no_confirmation():
 async def test_p07_newest_wins_and_nothing_old_is_carried_out_late():
     """Ten writes to a device that hangs: the first is under way, the last waits, eight are told at once."""
     async with Device() as device:
-        async with commanded(device) as link:
+        async with commanded(device, profile=replace(PROFILE, reply_wait_max_s=5)) as link:
             gate = asyncio.Event()
 
             async def held(frame):
