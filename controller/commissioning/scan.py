@@ -250,21 +250,14 @@ def _rows(units: Sequence[Unit]) -> list[list[Unit]]:
 
 
 async def _first_word(talk: Talk, unit_id: int) -> str:
-    """Its first register, or how it refused; "" = nobody there.
-
-    On a serial line a silent unit is asked twice: slaves listen in, and some take the question that follows
-    one to an absent neighbour for that neighbour's answer. The second question has another shape, so that an
-    answer that comes late cannot pass for its own.
-    """
-    for count in (1, 2) if talk.transport.rtu else (1,):
-        try:
-            word, *_ = await talk.words(unit_id, "holding", 0, count)
-        except SilentError:
-            continue
-        except RefusedError as refused:
-            return f"refused: {short(refused)}"
-        return f"holding 0 is {word}"
-    return ""
+    """Its first register, or how it refused; "" = nobody there."""
+    try:
+        (word,) = await talk.words(unit_id, "holding", 0, 1)
+    except SilentError:
+        return ""
+    except RefusedError as refused:
+        return f"refused: {short(refused)}"
+    return f"holding 0 is {word}"
 
 
 # --- on paper -----------------------------------------------------------------------------------------------

@@ -320,4 +320,22 @@ class FacilityConfig(_Strict):
 
 def facility_errors(facility: FacilityConfig) -> Iterator[str]:
     """What only shows between the parts."""
-    yield from ()
+    taken: dict[tuple[str, int], str] = {}
+    for place, host, port in _doors(facility):
+        other = taken.setdefault((host, port), place)
+        if port and other != place:
+            yield f"facility.{place}: {host}:{port} is taken by {other}; give it another port"
+
+
+def _doors(facility: FacilityConfig) -> Iterator[tuple[str, str, int]]:
+    """Where it listens."""
+    if facility.opcua is not None:
+        yield "opcua.port", facility.opcua.host, facility.opcua.port
+    if facility.modbus is not None:
+        host, tls = facility.modbus.host, facility.modbus.tls
+        if facility.modbus.port is not None:
+            yield "modbus.port", host, facility.modbus.port
+        if tls is not None:
+            yield "modbus.tls.port", host, tls.port
+    if facility.prometheus is not None:
+        yield "prometheus.port", facility.prometheus.host, facility.prometheus.port

@@ -12,12 +12,16 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from typing import Final
 
+import structlog
 from asyncua import ua
 
 from protocols.opcua.server_session import Past
 from protocols.opcua.server_values import BAD, Variable
 
 LEAST_STEP_S: Final = 0.001
+SAMPLES_MAX: Final = 5_000_000  # of all values together: 100 MB; 500 racks at one per second fill it in 3 h
+
+log = structlog.get_logger(__name__)
 
 
 class Series:
@@ -78,7 +82,7 @@ class History:
     """All series.
 
     Args:
-        most: samples of each.
+        most: samples of each, if there is room for all.
     """
 
     def __init__(self, most: int) -> None:
@@ -87,9 +91,12 @@ class History:
 
     def keep(self, variables: Iterable[Variable]) -> None:
         """From now on these; what was kept of those that were kept already stays."""
-        kept: dict[str, Series] = {}
-        for variable in variables:
-            series = kept[variable.id] = self._series.get(variable.id) or Series(variable, self._most)
+        wanted, kept = list(variables), dict[str, Series]()
+        most = min(self._most, SAMPLES_MAX // max(len(wanted), 1))
+        if most < self._most:
+            log.warning("opc ua: history is shorter than asked", values=len(wanted), samples_of_each=most)
+        for variable in wanted:
+            series = kept[variable.id] = self._series.get(variable.id) or Series(variable, most)
             series.variable = variable
         self._series = kept
 

@@ -59,3 +59,14 @@ def test_for_programs_it_is_json(tmp_path, word):
     found = check(tmp_path, "--json")
     assert found.exit_code == 0
     assert f'"{word}"' in found.stdout
+
+
+def test_two_servers_at_one_port_are_an_error_with_both_names(tmp_path):
+    path = tmp_path / "gateway.yaml"
+    path.write_text(
+        f"{{block: b, state_dir: {tmp_path}, run_dir: {tmp_path}, facility: "
+        "{modbus: {port: 9464, allow: [127.0.0.1]}, prometheus: {}}}"
+    )
+    found = CliRunner().invoke(app, ["check", str(path)])
+    assert found.exit_code == 2
+    assert "facility.prometheus.port: 127.0.0.1:9464 is taken by modbus.port" in found.stderr

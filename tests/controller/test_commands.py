@@ -179,7 +179,9 @@ async def test_a_write_that_may_be_in_force_is_an_alarm_until_one_is_confirmed(d
     await desk.do("write", device="cdu", point="locked", value=1.0)
     assert list(desk.desk.conditions(10.0)) == []
     assert (await desk.do("write", device="cdu", point="p", value=60.0)).result is Result.REJECTED
-    assert list(desk.desk.conditions(10.0)) == [("write cdu/p", "cdu.p: wrote 60, reads back 20: local mode?")]
+    assert list(desk.desk.conditions(10.0)) == [
+        ("write cdu/p", "cdu.p: wrote 60, reads back 20: local mode?")
+    ]
     await desk.do("write", device="cdu", point="p", value=30.0)
     assert list(desk.desk.conditions(10.0)) == []
 

@@ -10,6 +10,7 @@ as well, and are where the next run begins.
 
 import argparse
 import importlib.util
+import logging
 import random
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from tests.fuzz.seeds import SEEDS, words
 from tests.fuzz.trial import FOLDER, Trial
 
 MEMORY_MAX_MB = 2048
-SILENT: Final = 60  # above every level: what is refused a million times is no news
+SILENT: Final = logging.CRITICAL  # what is refused a million times is no news
 
 
 def mutate(name: str, seconds: float, seed: int, count: int = 0) -> bool:

@@ -4,9 +4,10 @@ Whoever has no right moves nothing, whatever the bytes; whoever has one moves no
 """
 
 import asyncio
+import atexit
 import math
+import shutil
 import tempfile
-from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
@@ -30,7 +31,7 @@ from protocols.reading import DeviceError, Written
 from tests.controller.facility.modbus_site import GROUPS, Site
 from tests.controller.facility.modbus_site import config as modbus_config
 from tests.core.blocks import settings
-from tests.fuzz.field import drive
+from tests.fuzz.field import check_words, drive
 from tests.fuzz.tape import Tape
 
 # -- Modbus server ------------------------------------------------------------------------------------------------
@@ -49,7 +50,9 @@ REPLY_MAX_BYTES: Final = 253
 @lru_cache(maxsize=1)
 def _served() -> tuple[Site, ModbusFacility, Access]:
     site = Site()
-    facility = ModbusFacility(modbus_config(write_allow=("127.0.0.1/32",)), site, version="1", now_s=lambda: 1.0)
+    facility = ModbusFacility(
+        modbus_config(write_allow=("127.0.0.1/32",)), site, version="1", now_s=lambda: 1.0
+    )
     return site, facility, facility.servers[0]._access
 
 
@@ -93,7 +96,14 @@ def _request(tape: Tape) -> bytes:
         case 16:
             return bytes((function,)) + first + count.to_bytes(2, "big") + _counted(tape, count)
         case 23:
-            return bytes((function,)) + first + b"\0\2" + first + count.to_bytes(2, "big") + _counted(tape, count)
+            return (
+                bytes((function,))
+                + first
+                + b"\0\2"
+                + first
+                + count.to_bytes(2, "big")
+                + _counted(tape, count)
+            )
         case 43:
             return bytes((function, 14, tape.byte() % 6, tape.byte()))
     return bytes((function,)) + first + count.to_bytes(2, "big")
@@ -108,17 +118,18 @@ def _counted(tape: Tape, count: int) -> bytes:
 
 def image(payload: bytes) -> None:
     """Bytes of a stranger on the socket: frames, or a refusal; and what a frame says is carried out or refused."""
+    _desk().begin_anew()
     reader = _Reader(payload)
     try:
         drive(_heard(reader))
     except wire.WireError as error:
-        assert str(error), "a refusal without a word"
+        check_words(error)
     reader = _Reader(payload)
     mirror = Image(GROUPS)
     try:
         drive(_mirrored(reader, mirror))
     except (wire.WireError, MisfitError) as error:
-        assert str(error), "a refusal without a word"
+        check_words(error)
     for cells in mirror.groups:
         for _, cell in cells.cells(1e9):
             assert cell.quality is not Quality.GOOD or cell.value is not None
@@ -163,12 +174,13 @@ class _Desk:
     """A command desk over a facility, a device that refuses what it does not have, and alarms that take orders."""
 
     def __init__(self) -> None:
-        self.folder = tempfile.mkdtemp(prefix="powerblock-fuzz-")
+        folder = tempfile.mkdtemp(prefix="powerblock-fuzz-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
         self.facility = Facility(4000.0)
         self.settings = settings()
         self.moved = self.written = self.ordered = 0
         self.desk = CommandDesk(
-            Path(self.folder),
+            Path(folder),
             write=self._write,
             alarms=self,
             facility=self.facility,
@@ -176,6 +188,10 @@ class _Desk:
             on_moved=self._move,
             clock=(lambda: 10.0, lambda: 1000.0),
         )
+
+    def begin_anew(self) -> None:
+        """An input must do the same each time."""
+        self.facility._reopen({"mode": "remote", "since_utc_s": 0.0, "slots": ()})
 
     @property
     def state(self) -> object:
@@ -224,14 +240,17 @@ async def _carried_out(said: Command) -> None:
     Facility(4000.0, msgspec.json.decode(msgspec.json.encode(desk.facility.kept())))
 
 
-def command(payload: bytes) -> None:
-    """A command with any arguments, in JSON; an order to begin anew where it is none."""
+def command(payload: bytes) -> int:
+    """Commands with any arguments, in JSON, one after the other."""
+    _desk().begin_anew()
     try:
-        said = msgspec.json.decode(payload, type=Command)
+        said = msgspec.json.decode(payload, type=Command | tuple[Command, ...])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        _desk.cache_clear()
-        return
-    drive(_carried_out(said))
+        return 1
+    commands = said if isinstance(said, tuple) else (said,)
+    for one in commands:
+        drive(_carried_out(one))
+    return len(commands)
 
 
 # -- BMS bus ------------------------------------------------------------------------------------------------------
@@ -257,7 +276,7 @@ def bms(payload: bytes) -> None:
     try:
         said = read_value(payload)
     except BmsError as error:
-        assert str(error), "a refusal without a word"
+        check_words(error)
         return
     for config in REQUESTS.values():
         for present in PRESENT:
@@ -278,14 +297,16 @@ def _follow(ask: Ask, said: Any, present: float | None) -> None:
         assert config.lowest is not None
         assert config.highest is not None
         lowest, highest = min(config.lowest, present), max(config.highest, present)
-        assert lowest <= value <= highest, f"{value} was written, {config.lowest} to {config.highest} is allowed"
+        assert lowest <= value <= highest, (
+            f"{value} was written, {config.lowest} to {config.highest} is allowed"
+        )
         if config.rate_per_s is not None and shown is not None:
-            assert abs(value - shown) <= config.rate_per_s * STEP_S + 1e-9, f"from {shown} to {value} in a second"
+            assert abs(value - shown) <= config.rate_per_s * STEP_S + 1e-9, (
+                f"from {shown} to {value} in a second"
+            )
         ask.writes(value, Present(shown, at_s))
         ask.wrote(value, at_s)
         shown = value
     if present is not None and config.lowest <= present <= config.highest:
         assert shown is not None
         assert math.isclose(shown, present), f"from {present} and, taken back, to {shown}"
-
-

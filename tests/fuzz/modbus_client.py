@@ -54,6 +54,7 @@ MIXER: Final = 0x9E3779B1  # odd: no two of 2^32 requests read the same coils
 FIRST_TID: Final = b"\0\1"
 STREAM_MAX: Final = 600  # bytes of a stream that can still be the beginning of a frame
 HEALS_S: Final = 30.0
+SPINS_MAX: Final = 20
 
 LOOP: Final[list[VirtualTimeLoop]] = []  # made once: a loop costs more than a conversation
 
@@ -88,6 +89,7 @@ class Device:
         self._may_be: dict[int, dict[str, set[float]]] = {unit: defaultdict(set) for unit in UNITS}
         self._stream = b""
         self._stale: set[bytes] = set()
+        self._moment, self._readings = (0.0, 0), 0
         self._wrong = ""
         self._healed: set[int] = set()
         self._over = loop.create_future()
@@ -138,7 +140,9 @@ class Device:
         else:
             move = self._tape.pick(MOVES)
         self._late[unit] = [
-            late for late in self._late[unit] if self._loop.time() - late[0] < LATE_WAITS * PROFILE.reply_wait_max_s
+            late
+            for late in self._late[unit]
+            if self._loop.time() - late[0] < LATE_WAITS * PROFILE.reply_wait_max_s
         ]
         said = move(self, unit, tid, code, right)
         self._take_down(tid, unit, code, first, count, said)
@@ -199,16 +203,28 @@ class Device:
                 self._may_be[unit][point.name].add(value)
 
     def judge(self, unit: int, reading: Reading) -> None:
+        self._demand_pause()
         may_be, self._may_be[unit] = self._may_be[unit], defaultdict(set)
         if reading.link == "down" or reading.doubt:
             return
         for name, value in reading.values.items():
             if value is not None and value not in may_be[name]:
-                self._end(f"{reading.device}.{name} reads {value} and is called good; it may be {may_be[name]}")
+                self._end(
+                    f"{reading.device}.{name} reads {value} and is called good; it may be {may_be[name]}"
+                )
         if self._tape.is_over and not reading.fault and None not in reading.values.values():
             self._healed.add(unit)
             if self._healed == set(UNITS):
                 self._end()
+
+    def _demand_pause(self) -> None:
+        """Raises AssertionError at once: whoever spins would never come to an end."""
+        moment = self._loop.time(), self.requests
+        self._readings = self._readings + 1 if moment == self._moment else 0
+        self._moment = moment
+        assert self._readings < SPINS_MAX, (
+            f"{SPINS_MAX} readings at one moment, and nothing was asked: it spins"
+        )
 
     # ---- the moves ----
 

@@ -240,7 +240,9 @@ PROPERTIES: Final[Mapping[str, Callable[[bytes], int | None]]] = {
     "command": facility.command,
     "bms": facility.bms,
 }
-MESSAGES: Final[Counter[str]] = Counter()  # heard so far, by property: one per input, or as many as it returns
+MESSAGES: Final[Counter[str]] = (
+    Counter()
+)  # heard so far, by property: one per input, or as many as it returns
 
 
 def cost_s(name: str, payload: bytes) -> float:

@@ -2,8 +2,8 @@
 
 import json
 import re
-from random import Random
 from collections.abc import Mapping
+from random import Random
 from typing import Any, Final
 
 import msgspec
@@ -98,7 +98,10 @@ COMMANDS = [
         "out_of_service": {"key": "meter", "reason": "gone"},
     }.items()
 ]
-COMMANDS.append({"verb": "set_mode", "arguments": {"mode": "local"}, "by": "p", "role": 2, "via": "panel", "local": True})
+COMMANDS.append(
+    {"verb": "set_mode", "arguments": {"mode": "local"}, "by": "p", "role": 2, "via": "panel", "local": True}
+)
+COMMANDS += [COMMANDS[0:3], [COMMANDS[-1], *COMMANDS[:4]], [COMMANDS[0] | {"by": str(n)} for n in range(40)]]
 READINGS = [
     {"value": value, "timestamp": 1_795_200_000_000, "quality": quality}
     for value, quality in ((30.0, 1), (None, 0), (-1, 1), (1, 1), (0.0, 2))
@@ -116,12 +119,14 @@ SAID: Final = {
 
 FRAMES = [
     wire.packed(wire.Catalogue(wire.VERSION, "hall-a", 1, GROUPS)),
-    wire.packed(wire.Update(3, [9001.5, 50.0, 230.0, 1.0, 1.0, "SN", None], 1.0, 2.0, None, {0: 3.0}, {6: "x"}, "d")),
+    wire.packed(
+        wire.Update(3, [9001.5, 50.0, 230.0, 1.0, 1.0, "SN", None], 1.0, 2.0, None, {0: 3.0}, {6: "x"}, "d")
+    ),
     wire.packed(wire.Update(2, [4500.0], 1.0, 2.0, [0])),
     wire.packed(wire.Regroup(2, GROUPS[2])),
     wire.packed(wire.Pulse(1.0)),
     wire.packed(wire.Done(model.Outcome(result=model.Result.CLAMPED, reason="why", value=1.0))),
-    *(wire.packed(msgspec.convert(said, model.Command)) for said in COMMANDS),
+    *(wire.packed(msgspec.convert(said, model.Command)) for said in COMMANDS if isinstance(said, dict)),
 ]
 FRAMES += [b"".join(FRAMES[-9:]), b"".join(FRAMES[:6])]
 
@@ -173,7 +178,10 @@ SEEDS: Final[Mapping[str, list[bytes]]] = {
     name: [json.dumps(said).encode() for said in messages] for name, messages in SAID.items()
 } | {
     "image": FRAMES,
-    "profile": [METER, *(path.read_bytes() for path in sorted(BUILTIN.glob("*.yaml")) if path.stat().st_size < 3000)],
+    "profile": [
+        METER,
+        *(path.read_bytes() for path in sorted(BUILTIN.glob("*.yaml")) if path.stat().st_size < 3000),
+    ],
     "config": [GATEWAY, METER],
     **dict.fromkeys(("modbus-tcp", "modbus-rtu", "modbus-server", "sunspec", "opcua"), TAPES),
 }

@@ -69,6 +69,7 @@ def test_an_identity_that_is_there_is_a_match_and_another_is_not(site):
     url = site.pdu(values=values | {"server_class": 9.0}, profile=liebert).url
     said = json.loads(powerblock("probe", url, "--profile", "liebert_hpc", "--json").stdout)
     assert said["profiles"][0]["verdict"] == "does not fit"
+    assert "server_class says nothing" in said["profiles"][0]["why"]
 
 
 def test_a_probe_reads_the_name_plate_in_as_many_pieces_as_it_has(site):

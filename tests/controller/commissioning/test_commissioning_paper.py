@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -15,6 +16,7 @@ from controller.commissioning import capture, playback, recording
 from controller.commissioning.checkout import Line, Part, Sheet
 from controller.commissioning.sheet import as_csv, as_html
 from controller.commissioning.target import ToolError
+from protocols.modbus.answer import ExceptionCode, Refusal
 from protocols.profile import builtin_profiles
 from tests.brokers import free_port
 from tests.controller.commissioning.devices_on_site import (
@@ -27,6 +29,8 @@ from tests.controller.commissioning.devices_on_site import (
     served,
 )
 from tests.protocols.modbus.libmodbus_peer import FaultServer, needs_libmodbus
+
+EXAMPLE = Path(__file__).parents[3] / "examples" / "devices" / "simulated_pdu.yaml"
 
 # --- points --------------------------------------------------------------------------------------------------
 
@@ -177,7 +181,16 @@ def test_a_file_that_is_there_is_not_overwritten(tmp_path):
     file.write_text("signed")
     found = powerblock("capture", "modbus+tcp://127.0.0.1", "--profile", "xerus_pdu", "-o", file)
     assert (found.exit_code, "exists" in found.stderr) == (2, True)
+    with pytest.raises(ToolError, match="exists"):  # also one that came while we were reading
+        recording.written(recording.Recording(url="u", unit=1, began_utc="x"), file)
     assert file.read_text() == "signed"
+
+
+def test_a_recording_answers_for_its_own_unit_alone():
+    bank = playback.RecordedBank(recording.Recording(url="u", unit=5, began_utc="x"), lambda: 0.0)
+    with pytest.raises(Refusal) as refused:
+        bank.read("holding", 6, 0, 1, None)
+    assert refused.value.code == ExceptionCode.GATEWAY_TARGET_SILENT
 
 
 @pytest.mark.parametrize("word", ["holding", "holding:9-3", "nix:0-3", "holding:0-70000", "holding:0-20000"])
@@ -195,6 +208,16 @@ def test_a_file_that_is_no_capture_is_bad_input(tmp_path, content):
     found = powerblock("playback", file)
     assert found.exit_code == 2
     assert "x.yaml" in found.stderr
+
+
+def test_the_recorded_example_is_found_to_be_what_it_is(site):
+    server = playback.server_of(recording.loaded(EXAMPLE), time.monotonic, again=True)
+    site.add(served(server))
+    url = f"modbus+tcp://127.0.0.1:{server.port}"
+    said = json.loads(powerblock("probe", url, "--json").stdout)
+    assert said["chosen"] == ["xerus_pdu"]
+    assert said["nameplate"] == {"vendor": "powerblock", "product": "simulated PDU"}
+    assert powerblock("read", url, "--profile", "xerus_pdu").exit_code == 0
 
 
 # --- checkout ------------------------------------------------------------------------------------------------

@@ -83,11 +83,22 @@ def test_a_value_comes_with_its_unit_its_quality_and_its_registers(site):
 
 
 def test_a_point_that_is_refused_is_bad_and_the_others_are_good(site, meter, meter_profile):
-    meter.refused.add((3, 10))
+    meter.registers[1][0:2] = 0x459C, 0x4000  # 5 kW
+    meter.refused.add((3, 4))
     found = powerblock("read", url_of(meter), "--profile", meter_profile, "--json")
     assert found.exit_code == 1
     said = {one["point"]: one for one in json.loads(found.stdout)["values"]}
-    assert "illegal data address" in said["mode"]["why"]
+    assert "illegal data address" in said["limit_w"]["why"]
+    assert said["power_w"]["value"] == 5000.0  # the same question would have brought both
+    assert said["mode"]["said"] == "1 by_hand"
+
+
+def test_one_silence_costs_its_own_points(meter, meter_profile):
+    meter.fault = lambda _tid, _unit, pdu, frame: None if pdu[2] == 10 else frame
+    found = powerblock("read", url_of(meter), "--profile", meter_profile, "--json")
+    assert found.exit_code == 1
+    said = {one["point"]: one for one in json.loads(found.stdout)["values"]}
+    assert "no answer within 0.3 s" in said["mode"]["why"]
     assert said["limit_w"]["value"] == 2500.0
 
 

@@ -158,6 +158,18 @@ def test_a_value_that_is_kept_on_keeps_its_past():
     assert not history.read(again, 0.0, 2e9, 10).values
 
 
+def test_history_of_many_values_is_shorter_instead_of_filling_the_memory(monkeypatch):
+    monkeypatch.setattr("controller.facility.opcua_history.SAMPLES_MAX", 100)
+    batch, _ = kept(1)
+    history = History(86_400)
+    variables = [Variable(str(number), "", "a", Meaning(is_kept=True), batch, 0) for number in range(10)]
+    history.keep(variables)
+    for second in range(50):
+        batch.now = (float(second), 0, 1e9 + second)
+        history.sample()
+    assert len(history.read(variables[0], 0.0, 2e9, 100).values) == 10
+
+
 # --- users ----------------------------------------------------------------------------------------------
 
 
