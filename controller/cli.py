@@ -90,7 +90,7 @@ def status(
     from controller.views import status as view
 
     if block_path is not None:
-        run_dir = _load(block_path).run_dir
+        run_dir = _load_any(block_path).run_dir
     path, console = run_dir / "status.json", Console()
     if not (once or as_json) and console.is_terminal:
         _watch(console, path)

@@ -13,7 +13,7 @@ plant: flow and temperature of the loop, the share that the chiller may take.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from math import sqrt
+from math import sin, sqrt
 from typing import Final
 
 from firmware_sim.modbus_device import Layout, Values
@@ -25,6 +25,8 @@ from protocols.profile import Profile, load_profile
 MAINS_HZ: Final = 50.0
 POWER_FACTOR_RATIO: Final = 0.98
 PHASE_V: Final = 230.0
+MAINS_SWAY_RATIO: Final = 0.002  # the mains are never still, and meters that are, are dead
+MAINS_SWAY_PER_S: Final = 0.7
 S_PER_MIN: Final = 60.0
 WH_PER_J: Final = 1 / 3600
 
@@ -82,6 +84,10 @@ def _power_w(device: FieldDevice, plant: Plant) -> float:
     return sum(meter.reading_w for meter in plant.inlet_meters[names.index(device.of)])
 
 
+def _phase_v(plant: Plant) -> float:
+    return PHASE_V * (1 + MAINS_SWAY_RATIO * sin(MAINS_SWAY_PER_S * plant.now_s))
+
+
 def _rpu(device: FieldDevice, plant: Plant) -> Tied:
     def values() -> Values:
         cdu = plant.cdu
@@ -116,21 +122,21 @@ def _rpu(device: FieldDevice, plant: Plant) -> Tied:
 def _em24(device: FieldDevice, plant: Plant) -> Tied:
     def values() -> Values:
         power_w = _power_w(device, plant) if device.of else plant.cdu.pump_w
-        phase_w = power_w / 3
-        current_a = phase_w / POWER_FACTOR_RATIO / PHASE_V
+        phase_w, phase_v = power_w / 3, _phase_v(plant)
+        current_a = phase_w / POWER_FACTOR_RATIO / phase_v
         phases = {
             name.format(phase): value
             for phase in (1, 2, 3)
             for name, value in (
                 ("power_l{}_w", phase_w),
-                ("voltage_l{}_v", PHASE_V),
+                ("voltage_l{}_v", phase_v),
                 ("current_l{}_a", current_a),
             )
         }
         return {
             "power_w": power_w,
             "apparent_power_va": power_w / POWER_FACTOR_RATIO,
-            "voltage_v": PHASE_V,
+            "voltage_v": phase_v,
             "power_factor_ratio": POWER_FACTOR_RATIO,
             "frequency_hz": MAINS_HZ,
             **phases,
@@ -180,14 +186,14 @@ def _battery(device: FieldDevice, plant: Plant) -> Tied:
     """It carries a share of the block; its meter is the block's own."""
 
     def values() -> Values:
-        power_w = BATTERY_SHARE_RATIO * plant.block_meter.reading_w
+        power_w, phase_v = BATTERY_SHARE_RATIO * plant.block_meter.reading_w, _phase_v(plant)
         left_wh = BATTERY_WH - BATTERY_SHARE_RATIO * plant.block_energy_j * WH_PER_J
         return {
             "701.W": power_w,
             "701.VA": power_w,
-            "701.A": power_w / (3 * PHASE_V),
-            "701.LLV": PHASE_V * sqrt(3),
-            "701.LNV": PHASE_V,
+            "701.A": power_w / (3 * phase_v),
+            "701.LLV": phase_v * sqrt(3),
+            "701.LNV": phase_v,
             "701.Hz": MAINS_HZ,
             "713.WHRtg": BATTERY_WH,
             "713.WHAvail": left_wh,

@@ -124,9 +124,7 @@ def _draw_ways(axes: Any, trace: Trace, shown: Mapping[Way, Shown], marks: Seque
     axes.set_ylabel("kW, as seen")
     for mark in marks:
         axes.axvline(mark.t_s, color=MARK[mark.kind], linewidth=0.9, linestyle=":")
-    axes.legend(
-        loc="lower right", bbox_to_anchor=(1, 0.98), frameon=False, fontsize=8, ncols=len(shown) + 1
-    )
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 0.98), frameon=False, fontsize=8, ncols=len(shown) + 1)
 
 
 def _draw_marks(axes: Any, marks: Sequence[Mark], end_s: float) -> None:

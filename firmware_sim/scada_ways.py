@@ -19,7 +19,7 @@ import ssl
 import struct
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Final
 from urllib.parse import urlsplit
 
@@ -62,6 +62,8 @@ BUS_UNITS: Final = {"kW": 1000.0, "%": 0.01}  # of the bus -> factor to ours
 BUS_GOOD: Final = 1
 BUS_BEAT: Final = "HeartbeatTimestampBms"
 BUS_SILENT_S: Final = 25.0  # two of its heartbeats, and some
+PREFIX: Final = "powerblock"
+QUALITY: Final = f"{PREFIX}_quality"
 METRICS: Final = {  # ending of a point's name -> of the metric's, and the factor to our unit
     "_w": ("_watts", 1.0),
     "_c": ("_celsius", 1.0),
@@ -427,28 +429,35 @@ class PrometheusReader(Reader):
                 async with session.get(f"http://{LOOPBACK}:{self.plan.prometheus_port}/metrics") as answer:
                     answer.raise_for_status()
                     text = await answer.text()
-                found = dict(_samples(text))
+                values, qualities = _samples(text)
                 for series, point in wanted.items():
-                    value = found.get(series)
-                    self._tell(point.address, None if value is None else value * _metric(point)[1])
+                    good = qualities.get(series) == GOOD_QUALITY and series in values
+                    self._tell(point.address, values[series] * _metric(point)[1] if good else None)
                 await asyncio.sleep(LOOK_S)
 
 
 Series = tuple[str, str, str, str]  # metric, kind, name and part
 
 
-def _samples(text: str) -> Iterator[tuple[Series, float]]:
+def _samples(text: str) -> tuple[dict[Series, float], dict[Series, float]]:
+    """Values and qualities."""
+    values: dict[Series, float] = {}
+    qualities: dict[Series, float] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             labels = sample.labels
-            key = (sample.name, labels.get("kind", ""), labels.get("name", ""), labels.get("part", ""))
-            yield key, sample.value
+            place = labels.get("kind", ""), labels.get("name", ""), labels.get("part", "")
+            if sample.name == QUALITY:
+                qualities[f"{PREFIX}_{labels['quantity']}", *place] = sample.value
+            else:
+                values[sample.name, *place] = sample.value
+    return values, qualities
 
 
 def _series(point: WatchedPoint) -> Series:
     kind, _, name = point.group.partition("/")
     stem = next(point.name.removesuffix(ending) for ending in METRICS if point.name.endswith(ending))
-    return (f"powerblock_{_metric(point)[0]}", kind.removesuffix("s"), name or kind, _part(stem)[1])
+    return (f"{PREFIX}_{_metric(point)[0]}", kind.removesuffix("s"), name or kind, _part(stem)[1])
 
 
 def _metric(point: WatchedPoint) -> tuple[str, float]:

@@ -337,6 +337,7 @@ FIELD: Final = (
         meaning="this field device does not answer, or answers what cannot be true",
         by_itself="its values count as bad wherever they are served; no other device is touched",
         response="wire, address, unit id; the text gives the device's own words",
+        on_delay_s=5.0,  # a start, and a device that restarts its server, are no news
         off_delay_s=LINK_OFF_S,
     ),
     Entry(

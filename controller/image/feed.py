@@ -63,7 +63,7 @@ class ImageFeed:
         try:
             await self._mirror_for_ever()
         finally:
-            self._lost("stopped")
+            self._close("the mirror was stopped")
 
     async def _mirror_for_ever(self) -> None:
         failures = 0
@@ -147,15 +147,19 @@ class ImageFeed:
             tell()
 
     def _lost(self, why: str) -> None:
+        if self.alive:
+            log.warning("controller not heard", why=why)
+        self._close("the controller was lost")
+
+    def _close(self, why: str) -> None:
         writer, self._writer = self._writer, None
         if writer is not None:
             writer.close()
         for answer in self._waiting.values():
             if not answer.done():
-                reason = "the controller was lost: carried out or not, look at what holds"
+                reason = f"{why}: carried out or not, look at what holds"
                 answer.set_result(Outcome(result=Result.REJECTED, reason=reason))
         if self.alive:
-            log.warning("controller not heard", why=why)
             self._set_alive(alive=False)
 
     def _set_alive(self, *, alive: bool) -> None:

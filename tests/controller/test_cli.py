@@ -385,3 +385,20 @@ def test_replay_of_a_damaged_file_says_what_it_found_until_there(journal):
 
 def test_replay_of_no_journal_is_bad_input(tmp_path):
     assert powerblock("replay", tmp_path / "none").exit_code == 2
+
+
+def test_status_of_a_gateway_is_found_by_its_file(tmp_path):
+    from controller.clock import now_utc_s
+
+    path = tmp_path / "gateway.yaml"
+    path.write_text(f"{{block: hall-a, state_dir: {tmp_path}, run_dir: {tmp_path}}}")
+    told = {
+        "block": "hall-a",
+        "epoch": 1,
+        "started_utc_s": 0.0,
+        "at_utc_s": now_utc_s(),
+        "alarms": [],
+        "links": [],
+    }
+    StatusFile(tmp_path).write(told | {"facility": {"mode": "remote", "limit_w": None, "slots": []}})
+    assert powerblock("status", path, "--once").exit_code == 0
