@@ -22,12 +22,12 @@ from firmware_sim.watched import TOLERANCE_RATIO, WatchedPoint
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
-LAGS_S: Final[Mapping[Way, float]] = {  # instrument 1 s, poll 1 s, image 0.25 s, and the way's own period
-    "opcua": 2.6,
-    "modbus": 3.2,
-    "bms": 3.6,
-    "prometheus": 3.6,
-    "mirror": 2.6,
+LAGS_S: Final[Mapping[Way, float]] = {  # a PDU's mean and refresh 1.5 s, poll 1 s, image 0.25 s, and its own
+    "opcua": 3.0,
+    "modbus": 3.5,
+    "bms": 4.0,
+    "prometheus": 4.0,
+    "mirror": 3.0,
 }
 LAG_SEARCH_MAX_S: Final = 15.0
 DEAD_GRACE_S: Final = 6.0  # two polls, their time-outs and the way's own period until silence is known

@@ -83,6 +83,9 @@ async def _serve(rig: Rig, console: Console) -> None:
     async with rig.facility() as facility:
         for name, value in rig.grid.endpoints().items():
             console.print(f"{name:10} {value}", soft_wrap=True)
+        served = {} if rig.scada is None else rig.scada.endpoints()
+        for name, value in served.items():
+            console.print(f"{name:10} {value}", soft_wrap=True)
         for name, url in rig.device_urls.items():
             console.print(f"{name:10} {url}")
         library = build_library(rig.work_dir)

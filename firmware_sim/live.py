@@ -54,7 +54,8 @@ class LiveView:
         spark = Text(_sparkline(self._history_w), style="blue")
         rows = Table.grid()  # a bare progress bar does not end its line
         rows.add_row(bar)
-        parts: list[RenderableType] = [head, rows, spark, _numbers(view), _marks(view)]
+        numbers = _numbers(view, alone=scenario.facility.alone)
+        parts: list[RenderableType] = [head, rows, spark, numbers, _marks(view)]
         if view.lines:
             parts += [Text(), _seen(view.lines)]
         return Panel(Group(*parts), width=WIDE if view.lines else HISTORY + 6)
@@ -76,10 +77,12 @@ def verdict_table(outcome: Outcome) -> Table:
     return table
 
 
-def _numbers(view: View) -> Table:
+def _numbers(view: View, *, alone: bool) -> Table:
     sample, beat = view.sample, beat_of(view.status)
     table = Table.grid(padding=(0, 2))
     table.add_row("block", _kw(sample.block_w), "meter", _kw(sample.metered_w), "GPUs", _kw(sample.gpu_w))
+    if alone:  # with no law in between
+        return table
     budget = "?" if beat is None else _kw(beat.budget_w)
     table.add_row(
         "budget", budget, "cooling", _kw(sample.capacity_w), "tokens/s", f"{sample.tokens_per_s:,.0f}"

@@ -1,11 +1,11 @@
 """The run as one picture: power, budget and limit above, tokens per second below.
 
-Where a facility is served, a third panel shows block power as each way showed it, a step for each value told,
-and a gap where it had none.
+Where a facility is served, a third panel shows one power, the block's if there is one, as each way showed it:
+a step for each value told, and a gap where it had none.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,13 +25,23 @@ LIMIT: Final = "#c62828"
 TOKENS: Final = "#6a1b9a"
 WAYS: Final[Mapping[Way, tuple[str, str]]] = {  # as the legend has them
     "opcua": ("OPC UA", "#1565c0"),
-    "modbus": ("Modbus (SunSpec)", "#2e7d32"),
+    "modbus": ("Modbus", "#2e7d32"),
     "bms": ("DSX bus", "#c62828"),
     "prometheus": ("Prometheus", "#ef6c00"),
     "mirror": ("MQTT", "#6a1b9a"),
 }
 LATE_RATIO: Final = 0.8  # of the run: what stands there is written to the left
 MARK: Final = {"event": "#c62828", "fault": "#ef6c00"}
+
+
+@dataclass(frozen=True)
+class SeenPoint:
+    """A power as the plant had it (k moments), and as each way showed it."""
+
+    label: str
+    t_s: Floats
+    true_w: Floats
+    shown: Mapping[Way, Shown]
 
 
 def draw(
@@ -43,7 +53,7 @@ def draw(
     contract: Contract,
     marks: Sequence[Mark],
     verdict: Verdict,
-    shown: Mapping[Way, Shown],
+    seen: SeenPoint | None = None,
 ) -> None:
     """Write a PNG."""
     drawn = trace.t_s >= FROM_S
@@ -54,14 +64,14 @@ def draw(
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    heights = (3, 1.4, 1) if shown else (3, 1)
+    heights = (3, 1.4, 1) if seen else (3, 1)
     figure, panels = plt.subplots(
         len(heights), 1, figsize=(12, 1.8 * sum(heights)),
         sharex=True, height_ratios=heights, layout="constrained", facecolor="white",
     )  # fmt: skip
     power, tokens = panels[0], panels[-1]
-    if shown:
-        _draw_ways(panels[1], trace, shown, marks)
+    if seen:
+        _draw_ways(panels[1], seen, marks)
     _draw_power(power, trace, budget_w, requests, contract)
     tokens.plot(trace.t_s, trace.tokens_per_s / 1000, color=TOKENS, linewidth=0.4, alpha=0.35)
     centre_s = trace.t_s - MEAN_S / 2  # a mean belongs to the middle of its second
@@ -116,15 +126,20 @@ def _draw_power(
     axes.legend(loc="lower right", frameon=False, fontsize=9)
 
 
-def _draw_ways(axes: Any, trace: Trace, shown: Mapping[Way, Shown], marks: Sequence[Mark]) -> None:
-    axes.plot(trace.t_s, trace.block_w / 1000, color=GREY, linewidth=0.5, alpha=0.6, label="plant, 50 ms")
-    for way, seen in shown.items():
+def _draw_ways(axes: Any, seen: SeenPoint, marks: Sequence[Mark]) -> None:
+    drawn = seen.t_s >= FROM_S
+    t_s, true_w = seen.t_s[drawn], seen.true_w[drawn]
+    axes.plot(t_s, true_w / 1000, color=GREY, linewidth=0.5, alpha=0.6, label="plant")
+    for way, shown in seen.shown.items():
         name, colour = WAYS[way]
-        axes.plot(trace.t_s, seen.at(trace.t_s) / 1000, color=colour, linewidth=1.1, label=name)
-    axes.set_ylabel("kW, as seen")
+        axes.plot(t_s, shown.at(t_s) / 1000, color=colour, linewidth=1.1, label=name)
     for mark in marks:
         axes.axvline(mark.t_s, color=MARK[mark.kind], linewidth=0.9, linestyle=":")
-    axes.legend(loc="lower right", bbox_to_anchor=(1, 0.98), frameon=False, fontsize=8, ncols=len(shown) + 1)
+    axes.set_title(f"{seen.label}, as seen", loc="left", fontsize=10, color="#52606d")
+    axes.set_ylabel("kW")
+    axes.legend(
+        loc="lower right", bbox_to_anchor=(1, 0.98), frameon=False, fontsize=8, ncols=len(seen.shown) + 1
+    )
 
 
 def _draw_marks(axes: Any, marks: Sequence[Mark], end_s: float) -> None:
@@ -135,7 +150,8 @@ def _draw_marks(axes: Any, marks: Sequence[Mark], end_s: float) -> None:
         height = 0.98 - 0.05 * (i % 3)  # neighbours do not overwrite each other
         side = "right" if mark.t_s > LATE_RATIO * end_s else "left"  # of the line, to stay in the picture
         axes.text(
-            mark.t_s, height, f" {mark.text} ", transform=transform, color=colour, fontsize=9, va="top", ha=side
+            mark.t_s, height, f" {mark.text} ", transform=transform,
+            color=colour, fontsize=9, va="top", ha=side,
         )  # fmt: skip
 
 

@@ -373,7 +373,7 @@ class Rig:
         plot.draw(
             self.report_dir / "plot.png", f"{scenario.name}: {scenario.about}".rstrip(": "), trace,
             recorder.budget_w(aligned), requests, contract, self.marks, verdict,
-            {} if scada is None else scada.block_power(self._zero_s),
+            None if scada is None else scada.power(samples, self._zero_s),
         )  # fmt: skip
         return Outcome(verdict, alarms, self.report_dir)
 

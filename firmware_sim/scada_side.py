@@ -21,7 +21,16 @@ from firmware_sim.agreement import Outage, Shown, agreement
 from firmware_sim.child import Child
 from firmware_sim.facility import Facility, Sample
 from firmware_sim.lifetime import RigError
-from firmware_sim.scada_plan import LOOPBACK, Plan, ServedAt, published_map
+from firmware_sim.plot import SeenPoint
+from firmware_sim.scada_plan import (
+    BUS_TOPICS,
+    LOOPBACK,
+    MIRROR_PREFIX,
+    USER,
+    Plan,
+    ServedAt,
+    published_map,
+)
 from firmware_sim.scenario import Scenario
 from firmware_sim.scenario_facility import Way, Write
 
@@ -31,7 +40,6 @@ SERVED_MAX_S: Final = 60.0  # until every way has shown every point for the firs
 LOOK_AGAIN_S: Final = 0.1
 WRITE_DONE_RATIO: Final = 0.01  # of the value: a register's step
 WRITE_MAX_S: Final = 10.0
-BLOCK_POWER: Final = "block/power_w"
 LINE_MAX_BYTES: Final = 64 * 1024
 
 
@@ -258,11 +266,27 @@ class ScadaSide:
         keys = ["orders_refused", *(["bms_invalid"] if "bms" in self.ways else [])]
         return dict.fromkeys(keys, (None, 0.0))
 
-    def block_power(self, zero_s: float) -> dict[Way, Shown]:
-        """As each way showed it."""
-        return {
-            way: seen.shown(zero_s) for (way, address), seen in self.seen.items() if address == BLOCK_POWER
+    def power(self, samples: Sequence[Sample], zero_s: float) -> SeenPoint:
+        """The block's, or the first that somebody measures, as each way showed it; for the picture."""
+        column, point = next((i, one) for i, one in enumerate(self.points) if one.unit == "W")
+        return SeenPoint(
+            point.label,
+            np.array([sample.t_s for sample in samples]) - zero_s,
+            np.array([sample.truth[column] for sample in samples]),
+            {way: one.shown(zero_s) for (way, place), one in self.seen.items() if place == point.address},
+        )
+
+    def endpoints(self) -> dict[str, str]:
+        """Where the device under test is told to serve, and who may come in; for who looks on by hand."""
+        served = self._served
+        told = {
+            "opcua": f"opc.tcp://{LOOPBACK}:{served.opcua_port}/  user {USER}, password {served.password}",
+            "modbus": f"{LOOPBACK}:{served.modbus_port}",
+            "prometheus": f"http://{LOOPBACK}:{served.prometheus_port}/metrics",
+            "bms": f"{self._mqtt['url']}  {BUS_TOPICS}",
+            "mirror": f"{self._mqtt['url']}  {MIRROR_PREFIX}/{self._scenario.block.name}/#",
         }
+        return {way: told[way] for way in self.ways}
 
     def record(self) -> dict[str, Any]:
         """For the report."""

@@ -33,7 +33,7 @@ HOSTS_MAX: Final = 256  # an installation's own subnet; more is somebody else's
 PORTS_MAX: Final = 8
 UNIT_MAX: Final = 247  # Modbus over serial line V1.02, 2.2
 QUESTIONS_MAX: Final = 10_000  # at four a second and a second of silence each: a night
-PLATE: Final = ("vendor", "product_code", "revision")
+PLATE: Final = ("vendor", "product_code", "product", "model", "revision")
 OPCUA_PORT: Final = 4840
 ALIKE_MIN: Final = 4  # units that answer the same at one place
 
