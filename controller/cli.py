@@ -4,6 +4,8 @@ On the hosts: run (block controller or gateway), serve (OPC UA, Modbus,
 DSX Exchange, metrics), agent (on every GPU host).
 For people: check, status, alarms, signals, explain, replay, map; they read
 and touch nothing. command is the block's own panel.
+On site, with field devices: scan, probe, points, read, watch, write, capture,
+playback, checkout; only write --confirm changes anything.
 
 Exit status: 0 all is well; 2 bad input, named on stderr with its remedy;
 1 the answer is not the one hoped for: controller not running, a signal
@@ -18,6 +20,8 @@ from typing import Annotated, Any, Final, NoReturn
 import typer
 from rich.console import Console, RenderableType
 
+from controller.commissioning.cli import register
+
 # The daemon must not carry what only the views need, nor the views a driver library: each command imports
 # its own part.
 
@@ -28,6 +32,8 @@ RUN_DIR: Final = Path("/run/powerblock")  # as the systemd unit makes it
 SIGNAL_MAX_BYTES: Final = 1024 * 1024  # four times what the wire accepts; the parser says the rest
 
 app = typer.Typer(name="powerblock", add_completion=False, no_args_is_help=True, help=__doc__)
+
+register(app)
 
 BlockPath = Annotated[Path, typer.Argument(metavar="BLOCK.yaml", help="configuration of the block")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON for programs")]
