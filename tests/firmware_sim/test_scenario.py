@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from firmware_sim.agreement import LAGS_S
 from firmware_sim.scenario import ScenarioError, load_scenario, parse_scenario
 from firmware_sim.verdict import FIGURES
 
@@ -11,6 +12,9 @@ EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
 SCENARIOS = [path for path in EXAMPLES if "timeline" in path.read_text()]
 OTHER_FIGURES = {"over_rating_s", "over_capacity_s", "over_capacity_ratio", "peak_w", "rig_lost_s"}
 OTHER_FIGURES |= {"status_events_missing", "status_refused", "reports_received"}
+OTHER_FIGURES |= {f"{way}_{what}" for way in LAGS_S for what in ("agreement_ratio", "lag_s", "bad_s")}
+OTHER_FIGURES |= {"ways_back_s", "devices_back_s", "dead_good_s", "write_s", "bms_messages", "bms_invalid"}
+OTHER_FIGURES |= {"orders_refused"}
 
 
 def a_document(**changes):
@@ -41,7 +45,7 @@ def test_every_example_loads_takes_under_two_minutes_and_expects_figures_that_ex
 def test_all_scenarios_are_shipped():
     calm = {"curtailment", "openadr_mtls", "openadr_ven", "dsx_flex", "dsx_flex_nats"}
     rough = {"broker_lost", "pdu_frozen", "agent_killed", "chiller_derate", "controller_killed"}
-    rough |= {"dsx_broker_lost", "vtn_lost", "certificate_replaced"}
+    rough |= {"dsx_broker_lost", "vtn_lost", "certificate_replaced", "gateway", "plain_gateway"}
     assert calm | rough <= {p.stem for p in SCENARIOS}
 
 
