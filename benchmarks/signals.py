@@ -300,7 +300,8 @@ class Metered(Controller):
 
     @property
     def intervals(self) -> int:
-        return sum(len(source.book.windows(model.NEVER_S)) for source in self._site.sources.values())
+        sources = (self._site.sources[name] for name in self._site.names)
+        return sum(len(source.book.windows(model.NEVER_S)) for source in sources)
 
     def forget(self) -> None:
         """The figures begin here."""

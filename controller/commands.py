@@ -5,10 +5,12 @@ roles, one switch position, one log. A command is answered with what came of it,
 none is dropped in silence. Whoever authenticated the asker has said the role; whether it suffices is decided
 here, again, for all ways alike.
 
-In LOCAL, and in OFF, verbs that move plant or power are refused unless they come from the block's own panel.
-To look after alarms is everybody's business who may.
+In LOCAL, and in OFF, verbs that move plant or power are refused unless they come from the block's own panel;
+writes that were under way when the switch was turned are done before the one who turned it is answered. To
+look after alarms is everybody's business who may.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Final, NamedTuple
@@ -20,6 +22,7 @@ from controller.alarms import AlarmDesk
 from controller.core.model import FOREVER_S, NEVER_S, Ramp, Settings
 from controller.image.model import Command, Outcome, Result, Role, Words
 from controller.lines import Lines
+from controller.site.facility import OPERATOR as OPERATOR  # noqa: PLC0414  part of this interface
 from controller.site.facility import PRIORITIES, Facility, Mode, Slot
 from controller.site.history import Room
 from protocols.reading import DeviceError, Written
@@ -30,7 +33,7 @@ FILES_MAX: Final = 4
 UNCONFIRMED_MAX: Final = 64  # points whose last write is in doubt
 SERVED_S: Final = 10.0  # what the facility server told longer ago holds no more
 WRITE_WAIT_S: Final = 5.0  # a slow device behind a busy line, its read-back included
-OPERATOR: Final = 8
+RAMP_LEAST_RATIO: Final = 0.1  # of the agreed ramp: a slower one would outlast its limit by hours
 SAY: Final = "say"  # the facility server tells what is wrong with itself: no command, and not logged
 
 Positive = Annotated[float, msgspec.Meta(gt=0, le=1e9)]
@@ -53,7 +56,10 @@ class SetPowerLimit(_Strict, frozen=True):
 
 
 class Release(_Strict, frozen=True):
+    """`writer`: another than the asker; for engineers and the panel."""
+
     priority: int | None = None
+    writer: Words | None = None
 
 
 class SetMode(_Strict, frozen=True):
@@ -116,7 +122,7 @@ class CommandDesk:
         write: sets a point of a field device, and says what it reads back.
         alarms: of the block.
         power: what limits of the facility go to, with the law's settings; None: a gateway without GPUs.
-        on_moved: called when the facility asks for another power.
+        on_moved: called when the facility asks for another power; returns why that is not on disk, or "".
         clock: monotonic and wall clock, s.
     """
 
@@ -128,7 +134,7 @@ class CommandDesk:
         alarms: AlarmDesk,
         facility: Facility,
         settings: Settings | None,
-        on_moved: Callable[[], None],
+        on_moved: Callable[[], str],
         clock: tuple[Callable[[], float], Callable[[], float]],
     ) -> None:
         self._write, self._alarms, self._facility, self._settings = write, alarms, facility, settings
@@ -137,7 +143,10 @@ class CommandDesk:
         self._lines = Lines(state_dir / FILE_NAME, files_max=FILES_MAX)
         self._written_bytes = FILE_MAX_BYTES  # the first line begins a file
         self._encoder = msgspec.json.Encoder()
-        self._room = Room()
+        self._rooms = {refused: Room() for refused in (True, False)}  # refusals must not hide what was done
+        self._under_way = 0  # writes
+        self._quiet = asyncio.Event()  # none is
+        self._quiet.set()
         self._unconfirmed: dict[str, str] = {}  # by device and point
         self._served: dict[str, str] = {}  # what the facility server finds wrong with itself
         self._served_at_s = NEVER_S
@@ -151,8 +160,12 @@ class CommandDesk:
         if self.fault:
             yield "commands", self.fault
         yield from ((f"write {point}", text) for point, text in self._unconfirmed.items())
-        if now_s - self._served_at_s <= SERVED_S:
-            yield from ((f"served {key}", text) for key, text in self._served.items())
+        yield from ((f"served {key}", text) for key, text in self._served.items())
+        if NEVER_S < self._served_at_s < now_s - SERVED_S:
+            yield (
+                "facility server",
+                f"not heard for {now_s - self._served_at_s:.0f} s: what it told last stands",
+            )
 
     async def carry_out(self, command: Command) -> Outcome:
         """Never raises for what a command says or a device does."""
@@ -194,7 +207,7 @@ class CommandDesk:
             case Release():
                 return self._release(command, arguments)
             case SetMode():
-                return self._set_mode(command, arguments)
+                return await self._set_mode(command, arguments)
             case Write():
                 return await self._write_point(arguments)
             case Heartbeat():
@@ -204,70 +217,94 @@ class CommandDesk:
     # --- power ------------------------------------------------------------------------------------------
 
     def _set_power_limit(self, command: Command, said: SetPowerLimit) -> Outcome:
-        settings, now_utc_s = self._settings, self._now_utc_s()
+        settings, facility = self._settings, self._facility
         if settings is None:
             return _rejected("this gateway has no GPUs: there is no power to limit")
         if said.priority not in PRIORITIES:
             return _rejected(f"priority: {said.priority} is none of {', '.join(map(str, PRIORITIES))}")
-        least_w, most_w = self._facility.least_w, settings.feed_rating_w
+        least_w, most_w = facility.least_w, settings.feed_rating_w
         limit_w = min(max(said.limit_w, least_w), most_w)
-        ramp, agreed = None, settings.ramp
-        if said.ramp_w_per_s is not None:
-            ramp = Ramp(
-                min(said.ramp_w_per_s, agreed.down_w_per_s), min(said.ramp_w_per_s, agreed.up_w_per_s)
-            )
+        then_w = None if said.then_w is None else min(max(said.then_w, least_w), most_w)
+        ramp = None if said.ramp_w_per_s is None else _within(said.ramp_w_per_s, settings.ramp)
+        ends_utc_s = FOREVER_S if said.valid_for_s is None else self._now_utc_s() + said.valid_for_s
         slot = Slot(
             writer_of(command),
             said.priority,
             limit_w,
-            now_utc_s,
-            FOREVER_S if said.valid_for_s is None else now_utc_s + said.valid_for_s,
-            None if said.then_w is None else min(max(said.then_w, least_w), most_w),
+            ends_utc_s,
+            then_w,
             ramp,
             said.heartbeat_timeout_s,
             command.local,
         )
-        before = self._facility.limit_w
-        refusal = self._facility.put(slot, self._now_s())
+        before = facility.limit_w
+        refusal = facility.put(slot, self._now_s())
         if refusal:
             return _rejected(refusal)
-        self._on_moved()
-        clamped = []
-        if limit_w != said.limit_w:
-            clamped.append(f"limit to {limit_w:.0f} W: the block can do {least_w:.0f} to {most_w:.0f} W")
-        if ramp is not None and min(ramp) < (said.ramp_w_per_s or 0.0):
-            clamped.append(
-                f"ramp to the agreed {agreed.down_w_per_s:.0f} W/s down, {agreed.up_w_per_s:.0f} up"
+        words = []
+        if (limit_w, then_w) != (said.limit_w, said.then_w):
+            words.append(f"the block can do {least_w:.0f} to {most_w:.0f} W: limit {limit_w:.0f} W")
+            words[-1] += "" if then_w is None else f", then {then_w:.0f} W"
+        if ramp is not None and said.ramp_w_per_s not in ramp:
+            words.append(
+                f"ramp {ramp.down_w_per_s:.0f} W/s down, {ramp.up_w_per_s:.0f} up: within what was agreed"
             )
-        result = Result.CLAMPED if clamped else Result.ACCEPTED
-        return Outcome(result=result, reason="; ".join(clamped), value=limit_w, was=before)
+        result = Result.CLAMPED if words else Result.ACCEPTED
+        return self._moved(result, before, words, slot)
+
+    def _moved(
+        self, result: Result, before: float | None, words: list[str], slot: Slot | None = None
+    ) -> Outcome:
+        """What the facility asks has changed: onto the disk, to the law, and back to whoever asked."""
+        unkept = self._on_moved()
+        facility = self._facility
+        if unkept:
+            words.append(f"in force, but not on disk: {unkept}")
+        first = facility.slots[0] if facility.slots else None
+        if slot is not None and first is not None and first.place != slot.place:
+            words.append(f"stands behind {first.id} at {first.asks_w:.0f} W")
+        return Outcome(result=result, reason="; ".join(words), value=facility.limit_w, was=before)
 
     def _release(self, command: Command, said: Release) -> Outcome:
-        before = self._facility.limit_w
-        if not self._facility.release(writer_of(command), said.priority):
-            return _rejected(f"{writer_of(command)} holds no such limit")
-        self._on_moved()
-        return Outcome(result=Result.ACCEPTED, value=self._facility.limit_w, was=before)
+        own, before = writer_of(command), self._facility.limit_w
+        writer = said.writer or own
+        if writer != own and not command.local and command.role < Role.ENGINEER:
+            return _rejected(f"{writer}'s limit is for an engineer, or the block's own panel, to release")
+        if not self._facility.release(writer, said.priority):
+            return _rejected(f"{writer} holds no such limit")
+        return self._moved(Result.ACCEPTED, before, [])
 
-    def _set_mode(self, command: Command, said: SetMode) -> Outcome:
-        self._facility.switch(said.mode, writer_of(command), self._now_s(), self._now_utc_s())
-        self._on_moved()
-        return Outcome(result=Result.ACCEPTED)
+    async def _set_mode(self, command: Command, said: SetMode) -> Outcome:
+        """Answered when no earlier write is under way any more: somebody may be about to touch the plant."""
+        before = self._facility.limit_w
+        self._facility.switch(said.mode, writer_of(command), self._now_utc_s(), local=command.local)
+        outcome = self._moved(Result.ACCEPTED, before, [])
+        await self._quiet.wait()  # bounded: no write takes longer than WRITE_WAIT_S
+        return outcome
 
     def _heartbeat(self, command: Command) -> Outcome:
-        self._facility.heartbeat(writer_of(command), self._now_s())
+        if not self._facility.heartbeat(writer_of(command), self._now_s()):
+            return _rejected(
+                f"no limit of {writer_of(command)} lives by its heartbeat: lapsed, or never set?"
+            )
         return Outcome(result=Result.ACCEPTED)
 
     # --- plant ------------------------------------------------------------------------------------------
 
     async def _write_point(self, said: Write) -> Outcome:
         address = f"{said.device}/{said.point}"
+        self._under_way += 1
+        self._quiet.clear()
         try:
             written = await self._write(said.device, said.point, said.value, WRITE_WAIT_S)
         except DeviceError as error:
             if error.may_be_in_force and len(self._unconfirmed) < UNCONFIRMED_MAX:
                 self._unconfirmed[address] = str(error)
             return _rejected(str(error))
+        finally:
+            self._under_way -= 1
+            if not self._under_way:
+                self._quiet.set()
         self._unconfirmed.pop(address, None)
         was = written.was if isinstance(written.was, (int, float)) else None
         return Outcome(result=Result.ACCEPTED, value=written.value, was=was)
@@ -282,7 +319,7 @@ class CommandDesk:
 
     def _note(self, command: Command, outcome: Outcome) -> None:
         now_s = self._now_s()
-        if not self._room.takes(now_s) or not self._lines.takes(1, now_s):
+        if not self._rooms[outcome.result is Result.REJECTED].takes(now_s) or not self._lines.takes(1, now_s):
             return
         line = (
             self._encoder.encode(
@@ -314,6 +351,15 @@ class CommandDesk:
             result=outcome.result.name.lower(),
             reason=outcome.reason,
         )
+
+
+def _within(asked_w_per_s: float, agreed: Ramp) -> Ramp:
+    """A writer's own ramp: slower than agreed, not faster, and not for ever."""
+    down, up = (
+        min(max(asked_w_per_s, RAMP_LEAST_RATIO * rate), rate)
+        for rate in (agreed.down_w_per_s, agreed.up_w_per_s)
+    )
+    return Ramp(down, up)
 
 
 def writer_of(command: Command) -> str:

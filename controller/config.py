@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import numpy as np
-import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
 from controller.agent.config import MqttConfig, TopicName
@@ -26,7 +25,6 @@ __all__ = [
     "ConfigError",
     "GatewayConfig",
     "devices",
-    "is_sound",
     "load_block",
     "load_config",
     "ramp_of",
@@ -36,7 +34,6 @@ __all__ = [
 CONTINUOUS_RATIO: Final = 0.8  # of a breaker's rating for loads that last for hours (NEC 210.20, 215.3)
 KW: Final = 1000.0
 
-log = structlog.get_logger(__name__)
 
 Kw = Annotated[float, Field(gt=0, le=1_000_000)]
 Watts = Annotated[float, Field(gt=0, le=10_000)]
@@ -157,18 +154,6 @@ def load_config(path: Path) -> GatewayConfig | BlockConfig:
     if errors:
         raise ConfigError("\n".join(errors))
     return config
-
-
-def is_sound(path: Path) -> bool:
-    """Whether a process may begin anew with this file; if not, the log says why."""
-    try:
-        load_config(path)
-    except ConfigError as error:
-        for line in str(error).splitlines():
-            log.error("not reloaded: everything stays as it was", why=line)
-        return False
-    log.info("reload", path=str(path))
-    return True
 
 
 def load_block(path: Path) -> BlockConfig:

@@ -43,7 +43,7 @@ class Life:
         """SIGTERM and SIGINT end the calling task and all that it will live by."""
         self._begin()
         for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, self.end)
+            asyncio.get_running_loop().add_signal_handler(number, self._stop)
 
     def reload_on_signal(self, holds: Callable[[], bool]) -> None:
         """SIGHUP ends the process to begin anew, if `holds` says that it can."""
@@ -62,6 +62,11 @@ class Life:
             self._tasks += [
                 tasks.create_task(self._endless(name, run), name=name) for name, run in parts.items()
             ]
+
+    def _stop(self) -> None:
+        """For good, whatever was under way."""
+        self.reloads = False
+        self.end()
 
     def end(self) -> None:
         """Cancel all tasks, and again until the first of them has ended."""
@@ -115,6 +120,7 @@ def run_and_leave(life: Coroutine[Any, Any, int]) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     if code == RELOAD:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # inherited: a second one must not end the new program
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606  the same program anew
     os._exit(code)
 

@@ -9,6 +9,8 @@ With a law beside it, the controller composes it in; without one, `GatewayServic
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
+import msgspec
+
 from controller.alarms import AlarmDesk, AlarmSettings
 from controller.alarms.points import SEVERITIES, Flag, PointRules, Rule, Threshold
 from controller.clock import now_s, now_utc_s
@@ -57,7 +59,7 @@ class Gateway:
         takers: by device, where measurements for the law go.
         facility: limits that operators set, and the switch.
         settings: of the law; None: there is none.
-        on_moved: called when the facility asks for another power.
+        on_moved: called when the facility asks for another power; why that is not on disk, or "".
     """
 
     def __init__(
@@ -69,7 +71,7 @@ class Gateway:
         takers: Mapping[str, Taker],
         facility: Facility,
         settings: Settings | None,
-        on_moved: Callable[[], None],
+        on_moved: Callable[[], str],
     ) -> None:
         self._facility = facility
         self._instruments = frozenset(takers)  # the law has alarms of its own for those
@@ -120,7 +122,7 @@ class Gateway:
         self.alarms.update([*conditions, *self._conditions()], at_s, at_utc_s)
         alarms = self.alarms.view()
         self.image.alarms(alarms)
-        self.update(Update(FACILITY_INDEX, self._row(alarms, at_utc_s), at_s, at_utc_s))
+        self.update(Update(FACILITY_INDEX, self._row(alarms), at_s, at_utc_s))
         return alarms
 
     def links(self) -> Iterator[dict[str, Any]]:
@@ -138,9 +140,14 @@ class Gateway:
                 "writer": slot.writer,
                 "priority": slot.priority,
                 "limit_w": slot.limit_w,
-                "ends_utc_s": slot.ends_utc_s,
+                "then_w": slot.then_w,
+                "remaining_s": facility.remaining_s(slot, now_s()),
+                "heartbeat_timeout_s": slot.heartbeat_timeout_s,
+                "ramp_w_per_s": None if slot.ramp is None else slot.ramp.down_w_per_s,
+                "over": slot.is_over,
+                "counts": number == 0,
             }
-            for slot in facility.slots
+            for number, slot in enumerate(facility.slots)
         ]
         return {"mode": facility.mode, "limit_w": facility.limit_w, "slots": slots}
 
@@ -179,17 +186,18 @@ class Gateway:
             if not link.up and link.name not in self._instruments:
                 yield f"device {link.name}", link.fault
 
-    def _row(self, alarms: Sequence[AlarmView], at_utc_s: float) -> list[Value]:
+    def _row(self, alarms: Sequence[AlarmView]) -> list[Value]:
         facility = self._facility
         slot = facility.slots[0] if facility.slots else None
         return [
             float(MODES.index(facility.mode)),
             facility.limit_w,
             None if slot is None else float(slot.priority),
-            facility.remaining_s(at_utc_s),
+            None if slot is None else facility.remaining_s(slot, now_s()),
             "" if slot is None else slot.writer,
             float(sum(alarm.active for alarm in alarms if not is_hidden(alarm))),
             float(sum(not alarm.acknowledged for alarm in alarms if not is_hidden(alarm))),
+            msgspec.json.encode(self.told()["slots"]).decode(),
         ]
 
 

@@ -59,6 +59,8 @@ class PureGateway:
             await asyncio.sleep(PERIOD_S)
 
     def _beat(self) -> None:
+        if self._store.fault:
+            self._keep()  # the disk may be well again
         alarms = self._gateway.tell(self._conditions())
         links = list(self._gateway.links())
         up = sum(link["up"] for link in links)
@@ -86,8 +88,9 @@ class PureGateway:
             self._store.set_book_aside(str(error))
             return Facility(0.0)
 
-    def _keep(self) -> None:
+    def _keep(self) -> str:
         self._store.keep_book({FACILITY: self._facility.kept()})
+        return self._store.fault
 
     def close(self) -> None:
         self._gateway.close()

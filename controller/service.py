@@ -25,7 +25,7 @@ import structlog
 from controller.actuate import Actuate
 from controller.board import Board
 from controller.clock import now_s, now_utc_s
-from controller.config import BlockConfig, ConfigError, GatewayConfig, is_sound, load_config, settings_of
+from controller.config import BlockConfig, ConfigError, GatewayConfig, load_config, settings_of
 from controller.core import law, watch
 from controller.core.model import NEVER_S, Decision, Measurement, Site, Snapshot
 from controller.endless import RELOAD, Life, ending, run_and_leave
@@ -34,6 +34,7 @@ from controller.gateway import Gateway, block_points
 from controller.journal import Journal
 from controller.notify import notify
 from controller.pure_gateway import PureGateway
+from controller.reload import is_sound
 from controller.site.desk import SiteDesk
 from controller.status import PERIOD_S, StatusFile, block_status
 from controller.store import Store, StoreError

@@ -137,7 +137,7 @@ def explained_lag_s(seen: Floats, true: Floats, tolerance: Floats, step_s: float
     low = np.minimum(true, np.concatenate([true[:1], true[:-1]])) - tolerance
     high = np.maximum(true, np.concatenate([true[:1], true[:-1]])) + tolerance
     lag = np.full(len(seen), LAG_SEARCH_MAX_S)
-    for delay in range(round(LAG_SEARCH_MAX_S / step_s), -1, -1):
+    for delay in range(min(round(LAG_SEARCH_MAX_S / step_s), len(seen) - 1), -1, -1):
         part = slice(delay, None)
         fits = (low[: len(low) - delay] <= seen[part]) & (seen[part] <= high[: len(high) - delay])
         lag[part] = np.where(fits, delay * step_s, lag[part])

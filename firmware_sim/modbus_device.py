@@ -171,7 +171,6 @@ class ModbusLine:
             [unit.sim_device() for unit in self._units.values()],
             framer=self._framer,
             address=(LOOPBACK, self.port),
-            ignore_missing_devices=True,
             trace_packet=self._reply,
         )
         await server.serve_forever(background=True)
@@ -185,8 +184,12 @@ class ModbusLine:
             self._server = None
 
     def _reply(self, sending: bool, packet: bytes) -> bytes:
-        unit = self._units.get(packet[UNIT_AT[self._framer]]) if sending else None
-        is_mute = unit is not None and unit.fault is not None and unit.fault.mode in {"silent", "refusing"}
+        if not sending:
+            return packet
+        unit = self._units.get(packet[UNIT_AT[self._framer]])
+        if unit is None:  # on a line there is nobody to answer for a unit that is not there
+            return b"" if self._framer is FramerType.RTU else packet
+        is_mute = unit.fault is not None and unit.fault.mode in {"silent", "refusing"}
         return b"" if is_mute else packet
 
 

@@ -159,13 +159,14 @@ class Rig:
             env = environment(library, self._facility.memories[node].path)
             self._children[f"agent {node}"] = self._child(node, [command, "agent", str(path)], env)
         self._children["controller"] = self._child("controller", [command, "run", str(self.block_path)])
-        if self.scada is not None:
-            self._children["server"] = self._child("server", [command, "serve", str(self.block_path)])
         for child in self._dut():
             child.start()
         if self.scada is not None:
-            self._children["scada"] = self.scada.child
             await self.scada.begin(command, self.block_path)
+            self._children["scada"] = self.scada.child
+            # last: a bus does not say twice what stands still, so somebody should be there to hear it
+            self._children["server"] = self._child("server", [command, "serve", str(self.block_path)])
+            self._children["server"].start()
 
     def _dut(self) -> list[Child]:
         return [child for child in self._children.values() if child not in self._brokers()]

@@ -13,15 +13,22 @@ T = TypeVar("T")
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
-    def __init__(self) -> None:
-        self._now_s = 0.0
+    """`early_s`: how much too early its timers come; loops that count milliseconds round some of them down."""
+
+    def __init__(self, early_s: float = 0.0) -> None:
+        self._now_s, self._early_s = 0.0, early_s
         super().__init__(_Impatient(self))
+        self._clock_resolution = max(self._clock_resolution, early_s)
 
     def time(self) -> float:
         return self._now_s
 
+    def begin_anew(self) -> None:
+        """At 0; nothing may be under way."""
+        self._now_s = 0.0
+
     def skip(self, wait_s: float) -> None:
-        self._now_s += wait_s
+        self._now_s += max(wait_s - 0.99 * self._early_s, 0.0)
 
 
 class _Impatient(selectors.DefaultSelector):

@@ -350,6 +350,21 @@ FIELD: Final = (
         latching=True,
     ),
     Entry(
+        pattern="lapsed …",
+        priority=Priority.HIGH,
+        meaning="a writer that promised a heartbeat with its power limit has fallen silent",
+        by_itself="its limit ended; its fallback holds, where it set one",
+        response="is that system alive? The alarm ends when it sets a limit again; or release its slot:"
+        " `powerblock command block.yaml release writer='…'`",
+    ),
+    Entry(
+        pattern="facility server",
+        priority=Priority.MEDIUM,
+        meaning="`powerblock serve` has not been heard for ten seconds",
+        by_itself="control goes on; nothing is served to SCADA, DSX Exchange and monitoring meanwhile",
+        response="`systemctl status powerblock-serve`; what it told last stands until it says otherwise",
+    ),
+    Entry(
         pattern="served …",
         priority=Priority.LOW,
         meaning="the facility server says that something it serves is not well: a broker that is away, a disk"

@@ -7,6 +7,7 @@
 
 Values are told by comparing, a few hundred points at a time, so updates of the image cost nothing here. A
 value that is missing, stale or doubted is told as such: null with quality 0, or the value with quality 2.
+While the controller is not heard, all are missing.
 Nothing waits in a queue: what an outage swallows is told anew when the broker is back, metadata first.
 
 An integration is alive while its heartbeat moves; a retained message proves nothing and is not heard. Who
@@ -20,12 +21,13 @@ from typing import Final
 
 import msgspec
 import structlog
+from pydantic import ValidationError
 
 from controller.clock import now_s, now_utc_s
 from controller.facility.bms_map import BusMap, BusPoint, BusRequest, bus_map
 from controller.facility.bms_requests import STEP_S, Ask, Kept, Present
 from controller.facility.bms_system import Integration, System
-from controller.facility.config import BmsConfig
+from controller.facility.config import BmsConfig, BmsRequestConfig
 from controller.image.feed import ImageFeed
 from controller.image.image import GroupCells
 from controller.image.model import Cell, Command, Quality, Result, Role
@@ -62,9 +64,9 @@ class _Told:
         self._value: float | None = None
         self._quality = -1
 
-    def messages(self, at_s: float, repeat_s: float) -> tuple[Outgoing, ...]:
+    def messages(self, at_s: float, repeat_s: float, *, alive: bool) -> tuple[Outgoing, ...]:
         """What is to be told now."""
-        value = self._now(at_s)
+        value = self._now(at_s) if alive else _missing()
         due = at_s >= self.due_at_s
         if not due and not self._differs(value):
             return ()
@@ -85,11 +87,15 @@ class _Told:
         quality = min(cell.quality for cell in cells)
         numbers = [cell.value for cell in cells if isinstance(cell.value, (int, float))]
         if quality is Quality.BAD or len(numbers) < len(cells):
-            return Value(None, int(now_utc_s() * 1000), BAD)
+            return _missing()
         return Value(self._number(sum(numbers)), _source_ms(cells), QUALITIES[quality])
 
     def _number(self, value: float) -> float:
         return float(value != 0.0) if self.point.nonzero else round(value * self.point.scale, DIGITS)
+
+
+def _missing() -> Value:
+    return Value(None, int(now_utc_s() * 1000), BAD)
 
 
 def _source_ms(cells: Sequence[Cell]) -> int:
@@ -130,7 +136,15 @@ class BmsPublisher:
         self._told: list[_Told] = []
         self._asks: dict[str, Ask] = {}  # by topic
         self._requests: dict[str, BusRequest] = {}
-        self._kept: Mapping[str, Kept] = _read(self._file)
+        self._saved = _read(self._file)
+        known = {topic: kept for topic, kept in self._saved.items() if self._is_configured(topic, kept)}
+        self._left = {
+            topic: kept
+            for topic, kept in self._saved.items()
+            if kept.tried is not None and topic not in known
+        }
+        self._kept = known | self._left
+        self._ways_back = dict(_ways_back(self._left, now_s()))
         self._system = System(config, self._site)
         self._writing: set[asyncio.Task[None]] = set()
         self._is_new = True  # the catalogue, since the map was made
@@ -153,6 +167,8 @@ class BmsPublisher:
                 yield f"bms {request.tag}", what
             elif ask.asked is not None and ask.why_not:
                 yield f"bms {request.tag}", f"{what}: {ask.asked:g}; {ask.why_not}"
+        for topic, kept in self._left.items():
+            yield f"bms {topic.split('/', 6)[-1]}", self._farewell(topic, kept)
 
     async def run(self) -> None:
         """Publish for ever."""
@@ -182,7 +198,7 @@ class BmsPublisher:
             batch = [
                 message
                 for told in self._told[start : start + CHUNK]
-                for message in told.messages(at_s, repeat_s)
+                for message in told.messages(at_s, repeat_s, alive=self._feed.alive)
             ]
             if batch:
                 self._post(batch)
@@ -206,7 +222,7 @@ class BmsPublisher:
         self._told = list(self._all_told())
         for request in self.map.requests:  # one whose device is gone for now stays: it may hold something
             self._requests[request.topic] = request
-            if request.topic not in self._asks:
+            if request.topic not in self._asks and request.topic not in self._left:
                 self._asks[request.topic] = Ask(request.config, now_s(), self._kept.get(request.topic))
         after = {told.metadata.topic for told in self._told} | {
             request.metadata_topic for request in self.map.requests
@@ -298,6 +314,7 @@ class BmsPublisher:
         if self.integrations[self._requests[topic].meta.integration].alive:
             ask.hear(said)
         if ask.asked != before:
+            self._keep()
             request = self._requests[topic]
             log.warning(
                 "request",
@@ -317,27 +334,46 @@ class BmsPublisher:
                 log.warning("integration is silent: what it asked is taken back", name=name)
             busy = {task.get_name() for task in self._writing}
             for topic, ask in self._asks.items():
-                if self._requests[topic].meta.integration in silent and not self._is_only_shown(ask):
-                    ask.silence()
+                if self._requests[topic].meta.integration in silent and not ask.is_only_shown:
+                    ask.silence()  # but a leak does not dry up because its witness has fallen silent
+            for topic, ask in (*self._asks.items(), *self._ways_back.items()):
                 if topic not in busy:
                     self._step(topic, ask, at_s)
+            self._forget_what_is_back()
+            self._keep()  # before a write leaves: whoever starts next must know the way back
 
-    def _is_only_shown(self, ask: Ask) -> bool:
-        """A leak that was told does not dry up because its witness has fallen silent."""
-        return ask.config.writes is None
+    def _is_configured(self, topic: str, kept: Kept) -> bool:
+        """Whether the same integration may still ask for the same."""
+        integration = self._config.integrations.get(_integration(topic))
+        return integration is not None and any(
+            topic.endswith(f"/{self._site}/{one.at}/{one.point}")
+            and kept.config.get("writes", one.writes) == one.writes
+            for one in integration.requests
+        )
+
+    def _forget_what_is_back(self) -> None:
+        for topic in [topic for topic, ask in self._ways_back.items() if ask.kept is None]:
+            del self._ways_back[topic], self._left[topic], self._kept[topic]
+            self._is_new = True  # its topic may have been given to another point
+
+    def _farewell(self, topic: str, kept: Kept) -> str:
+        what = f"{topic} is not configured any more and had set {kept.config.get('writes', 'its point')}"
+        ask = self._ways_back.get(topic)
+        if ask is None:
+            before = "not known" if kept.before is None else f"{kept.before:g}"
+            return f"{what}; before: {before}; set it by hand, then delete it from {self._file}"
+        return f"{what}; on its way back{ask.why_not and ': '}{ask.why_not}"
 
     def _step(self, topic: str, ask: Ask, at_s: float) -> None:
         if ask.config.writes is None or not self._feed.alive:
             return
-        present, kept = self._present(ask.config.writes, at_s), ask.kept
+        present = self._present(ask.config.writes, at_s)
         value = ask.next_value(present, at_s)
         if value is not None:
             ask.writes(value, present)
             task = asyncio.create_task(self._write(topic, ask, ask.config.writes, value), name=topic)
             self._writing.add(task)
             task.add_done_callback(self._writing.discard)
-        if ask.kept != kept:
-            self._keep()  # before the write leaves: whoever starts next must know the way back
 
     def _present(self, writes: str, at_s: float) -> Present:
         _, device, point = writes.split("/", 2)
@@ -354,7 +390,7 @@ class BmsPublisher:
         command = Command(
             verb="write",
             arguments={"device": device, "point": point, "value": value},
-            by=self._requests[topic].meta.integration,
+            by=_integration(topic),
             role=Role.OPERATE,
             via="bms",
         )
@@ -367,18 +403,40 @@ class BmsPublisher:
         self._keep()
 
     def _keep(self) -> None:
-        standing = {topic: ask.kept for topic, ask in self._asks.items() if ask.kept is not None}
-        unseen = {topic: kept for topic, kept in self._kept.items() if topic not in self._asks}
+        asks = self._ways_back | self._asks
+        standing = {topic: ask.kept for topic, ask in asks.items() if ask.kept is not None}
+        unseen = {topic: kept for topic, kept in self._kept.items() if topic not in asks}
+        keeps = {**unseen, **standing}
+        if keeps == self._saved:
+            return
         part = self._file.with_suffix(".part")
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(msgspec.json.encode({**unseen, **standing}))
+            part.write_bytes(msgspec.json.encode(keeps))
             part.replace(self._file)
         except OSError as error:
             log.error("requests cannot be kept: after a restart nobody takes them back", why=str(error))
+        self._saved = keeps
 
 
-def _read(path: Path) -> Mapping[str, Kept]:
+def _integration(topic: str) -> str:
+    """Whose topic it is: BMS/v1/INTEGRATION/Value/..."""
+    return topic.split("/", 3)[2]
+
+
+def _ways_back(left: Mapping[str, Kept], at_s: float) -> Iterator[tuple[str, Ask]]:
+    """Requests that left the configuration while they held something: nobody asks, so they go back."""
+    for topic, kept in left.items():
+        try:
+            ask = Ask(BmsRequestConfig.model_validate(kept.config), at_s, kept)
+        except ValidationError as error:
+            log.error("of an older version, it cannot be put back", topic=topic, why=str(error))
+            continue
+        ask.silence()
+        yield topic, ask
+
+
+def _read(path: Path) -> dict[str, Kept]:
     """Requests that stood when the last one ended."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=dict[str, Kept])

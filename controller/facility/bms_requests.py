@@ -10,12 +10,16 @@ Withdrawn means: a value that is missing, not good, or "unknown". After silence 
 anew: what it wanted a while ago is not what it wants now. The way back is as slow as the way there. If
 somebody else has set the point meanwhile, it is theirs: we neither fight nor put it back.
 
+What was sent may be in force or not until the plant confirms it. A write that was refused, or whose answer
+was lost, moves nothing on: it is tried again, and the value is ours whether the plant shows it or the one
+before.
+
 What we hold is kept over a restart, so that a silence is noticed and the way back found by whoever starts
-next.
+next, even if the request has left the configuration meanwhile.
 """
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -35,8 +39,10 @@ class Kept(msgspec.Struct, frozen=True):
 
     asked: float | None
     before: float | None  # where it was
-    tried: float | None  # what we sent last
-    shown: float | None  # what the plant made of it; None: not known
+    tried: float | None  # what we sent last; None: nothing, it is only shown
+    shown: float | None  # what the plant made of the last one that it confirmed; None: of none yet
+    confirmed: bool = False  # what we sent last
+    config: dict[str, Any] = {}  # of the request
 
 
 @dataclass(frozen=True)
@@ -66,14 +72,23 @@ class Ask:
         held = kept or Kept(None, None, None, None)
         self.asked = held.asked
         self._before, self._tried, self._shown = held.before, held.tried, held.shown
-        self._moved = kept is not None
+        self._confirmed, self._moved = held.confirmed, held.tried is not None
+        self._settings = config.model_dump()
         self._written_at_s = self._retry_at_s = at_s
         self._theirs = False
 
     @property
     def kept(self) -> Kept | None:
         """None: we hold nothing."""
-        return Kept(self.asked, self._before, self._tried, self._shown) if self._moved else None
+        if self._moved:
+            return Kept(self.asked, self._before, self._tried, self._shown, self._confirmed, self._settings)
+        if self.is_only_shown and self.asked is not None:
+            return Kept(self.asked, None, None, None, config=self._settings)
+        return None
+
+    @property
+    def is_only_shown(self) -> bool:
+        return self.config.writes is None
 
     @property
     def is_flag(self) -> bool:
@@ -96,7 +111,8 @@ class Ask:
         """What is to be written now; None: nothing."""
         if self.config.writes is None or at_s < self._retry_at_s:
             return None
-        self._look(present)
+        if not self._look(present):
+            return None
         target = self._target()
         if target is None or self._theirs:
             return None
@@ -112,36 +128,45 @@ class Ask:
         """It is on its way."""
         if not self._moved:
             self._before, self._moved, self._shown = present.value, True, None
-        self._tried = value
+        self._tried, self._confirmed = value, False
 
     def wrote(self, shown: float | None, at_s: float) -> None:
         """The plant has taken it, and shows this."""
-        self._shown = self._tried if shown is None else shown
+        self._shown, self._confirmed = self._tried if shown is None else shown, True
         self._written_at_s = at_s
         self.why_not = "" if self.asked is None else self._clamp_note(self.asked)
 
     def was_refused(self, reason: str, at_s: float) -> None:
         """Not carried out, or not known to be."""
-        self.why_not, self._retry_at_s = reason, at_s + RETRY_S
+        self.why_not, self._written_at_s, self._retry_at_s = reason, at_s, at_s + RETRY_S
 
     # --- one step ---------------------------------------------------------------------------------------
 
-    def _look(self, present: Present) -> None:
-        """Whose value is it?"""
-        if not self._moved or present.value is None or present.taken_at_s < self._written_at_s + SETTLE_S:
-            return
-        ours = self._tried if self._shown is None else self._shown
-        if ours is None or abs(present.value - ours) <= self._same:
-            return
+    def _look(self, present: Present) -> bool:
+        """Whose value is it? False: too early to tell what became of our write."""
+        if not self._moved or present.value is None:
+            return True
+        if present.taken_at_s < self._written_at_s + SETTLE_S:
+            return self._confirmed
+        if self._is_near(self._shown, present.value):
+            return True
+        if self._is_near(self._tried, present.value):
+            self.wrote(present.value, present.taken_at_s)
+            return True
         if self._shown is None and self.asked is not None:
-            return  # refused so far: it is tried again
+            return True  # refused so far: it is tried again
         self._moved = False
         if self.asked is not None:
             self._theirs = True
             self.why_not = f"somebody else has set it to {present.value:g}; waits for a new request"
+        return True
+
+    def _is_near(self, ours: float | None, value: float) -> bool:
+        lowest, highest = self._range
+        return ours is not None and abs(value - ours) <= SAME_RATIO * (highest - lowest)
 
     def _is_there(self, target: float) -> bool:
-        return self._moved and self._shown is not None and self._tried == target
+        return self._moved and self._confirmed and self._tried == target
 
     def _target(self) -> float | None:
         if self.asked is not None:
@@ -154,7 +179,9 @@ class Ask:
         rate_per_s = self.config.rate_per_s
         if rate_per_s is None:
             return target
-        base = self._tried if self._moved and self._shown is not None else present
+        base = present
+        if self._moved and (self._confirmed or present is None):
+            base = self._tried if self._confirmed else self._shown
         if base is None:
             self.why_not = "its present value is not known, so it cannot be ramped"
             return None
@@ -162,11 +189,6 @@ class Ask:
         if abs(target - base) <= most:
             return target
         return base + min(max(target - base, -most), most)
-
-    @property
-    def _same(self) -> float:
-        lowest, highest = self._range
-        return SAME_RATIO * (highest - lowest)
 
     @property
     def _range(self) -> tuple[float, float]:

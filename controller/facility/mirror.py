@@ -7,7 +7,8 @@
     PREFIX/BLOCK/mirror            retained: {"online": bool, "stored": messages, "lost": messages}
 
 A point that `quality` does not name is good; the last four members are left out when they would be empty.
-With `send: changes` a message names the points that moved beyond their deadbands, and every `repeat_s` all.
+While the controller is not heard, all are bad. With `send: changes` a message names the points that moved
+beyond their deadbands, and every `repeat_s` all.
 
 A message is delivered when the broker has confirmed it: with QoS 1 each, with QoS 0 (live values, a fifth of
 the work) by a last one of QoS 1 behind them. Until then it is kept in memory, and goes to the spool when the
@@ -36,7 +37,7 @@ from controller.clock import now_s, now_utc_s
 from controller.facility.config import MirrorConfig
 from controller.facility.spool import Record, Spool, SpoolError
 from controller.image.feed import ImageFeed
-from controller.image.image import ALL, NO_UPDATE, NOT_YET, GroupCells
+from controller.image.image import ALL, NO_UPDATE, GroupCells
 from controller.image.model import Value
 from controller.image.wire import Update
 from protocols.mqtt import MqttLink, NotDeliveredError, Outgoing
@@ -57,6 +58,7 @@ CLOSE_WAIT_S: Final = 1.0  # for the disk, at the end
 
 UNCERTAIN: Final = "uncertain"
 BAD: Final = "bad"
+UNHEARD: Final = "the controller is not heard"
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -107,20 +109,23 @@ class _Voice:
                 )
 
     def silence(self, places: Sequence[int], at_s: float, at_utc_s: float) -> Update:
-        """That nothing has been heard of these for too long."""
-        faults = {place: self.cells.cell(place, at_s).why or NOT_YET for place in places}
+        """That nothing has been heard of these for too long, or of the controller."""
+        cells = {place: self.cells.cell(place, at_s) for place in places}
+        faults = {place: cell.why if cell.value is None else UNHEARD for place, cell in cells.items()}
+        for place in places:  # whatever comes next is news
+            self._told[place] = None
         taken_at_s = min(self.cells.updates[place].taken_at_s for place in places)
         if any(self.cells.updates[place] is NO_UPDATE for place in places):
             taken_at_s = at_s
         return Update(-1, [None] * len(places), taken_at_s, at_utc_s, list(places), faults=faults)
 
-    def newly_stale(self, at_s: float) -> list[int]:
-        """Points that have grown stale since this was asked last."""
+    def newly_stale(self, at_s: float, *, alive: bool) -> list[int]:
+        """Points that have grown stale since this was asked last; without a controller, all are."""
         points, before = self.cells.group.points, self.stale
         self.stale = {
             place
             for place, update in enumerate(self.cells.updates)
-            if at_s - update.taken_at_s > points[place].stale_after_s
+            if not alive or at_s - update.taken_at_s > points[place].stale_after_s
         }
         return sorted(self.stale - before)
 
@@ -281,7 +286,7 @@ class Mirror:
                 self._tell_status()
 
     def _look_at(self, voice: _Voice, at_s: float) -> None:
-        stale = voice.newly_stale(at_s)
+        stale = voice.newly_stale(at_s, alive=self._feed.alive)
         if stale:
             self._say(voice, voice.silence(stale, at_s, now_utc_s()))
         if self._config.send == "changes" and at_s - voice.told_at_s >= self._config.repeat_s:

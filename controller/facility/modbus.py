@@ -11,7 +11,9 @@ write over Modbus competes like every other, is refused in LOCAL like every othe
 The SunSpec registers are one set for all clients, as SunSpec has it, so the limit is held in the name
 `sunspec`, whoever wrote it; the log says who did. Their timers run here only for show: the controller has
 expiry, fallback and heartbeat of each limit, and keeps them when this process dies. After a restart the
-registers take up what the controller says still holds.
+registers take up what the controller says still holds, with the settings that this server has kept; until it
+has said so, they can neither be read nor written (exception 6). Requests of the native map are kept as well
+(modbus_kept.py). While the controller is not heard no value is good.
 """
 
 import asyncio
@@ -20,10 +22,13 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Final, Protocol
 
+import msgspec
 import structlog
 
+from controller.facility import modbus_kept
 from controller.facility import modbus_native as native
 from controller.facility import modbus_sunspec as sunspec
 from controller.facility.config import ModbusServerConfig
@@ -53,7 +58,7 @@ from protocols.modbus.server import Access, Bounds, ModbusServer, server_tls
 VIA: Final = "modbus"
 SUNSPEC: Final = "sunspec"
 STEPS_PER_S: Final = 10  # a page is not rendered more often while nothing changes: its ages are in tenths
-MASTERS_MAX: Final = 64  # whose handshakes are remembered
+MASTERS_MAX: Final = 64  # who write, and whose handshakes are remembered
 BEAT_S: Final = 1.0
 
 log = structlog.get_logger(__name__)
@@ -84,19 +89,28 @@ class ModbusFacility:
         feed: the mirror, and the way for commands.
         version: of this program.
         now_s: the clock that does not step.
+        state_dir: where requests are kept over a restart; None: they are not.
 
     Attributes:
         servers: the plain one, the one in TLS, or both; their `counts` are for metrics.
     """
 
     def __init__(
-        self, config: ModbusServerConfig, feed: Feed, *, version: str, now_s: Callable[[], float]
+        self,
+        config: ModbusServerConfig,
+        feed: Feed,
+        *,
+        version: str,
+        now_s: Callable[[], float],
+        state_dir: Path | None = None,
     ) -> None:
         self._config, self._feed, self._version, self._now_s = config, feed, version, now_s
         self._beats = self._beats_heard = 0
-        self._controls = sunspec.Controls()
-        self._is_adopted = self._is_busy = False
-        self._masters: dict[str, Handshake] = {}
+        self._state_dir = state_dir
+        self._kept = modbus_kept.Kept() if state_dir is None else modbus_kept.read(state_dir)
+        self._masters = self._kept.masters
+        self._controls: sunspec.Controls | None = None  # not known yet
+        self._is_busy = False
         self._group: asyncio.TaskGroup | None = None
         self._shaped_at = -1
         self._shown: dict[object, tuple[object, Sequence[int]]] = {}
@@ -192,7 +206,7 @@ class ModbusFacility:
 
     def _cached(self, key: object, mark: object, render: Callable[[], Sequence[int]]) -> Sequence[int]:
         """Rendered anew when the mark has changed, or a tenth of a second has passed."""
-        mark = (mark, int(self._now_s() * STEPS_PER_S))
+        mark = (mark, self._feed.alive, int(self._now_s() * STEPS_PER_S))
         known = self._shown.get(key)
         if known is None or known[0] != mark:
             known = self._shown[key] = (mark, render())
@@ -201,7 +215,7 @@ class ModbusFacility:
     def _page_words(self, page: Page, _peer: Peer) -> Sequence[int]:
         image = self._feed.image
         cells = image.groups[image.index(page.group.path)]
-        render = partial(native.page_words, page, cells, self._now_s())
+        render = partial(native.page_words, page, cells, self._now_s(), is_heard=self._feed.alive)
         return self._cached(page.group.path, cells.revision, render)
 
     def _status_words(self, _peer: Peer) -> Sequence[int]:
@@ -238,13 +252,15 @@ class ModbusFacility:
 
     def _sunspec_words(self, _peer: Peer) -> Sequence[int]:
         controls = self._controls_now()
+        if controls is None and not math.isnan(self._rating_w):
+            raise Refusal(ExceptionCode.SERVER_DEVICE_BUSY)
         return self._cached(SUNSPEC, (self._feed.image.revision, controls), partial(self._sunspec, controls))
 
-    def _sunspec(self, controls: sunspec.Controls) -> Sequence[int]:
+    def _sunspec(self, controls: sunspec.Controls | None) -> Sequence[int]:
         meter = {(sunspec.METER, key): self._metered(names) for key, names in sunspec.meter_names().items()}
         is_missing = meter[sunspec.METER, "W"] is None
         meter[sunspec.METER, "Evt"] = float(sunspec.MISSING_SENSOR * is_missing)
-        limit = {} if math.isnan(self._rating_w) else controls.values(self._now_s())
+        limit = {} if controls is None or math.isnan(self._rating_w) else controls.values(self._now_s())
         switch = self._good("facility", "mode")
         control: dict[sunspec.Name, Value] = {
             (715, "LocRemCtl"): None if switch is None else float(switch != 0.0),
@@ -262,9 +278,10 @@ class ModbusFacility:
 
     def _cell(self, path: str, name: str) -> Cell | None:
         try:
-            return self._feed.image.cell(path, name, self._now_s())
+            cell = self._feed.image.cell(path, name, self._now_s())
         except KeyError:
             return None
+        return native.as_heard(cell, is_heard=self._feed.alive)
 
     def _good(self, path: str, name: str) -> Value:
         """The value, where nothing speaks against it: these registers cannot say that it is doubted."""
@@ -302,10 +319,15 @@ class ModbusFacility:
             self._controls = await self._carried_out(changes, peer)
         finally:
             self._is_busy = False
+        if changes.keys() & sunspec.LIMITING:
+            self._kept.controls = self._controls
+            self._keep()
 
     async def _carried_out(self, changes: Mapping[str, int], peer: Peer) -> sunspec.Controls:
         """The registers after a write that the block took. Raises Refusal, and nothing has changed."""
         before = self._controls_now()
+        if before is None:
+            raise Refusal(ExceptionCode.SERVER_DEVICE_BUSY)
         after = before.written(changes, self._now_s())
         for asked in after.asks(before, changes, self._rating_w, self._config.heartbeat_timeout_s):
             outcome = await self._command(asked.verb, asked.arguments, SUNSPEC, peer)
@@ -321,64 +343,78 @@ class ModbusFacility:
     @property
     def _is_remote(self) -> bool:
         """Then a release is refused only where there is nothing to release."""
-        return self._feed.alive and self._good("facility", "mode") == 0.0
+        return self._good("facility", "mode") == 0.0
 
-    def _controls_now(self) -> sunspec.Controls:
-        """As time has left them; at first, as the controller says that they stand."""
+    def _controls_now(self) -> sunspec.Controls | None:
+        """As time has left them; at first, as the controller says that they stand; None: it has not yet."""
         now_s = self._now_s()
-        if not self._is_adopted and self._feed.alive and self._good("facility", "mode") is not None:
-            self._is_adopted = True
-            limit_w = self._good("facility", "limit_w")
-            if self._good("facility", "by") == f"{VIA} {SUNSPEC}" and isinstance(limit_w, float):
-                self._controls = self._adopted(limit_w, self._good("facility", "remaining_s"), now_s)
+        if self._controls is None:
+            slots = self._good("facility", "slots")
+            if not isinstance(slots, str):
+                return None
+            told = msgspec.json.decode(slots, type=tuple[sunspec.Slot, ...])
+            mine = next((slot for slot in told if slot.writer == f"{VIA} {SUNSPEC}"), None)
+            self._controls = self._kept.controls.taken_up(mine, self._rating_w, now_s)
         self._controls = self._controls.after(now_s, self._config.heartbeat_timeout_s)
         return self._controls
 
-    def _adopted(self, limit_w: float, remaining_s: Value, now_s: float) -> sunspec.Controls:
-        percent = round(sunspec.PERCENT_MAX * limit_w / self._rating_w)
-        if not isinstance(remaining_s, float):
-            return sunspec.Controls(enabled=1, percent=percent)
-        return sunspec.Controls(
-            enabled=1, percent=percent, timer_s=math.ceil(remaining_s), ends_at_s=now_s + remaining_s
-        )
-
     async def _write_request(self, first: int, words: Sequence[int], peer: Peer) -> None:
-        master = self._master(peer)
-        is_new, beats = master.write(first, words)
-        if is_new and self._group is not None:
-            master.is_busy = True
-            self._group.create_task(self._decide(master, peer), name=f"modbus request {peer.name}")
+        master = self._writing(peer)
+        before = master.meant
+        said, beats = master.write(first, words)
+        master.is_busy = master.is_busy or said is not None
+        if master.meant != before:
+            self._keep()  # before the request leaves: whoever starts next must not send it again
+        if said is not None and self._group is not None:
+            decided = self._decide(master, said, peer, beats=beats)
+            self._group.create_task(decided, name=f"modbus request {peer.name}")
         elif beats:
-            await self._command("heartbeat", {}, peer.name, peer)
+            outcome = await self._beat(master, peer)
+            if outcome.result is Result.REJECTED:
+                raise Refusal(ExceptionCode.SERVER_DEVICE_FAILURE, outcome.reason)
 
-    async def _decide(self, master: Handshake, peer: Peer) -> None:
+    async def _decide(self, master: Handshake, said: native.Said, peer: Peer, *, beats: bool) -> None:
         """Have a request carried out, and show its outcome."""
-        seq = master.said["SP_Seq"]
+        outcome, code = Outcome(result=Result.NONE), native.NO_REASON
         try:
-            asked = master.asked(self._config.heartbeat_timeout_s)
+            asked = native.asked(said, self._config.heartbeat_timeout_s)
         except SenselessError as error:
-            outcome = Outcome(result=Result.REJECTED, reason=str(error))
-            master.decided(seq, outcome, native.SENSELESS)
+            outcome, code = Outcome(result=Result.REJECTED, reason=str(error)), native.SENSELESS
         else:
-            if asked is None:
-                master.decided(seq, Outcome(result=Result.NONE))
-            else:
+            if asked is not None:
                 outcome = await self._command(*asked, peer.name, peer)
-                master.decided(seq, outcome)
                 if asked[0] == "set_power_limit" and outcome.value is not None:
                     master.set_w = outcome.value
                 elif asked[0] == "release" and outcome.result is Result.ACCEPTED:
-                    master.set_w = math.nan
-        finally:
-            master.is_busy = False
+                    master.set_w = None
+        master.decided(said["SP_Seq"], outcome, code)
+        self._keep()
+        if beats:
+            await self._beat(master, peer)
+
+    async def _beat(self, master: Handshake, peer: Peer) -> Outcome:
+        """Pass the heartbeat on. One that was refused is passed on again when it is written again."""
+        beat = master.said["SP_Heartbeat"]
+        outcome = await self._command("heartbeat", {}, peer.name, peer)
+        if outcome.result is not Result.REJECTED:
+            master.beat = beat
+        return outcome
 
     def _master(self, peer: Peer) -> Handshake:
-        """Of this peer; whoever was heard longest ago is forgotten when there are too many."""
+        """Of this peer, to be read."""
+        return self._masters.get(peer.name) or Handshake()
+
+    def _writing(self, peer: Peer) -> Handshake:
+        """Of this peer; whoever wrote longest ago is forgotten when there are too many."""
         master = self._masters.pop(peer.name, None) or Handshake()
         if len(self._masters) >= MASTERS_MAX:
             del self._masters[next(iter(self._masters))]
         self._masters[peer.name] = master
         return master
+
+    def _keep(self) -> None:
+        if self._state_dir is not None:
+            self._kept.write(self._state_dir)
 
     async def _write_point(self, unit: int, first: int, words: Sequence[int], peer: Peer) -> None:
         """One writable point of a device, whole."""

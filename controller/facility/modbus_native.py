@@ -5,14 +5,17 @@ block has decided, `SP_Ack` carries that number beside the result and its reason
 lost reply and a dead link are three different things, and a repeated write does nothing twice.
 
 Every master (certificate, or address) has a request and an answer of its own behind the same registers. Two
-SCADA servers cannot mix their requests up or take each other's acknowledgement for theirs.
+SCADA servers cannot mix their requests up or take each other's acknowledgement for theirs. What a request
+asks is read at the moment its number moves: what the master writes next does not change it.
 """
 
 import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Annotated, Any, Final
+
+import msgspec
 
 from controller.facility.register_map import (
     ACTIONS,
@@ -28,6 +31,7 @@ from controller.facility.register_map import (
     Field,
     Page,
     Type,
+    size,
 )
 from controller.image.image import GroupCells
 from controller.image.model import Cell, Outcome, Quality, Result, Value
@@ -85,12 +89,12 @@ def _words(packed: bytes) -> list[int]:
 # --- pages ------------------------------------------------------------------------------------------------
 
 
-def page_words(page: Page, cells: GroupCells, now_s: float) -> list[int]:
+def page_words(page: Page, cells: GroupCells, now_s: float, *, is_heard: bool) -> list[int]:
     """A whole page as of now, without the room behind its last point."""
     layout, raw = [">4H"], []
     worst, oldest_s = Quality.GOOD, 0.0
     for record in page.records:
-        cell = cells.cell(record.place, now_s)
+        cell = as_heard(cells.cell(record.place, now_s), is_heard=is_heard)
         worst, oldest_s = min(worst, cell.quality), max(oldest_s, cell.age_s)
         layout.append(f"{2 * TEXT_WORDS}s" if record.type == "text" else CODES[record.type])
         layout.append(f"{TAIL_WORDS}H")
@@ -98,6 +102,11 @@ def page_words(page: Page, cells: GroupCells, now_s: float) -> list[int]:
     oldest = NONE_U16 if cells.revision == 0 else _steps(oldest_s)
     header = [int(worst if page.records else Quality.BAD), oldest, cells.revision & 0xFFFF, len(page.records)]
     return _words(struct.pack("".join(layout), *header, *raw))
+
+
+def as_heard(cell: Cell, *, is_heard: bool) -> Cell:
+    """While the controller is not heard there are no values, however young the last ones are."""
+    return cell if is_heard else msgspec.structs.replace(cell, value=None, quality=Quality.BAD)
 
 
 def age_of(cell: Cell) -> int:
@@ -111,27 +120,37 @@ def _steps(age_s: float) -> int:
 
 # --- the handshake ----------------------------------------------------------------------------------------
 
+REQUEST_WORDS: Final = size(REQUEST)
+BEAT_AT: Final = size(REQUEST[: [one.name for one in REQUEST].index("SP_Heartbeat")])
 AT_START: Final = encode(REQUEST, dict.fromkeys((one.name for one in REQUEST if one.type != "f32"), 0.0))
 
 
 @dataclass
 class Handshake:
-    """Request and answer of one master."""
+    """Request and answer of one master; `beat` is the heartbeat that the controller has taken."""
 
-    request: list[int] = field(default_factory=lambda: list(AT_START))
+    request: Annotated[list[int], msgspec.Meta(min_length=REQUEST_WORDS, max_length=REQUEST_WORDS)] = field(
+        default_factory=lambda: list(AT_START)
+    )
     ack: int = 0
     result: Result = Result.NONE
     code: int = NO_REASON
     reason: str = ""
-    set_w: float = math.nan
+    set_w: float | None = None
+    beat: int = 0
     is_busy: bool = False
 
     @property
     def said(self) -> Said:
         return decode(REQUEST, self.request)
 
-    def write(self, first: int, words: Sequence[int]) -> tuple[bool, bool]:
-        """Returns whether there is something to carry out, and whether the heartbeat has moved.
+    @property
+    def meant(self) -> Sequence[int]:
+        """The request without its heartbeat."""
+        return self.request[:BEAT_AT] + self.request[BEAT_AT + 1 :]
+
+    def write(self, first: int, words: Sequence[int]) -> tuple[Said | None, bool]:
+        """Returns what is to be carried out, None: nothing; and whether the heartbeat is to be passed on.
 
         Raises Refusal: only whole fields are written, and nothing new while the last request is in hand.
         """
@@ -141,24 +160,15 @@ class Handshake:
             raise Refusal(ExceptionCode.ILLEGAL_DATA_ADDRESS)
         offset = first - REQUEST_AT
         request = [*self.request[:offset], *words, *self.request[offset + len(words) :]]
-        before, after = self.said, decode(REQUEST, request)
-        is_new = after["SP_Seq"] != before["SP_Seq"]
+        said = decode(REQUEST, request)
+        is_new = said["SP_Seq"] != self.said["SP_Seq"]
         if is_new and self.is_busy:
             raise Refusal(ExceptionCode.SERVER_DEVICE_BUSY)
         self.request = request
-        return is_new, after["SP_Heartbeat"] != before["SP_Heartbeat"]
-
-    def asked(self, heartbeat_timeout_s: float) -> tuple[str, Arguments] | None:
-        """Verb and arguments of the request; None: it asks for nothing. Raises SenselessError."""
-        said = self.said
-        if said["SP_Request"] == 0:
-            return None
-        if said["SP_Request"] not in ACTIONS:
-            raise SenselessError(f"SP_Request {said['SP_Request']} is none of 0 to {max(ACTIONS)}")
-        verb = ACTIONS[said["SP_Request"]]
-        return verb, ARGUMENTS[verb](said, heartbeat_timeout_s)
+        return said if is_new else None, said["SP_Heartbeat"] not in (0, self.beat)
 
     def decided(self, seq: int, outcome: Outcome, code: int = NO_REASON) -> None:
+        self.is_busy = False
         self.ack, self.result, self.reason = seq, outcome.result, outcome.reason
         self.code = code or (REFUSED if outcome.result is Result.REJECTED else NO_REASON)
 
@@ -175,8 +185,18 @@ class Handshake:
         return encode(ANSWER, {**shared, **own})
 
 
+def asked(said: Said, heartbeat_timeout_s: float) -> tuple[str, Arguments] | None:
+    """Verb and arguments of a request; None: it asks for nothing. Raises SenselessError."""
+    if said["SP_Request"] == 0:
+        return None
+    if said["SP_Request"] not in ACTIONS:
+        raise SenselessError(f"SP_Request {said['SP_Request']} is none of 0 to {max(ACTIONS)}")
+    verb = ACTIONS[said["SP_Request"]]
+    return verb, ARGUMENTS[verb](said, heartbeat_timeout_s)
+
+
 def _limit(said: Said, heartbeat_timeout_s: float) -> Arguments:
-    arguments: dict[str, float | bool | str | None] = {"priority": said["SP_Priority"] or OPERATOR}
+    arguments = dict(_priority(said, heartbeat_timeout_s))
     arguments["limit_w"] = _number(said, "SP_Limit_W")
     if said["SP_Ramp_W_per_s"] > 0.0:
         arguments["ramp_w_per_s"] = _number(said, "SP_Ramp_W_per_s")
@@ -196,6 +216,10 @@ def _number(said: Said, name: str) -> float:
     return value
 
 
+def _priority(said: Said, _heartbeat_timeout_s: float) -> Arguments:
+    return {"priority": said["SP_Priority"] or OPERATOR}
+
+
 def _mode(said: Said, _heartbeat_timeout_s: float) -> Arguments:
     if said["SP_Mode"] not in MODES:
         raise SenselessError(f"SP_Mode {said['SP_Mode']} is none of 0 to {max(MODES)}")
@@ -208,7 +232,7 @@ def _nothing(_said: Said, _heartbeat_timeout_s: float) -> Arguments:
 
 ARGUMENTS: Final = {
     "set_power_limit": _limit,
-    "release": _nothing,
+    "release": _priority,
     "set_mode": _mode,
     "acknowledge": _nothing,
     "reset": _nothing,

@@ -21,6 +21,8 @@ from functools import cache
 from itertools import count
 from typing import Any, Final, Literal
 
+import msgspec
+
 from controller.facility.register_map import SUNSPEC_UNIT, Register, functions
 from protocols.modbus.answer import ExceptionCode, Refusal
 from protocols.sunspec import definition, lay_out, points_of
@@ -173,6 +175,18 @@ class Asked:
     arguments: Mapping[str, float | bool | str | None]
 
 
+class Slot(msgspec.Struct, frozen=True, kw_only=True):
+    """A limit as the controller tells it in the image; `over`: only `then_w` is left of it."""
+
+    writer: str
+    limit_w: float
+    then_w: float | None = None
+    remaining_s: float | None = None
+    heartbeat_timeout_s: float | None = None
+    ramp_w_per_s: float | None = None
+    over: bool = False
+
+
 @dataclass(frozen=True, kw_only=True)
 class Controls:
     """The registers that can be written, as they stand, and when the limit ends."""
@@ -216,6 +230,29 @@ class Controls:
         beat_at_s = None if silent else self.beat_at_s  # watched anew once it moves again
         return replace(
             self, enabled=self.revert_enabled, percent=percent, ends_at_s=None, beat_at_s=beat_at_s
+        )
+
+    def taken_up(self, slot: Slot | None, rating_w: float, now_s: float) -> "Controls":
+        """These settings, as last known, with what the controller says still holds; None: nothing does."""
+        if slot is None:
+            return replace(self, enabled=0, beat_at_s=None, ends_at_s=None)
+        is_watched = slot.heartbeat_timeout_s is not None
+        left_s = slot.remaining_s
+        timer_s = 0 if is_watched else max(self.timer_s, math.ceil(left_s or 0.0))
+        runs = timer_s > 0 and not slot.over
+        ramp_percent = 0 if slot.ramp_w_per_s is None else max(1, round(100.0 * slot.ramp_w_per_s / rating_w))
+        limit = _percent(slot.limit_w, rating_w)
+        revert = self.revert_percent if slot.then_w is None else _percent(slot.then_w, rating_w)
+        return replace(
+            self,
+            enabled=1,
+            percent=revert if slot.over else limit,
+            revert_percent=revert,
+            revert_enabled=int(slot.then_w is not None),
+            timer_s=timer_s,
+            ramp_percent_per_s=ramp_percent,
+            beat_at_s=now_s if is_watched and not slot.over else None,
+            ends_at_s=now_s + (timer_s if left_s is None else left_s) if runs else None,
         )
 
     @property
@@ -268,6 +305,10 @@ class Controls:
         if self.revert_enabled:
             arguments["then_w"] = rating_w * self.revert_percent / PERCENT_MAX
         return Asked(verb="set_power_limit", arguments=arguments)
+
+
+def _percent(power_w: float, rating_w: float) -> int:
+    return round(PERCENT_MAX * power_w / rating_w)
 
 
 def changes_of(first: int, words: Sequence[int]) -> dict[str, int]:

@@ -25,7 +25,7 @@ from typing import Any, Final
 import structlog
 from asyncua import ua
 
-from controller.commands import VERBS
+from controller.commands import OPERATOR, VERBS
 from controller.facility import opcua_alarms as alarms
 from controller.facility.config import OpcUaServerConfig
 from controller.facility.opcua_history import History
@@ -33,6 +33,7 @@ from controller.facility.opcua_image import BLOCK, FOLDER, ROOT, TYPES, GroupBat
 from controller.facility.opcua_users import Users
 from controller.image.feed import ImageFeed
 from controller.image.model import WORDS_MAX, AlarmView, Command, Outcome, Result, Role
+from controller.site.facility import PRIORITIES
 from controller.yaml_config import ConfigError
 from protocols.opcua.server import UNSECURED, OpcUaServer, Settings
 from protocols.opcua.server_access import ClientFolder, Identity, Own, RefusedError, own_certificate
@@ -63,7 +64,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Given:
-    """An argument of a verb. `optional`: 0 or NaN leaves it out."""
+    """An argument of a verb. `optional`: 0 leaves it out."""
 
     name: str
     kind: ua.VariantType
@@ -76,9 +77,7 @@ LIMIT: Final = (
     _Given("ramp_w_per_s", ASKED, "how fast to get there, W/s; 0: as agreed", optional=True),
     _Given("valid_for_s", ASKED, "how long it holds, s; 0: until released", optional=True),
 )
-PRIORITY: Final = _Given(
-    "priority", ASKED, "1, 5, 8, 10 or 16, as in BACnet; 0: of the operator", optional=True
-)
+PRIORITY: Final = _Given("priority", ASKED, "1, 5, 8, 10 or 16, as in BACnet; 0: of the operator")
 KEY: Final = _Given("key", WORDS, "of the alarm")
 KEY_OR_ALL: Final = _Given("key", WORDS, "of the alarm; empty: all")
 REASON: Final = _Given("reason", WORDS, "why")
@@ -382,12 +381,12 @@ class _Order:
                 if len(value) > WORDS_MAX:
                     return Answer(ua.StatusCodes.BadOutOfRange)
                 arguments[one.name] = value
-            elif one.optional and (not value or math.isnan(value)):
-                continue
-            elif not math.isfinite(value):
+            elif not math.isfinite(value) or (one is PRIORITY and value and value not in PRIORITIES):
                 return Answer(ua.StatusCodes.BadOutOfRange)
-            else:
-                arguments[one.name] = int(value) if one is PRIORITY else value
+            elif one is PRIORITY:
+                arguments[one.name] = int(value) or OPERATOR  # left out, a release would be one of all
+            elif value or not one.optional:
+                arguments[one.name] = value
         outcome = await self._facility.order(identity, self._verb, arguments, self._id)
         return Answer(
             self._facility.status_of(outcome),

@@ -11,7 +11,8 @@ every outlet of every PDU:
     powerblock_state{...,quantity="mode",state="limited"} 1        the one that it is in
     powerblock_device_info{...,kind="device",name="pdu-1",profile="xerus_pdu",rack="r1",...} 1
 
-A value that is missing or stale has no sample, only a quality of 0. Texts are no metrics. Labels come from
+A value that is missing or stale has no sample, only a quality of 0; so has every one while the controller is
+not heard. Texts are no metrics. Labels come from
 the catalogue alone: what a device says can never make a new series.
 
 Nothing is done until somebody scrapes. A scrape writes lines whose beginnings are made once per catalogue,
@@ -32,7 +33,7 @@ from controller.clock import now_s
 from controller.facility.config import PrometheusConfig
 from controller.image.feed import ImageFeed
 from controller.image.image import GroupCells
-from controller.image.model import Group, Point
+from controller.image.model import Group, Point, Quality
 
 PREFIX: Final = "powerblock"
 CHUNK: Final = 200  # points in one turn of the loop: half a millisecond
@@ -239,12 +240,13 @@ class Prometheus:
 
     async def _text(self, *, is_open: bool) -> AsyncIterator[str]:
         """All metrics, in pieces; a scrape that the catalogue changes under goes on with the old one."""
-        at_s, families = now_s(), self._families
+        at_s, alive, families = now_s(), self._feed.alive, self._families
         others: tuple[list[str], ...] = ([], [], [])
         for family in families:
             yield _head(family.name, family.help, family.unit, is_open=is_open)
             for start in range(0, len(family.samples), CHUNK):
-                yield "".join(_lines(family.samples[start : start + CHUNK], at_s, *others))
+                some = family.samples[start : start + CHUNK]
+                yield "".join(_lines(some, at_s, *others, alive=alive))
                 await asyncio.sleep(0)
         for (name, text, unit), lines in zip(OTHERS, others, strict=True):
             yield _head(f"{PREFIX}_{name}", text, unit, is_open=is_open)
@@ -275,13 +277,19 @@ class Prometheus:
 
 
 def _lines(
-    samples: Iterable[_Sample], at_s: float, qualities: list[str], ages: list[str], states: list[str]
+    samples: Iterable[_Sample],
+    at_s: float,
+    qualities: list[str],
+    ages: list[str],
+    states: list[str],
+    *,
+    alive: bool,
 ) -> Iterator[str]:
     """Values; the other three lists are filled by the way."""
     for sample in samples:
         cell = sample.cells.cell(sample.place, at_s)
-        value = cell.value
-        qualities.append(f"{sample.quality}{int(cell.quality)}\n")
+        value, quality = (cell.value, cell.quality) if alive else (None, Quality.BAD)
+        qualities.append(f"{sample.quality}{int(quality)}\n")
         if cell.received_at_utc_s > 0.0:
             ages.append(f"{sample.age}{cell.age_s:.3f}\n")
         if isinstance(value, (int, float)):  # what is bad has none

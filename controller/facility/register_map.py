@@ -139,12 +139,16 @@ REQUEST: Final = (
     Field(
         "SP_Priority",
         "u16",
-        "0 as 8",
+        "of the limit to set or release; 0 as 8",
         highest=16,
         states="1 life safety, 5 critical equipment, 8 operator, 10 site, 16 default",
     ),
     Field("SP_Mode", "u16", "for SP_Request 3; takes the role engineer", states="0 remote, 1 local, 2 off"),
-    Field("SP_Heartbeat", "u16", "change it every second, not to 0; leave it at 0 if you have none"),
+    Field(
+        "SP_Heartbeat",
+        "u16",
+        "change it every second, not to 0; leave it at 0 if you have none; exception 4: no limit lives by it",
+    ),
     Field("SP_Seq", "u16", "a change has the request carried out; write it last, or all in one request"),
 )
 

@@ -21,12 +21,13 @@ import structlog
 
 from controller.clock import now_s
 from controller.commands import SAY
-from controller.config import BlockConfig, ConfigError, GatewayConfig, is_sound, load_config
+from controller.config import BlockConfig, ConfigError, GatewayConfig, load_config
 from controller.endless import RELOAD, Life, ending, run_and_leave
 from controller.image.feed import ImageFeed
 from controller.image.model import WORDS_MAX, Command, Role
 from controller.image.wire import SOCKET_NAME
 from controller.notify import notify
+from controller.reload import is_sound
 
 WATCHDOG_S: Final = 1.0
 

@@ -45,6 +45,9 @@ FACILITY: Final = Group(
         Point(name="by", title="way and name of its writer", text=True, stale_after_s=STALE_S),
         Point(name="alarms_active", stale_after_s=STALE_S),
         Point(name="alarms_unacknowledged", stale_after_s=STALE_S),
+        Point(
+            name="slots", title="all that are set, strongest first; JSON", text=True, stale_after_s=STALE_S
+        ),
     ),
 )
 

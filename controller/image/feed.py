@@ -55,6 +55,7 @@ class ImageFeed:
         self.on_alive: list[Callable[[], None]] = []
         self._path = path
         self._ids = count(1)
+        self._epoch = 0
         self._waiting: dict[int, asyncio.Future[Outcome]] = {}
         self._writer: asyncio.StreamWriter | None = None
 
@@ -90,8 +91,9 @@ class ImageFeed:
             return Outcome(result=Result.REJECTED, reason="the controller is not heard; nothing was sent")
         number = next(self._ids)
         answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        frame = wire.packed(msgspec.structs.replace(command, id=number))
         self._waiting[number] = answer
-        writer.write(wire.packed(msgspec.structs.replace(command, id=number)))
+        writer.write(frame)
         try:
             async with asyncio.timeout(OUTCOME_WAIT_S):
                 return msgspec.structs.replace(await answer, id=command.id)
@@ -141,6 +143,12 @@ class ImageFeed:
         if frame.groups != known:
             self.image.learn(frame.groups)
             self._reshaped()
+        elif frame.epoch != self._epoch:
+            self.image.forget()  # another controller: what the one before knew is no news of this one
+            for index in range(len(frame.groups)):
+                for tell in self.on_update:
+                    tell(index, None)
+        self._epoch = frame.epoch
 
     def _reshaped(self) -> None:
         for tell in self.on_shape:

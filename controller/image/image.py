@@ -106,6 +106,13 @@ class Image:
         self.revision += 1
         self.shaped_at = self.revision
 
+    def forget(self) -> None:
+        """Nothing is known any more; the catalogue stays."""
+        self.revision += 1
+        for index, cells in enumerate(self.groups):
+            self.groups[index] = GroupCells(cells.group)
+            self.groups[index].revision = self.revision
+
     def regroup(self, index: int, group: Group) -> None:
         """One group is something else than was thought. Raises MisfitError."""
         if not 0 <= index < len(self.groups) or group.path != self.groups[index].group.path:

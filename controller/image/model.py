@@ -133,7 +133,7 @@ class Command(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     id: int = 0
     verb: Words
-    arguments: dict[Words, float | bool | Words | None] = {}
+    arguments: dict[str, float | bool | str | None] = {}
     by: Words
     role: Role
     via: Words

@@ -6,11 +6,16 @@ not waited for and nothing is queued for it: once its buffer has drained it gets
 changed meanwhile. Nothing here can delay the beat by more than the copying of bytes.
 
 The socket is the one way from outside into the controller besides the site's sources, so commands are
-bounded in size and number. Each is answered when it is done: one that waits for a slow device holds up
-no other.
+bounded in size, number and rate. Each is answered when it is done: one that waits for a slow device holds up
+no other. Whoever has the socket is believed to have authenticated whom he speaks for, with one exception: for
+the block's own panel speaks only who runs as this user or as root. The facility server does not, and what
+listens on the network must not be able to pretend that it stands at the panel.
 """
 
 import asyncio
+import os
+import socket
+import struct
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +33,8 @@ PULSE_S: Final = 0.5
 BEHIND_BYTES: Final = 1024 * 1024  # a tenth of a second of the largest block
 CONNECTIONS_MAX: Final = 8  # one facility server, a few tools
 IN_HAND_MAX: Final = 16  # commands of one connection at a time
+COMMAND_GAP_S: Final = 0.002  # between two of one connection: a flood costs no beat
+PANEL: Final = "panel"
 
 SOCKET_MODE: Final = 0o660  # the facility server runs as another user of the same group
 
@@ -39,6 +46,7 @@ class _Listener:
     """One connection."""
 
     writer: asyncio.StreamWriter
+    is_trusted: bool  # runs as this user, or as root
     seen: int | None = None  # revision up to which it has been told; None: all, it keeps up
     in_hand: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -97,7 +105,7 @@ class ImageServer:
         finally:
             server.close()
             for listener in self._listeners:
-                listener.writer.close()
+                listener.writer.transport.abort()  # what somebody has not read by now is nobody's any more
 
     # --- what is told -----------------------------------------------------------------------------------
 
@@ -154,21 +162,30 @@ class ImageServer:
             log.warning("image: connection refused", why=f"{CONNECTIONS_MAX} are open; close one")
             writer.close()
             return
-        listener = _Listener(writer)
+        writer.transport.set_write_buffer_limits(high=BEHIND_BYTES)
+        listener = _Listener(writer, _peer_uid(writer) in (0, os.getuid()))
         self._bring_up(listener, seen=-1)
         self._listeners.add(listener)
         try:
             async for body in wire.bodies(reader, wire.COMMAND_MAX_BYTES):
                 self._take(listener, wire.command(body))
+                await asyncio.sleep(COMMAND_GAP_S)
+                await writer.drain()  # who does not read his answers is not heard either
         except (wire.WireError, OSError) as error:
             log.warning("image: connection closed", why=str(error))
+        except asyncio.CancelledError:
+            pass  # the process ends, and this task with it; streams of Python 3.11 would log it as an error
         finally:
             self._listeners.discard(listener)
             writer.close()
 
     def _take(self, listener: _Listener, command: Command) -> None:
+        reason = ""
         if len(listener.in_hand) >= IN_HAND_MAX:
             reason = f"{IN_HAND_MAX} commands are in hand; wait for their outcomes"
+        elif (command.local or command.via == PANEL) and not listener.is_trusted:
+            reason = "for the block's own panel speaks its own user, or root"
+        if reason:
             listener.writer.write(
                 wire.packed(wire.Done(Outcome(id=command.id, result=Result.REJECTED, reason=reason)))
             )
@@ -178,6 +195,19 @@ class ImageServer:
         task.add_done_callback(listener.in_hand.discard)
 
     async def _carry_out(self, listener: _Listener, command: Command) -> None:
-        outcome = await self._on_command(command)
+        try:
+            outcome = await self._on_command(command)
+        except Exception:  # one command that breaks the program must not leave its sender without an answer
+            log.exception("a command broke the program", verb=command.verb, by=command.by)
+            outcome = Outcome(result=Result.REJECTED, reason="a fault of this program, see its log")
         if not listener.writer.is_closing():
             listener.writer.write(wire.packed(wire.Done(msgspec.structs.replace(outcome, id=command.id))))
+
+
+def _peer_uid(writer: asyncio.StreamWriter) -> int:
+    """As the kernel says (SO_PEERCRED: pid, uid, gid)."""
+    raw = writer.get_extra_info("socket").getsockopt(
+        socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")
+    )
+    uid: int = struct.unpack("3i", raw)[1]
+    return uid

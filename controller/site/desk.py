@@ -238,9 +238,11 @@ class SiteDesk:
 
     # --- what the law hears -----------------------------------------------------------------------------
 
-    def moved(self, now_utc_s: float) -> None:
-        """A command has changed what the facility asks: the law shall hear it now."""
+    def moved(self, now_utc_s: float) -> str:
+        """A command has changed what the facility asks. Returns why that is not on disk, or nothing."""
+        self._keep_book()
         self._choose(now_utc_s)
+        return self._store.fault
 
     def before_beat(self, now_s: float) -> None:
         """What is due, signs of life, and what was accepted onto the disk."""
@@ -255,6 +257,9 @@ class SiteDesk:
         if any(one is not other for one, other in zip_longest(caps, self._caps)):
             self._caps = caps
             self._on_caps(np.minimum.reduce(caps))
+        self._keep_book()
+
+    def _keep_book(self) -> None:
         revisions = self._revisions()
         if revisions != self._written:
             self._store.keep_book({name: source.kept() for name, source in self.sources.items()})

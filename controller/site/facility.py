@@ -6,9 +6,12 @@ setpoint for the law, so it competes with grid and utility as they do with each 
 no operator can lift a limit that was agreed with the grid.
 
 A slot ends by itself when its time is up, or when the heartbeat that its writer promised stays away. Then its
-fallback holds, where it has one (SunSpec's reversion value). LOCAL and OFF are part of this: in LOCAL only
-slots from the block's own panel count, and the first of them takes over what counted before, so that turning
-the switch moves no power. OFF brings the block to the least that it can draw, whoever wants what.
+fallback holds, where it has one (SunSpec's reversion value), at the same priority.
+
+The switch. In LOCAL slots of the block's own panel stand before all others; without one, the others go on
+counting, so that turning the switch moves no power. In REMOTE priority alone decides. OFF brings the block to
+the least that it can draw, whoever wants what; whoever turns it back leaves a slot behind that holds that
+power until it is released: nothing starts by itself.
 """
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -24,6 +27,7 @@ from controller.site.source import Arrival, Signal
 from controller.site.wire import MqttWire
 
 KIND: Final = "power limit"
+KW: Final = 1000.0
 PRIORITIES: Final = {  # BACnet's (ASHRAE 135, 19.2), as far as a power limit has use for them
     1: "manual life safety",
     5: "critical equipment",
@@ -31,7 +35,10 @@ PRIORITIES: Final = {  # BACnet's (ASHRAE 135, 19.2), as far as a power limit ha
     10: "site",
     16: "default",
 }
-SLOTS_MAX: Final = 32
+SLOTS_MAX: Final = 32  # as many again for those above operators: safety finds a place
+OPERATOR: Final = 8
+BEHIND_THE_PANEL: Final = 100  # added to priorities of all others in LOCAL
+LAPSES_MAX: Final = 32
 
 Mode = Literal["remote", "local", "off"]
 MODES: Final = get_args(Mode)
@@ -45,7 +52,7 @@ class Slot:
         writer: way and name, such as `opcua alice`.
         priority: one of `PRIORITIES`.
         limit_w: what is asked.
-        starts_utc_s, ends_utc_s: how long it was meant to hold.
+        ends_utc_s: how long it was meant to hold.
         then_w: what holds after that, or when the heartbeat stays away; None: nothing.
         ramp: None: the block's.
         heartbeat_timeout_s: None: its writer promised none.
@@ -56,7 +63,6 @@ class Slot:
     writer: str
     priority: int
     limit_w: float
-    starts_utc_s: float
     ends_utc_s: float = FOREVER_S
     then_w: float | None = None
     ramp: Ramp | None = None
@@ -69,30 +75,30 @@ class Slot:
         return self.writer, self.priority
 
     @property
-    def asked(self) -> Setpoint:
-        """In the law's words."""
-        return Setpoint(
-            NAME,
-            f"{self.writer} ({PRIORITIES[self.priority]})",
-            KIND,
-            self.limit_w,
-            self.starts_utc_s,
-            self.ends_utc_s,
-            2 * self.priority,
-            ramp=self.ramp,
-        )
+    def asks_w(self) -> float:
+        """What it asks now."""
+        return self.then_w if self.is_over and self.then_w is not None else self.limit_w
 
-    def setpoints(self) -> Iterator[Setpoint]:
-        """With its fallback, which stands behind it from the start: no gap between them."""
+    @property
+    def id(self) -> str:
+        return f"{self.writer} ({PRIORITIES[self.priority]})"
+
+    def setpoints(self, rank: int) -> Iterator[Setpoint]:
+        """In the law's words, with its fallback, which stands behind it from the start: no gap between them.
+
+        They have always begun: no step of the wall clock keeps one from opening.
+        """
+        asked = Setpoint(NAME, self.id, KIND, self.limit_w, 0.0, self.ends_utc_s, rank, ramp=self.ramp)
         if not self.is_over:
-            yield self.asked
+            yield asked
         if self.then_w is not None:
+            behind = 0 if self.is_over else 1
             yield replace(
-                self.asked,
-                id=f"{self.asked.id}, reverted",
+                asked,
+                id=f"{self.id}, reverted",
                 limit_w=self.then_w,
                 ends_utc_s=FOREVER_S,
-                priority=self.asked.priority + 1,
+                priority=rank + behind,
             )
 
 
@@ -119,76 +125,69 @@ class Facility:
         self._slots: dict[tuple[str, int], Slot] = {}
         self._heard_at_s: dict[str, float] = {}  # heartbeats by writer
         self._held: frozenset[str] = frozenset()  # setpoints that the law holds open
+        self._ends_at_s: dict[tuple[str, int], float] = {}  # on the clock that does not step
+        self._lapsed: dict[str, str] = {}  # writers that fell silent, until they speak again
         if kept is not None:
             self._reopen(kept)
         self._learn()
 
     @property
     def slots(self) -> tuple[Slot, ...]:
-        """Those that count in this mode, the strongest first."""
-        local = self.mode == "local"
-        return tuple(
-            sorted(
-                (slot for slot in self._slots.values() if slot.local == local),
-                key=lambda slot: (slot.priority, slot.limit_w),
-            )
-        )
+        """All of them, in the order in which they count: the first one does."""
+        return tuple(sorted(self._slots.values(), key=lambda slot: (self._rank(slot), slot.asks_w)))
 
     @property
     def limit_w(self) -> float | None:
         """What the strongest slot asks; None: nobody asks anything."""
-        counting = self.slots[0] if self.slots else None
-        if counting is None:
-            return None
-        return counting.then_w if counting.is_over else counting.limit_w
+        slots = self.slots
+        return slots[0].asks_w if slots else None
 
     def put(self, slot: Slot, now_s: float) -> str:
         """Occupy a slot, or replace what its writer had there. Returns why not, or an empty string."""
-        if slot.place not in self._slots and len(self._slots) >= SLOTS_MAX:
-            return f"{SLOTS_MAX} limits are set already; release one"
+        room = SLOTS_MAX if slot.priority >= OPERATOR else 2 * SLOTS_MAX
+        if slot.place not in self._slots and len(self._slots) >= room:
+            return f"{len(self._slots)} limits are set already; release one"
         self._slots[slot.place] = slot
+        self._ends_at_s.pop(slot.place, None)
         self._heard_at_s[slot.writer] = now_s
+        self._lapsed.pop(slot.writer, None)
         self._learn()
         return ""
 
     def release(self, writer: str, priority: int | None) -> int:
         """Give up slots of this writer: one, or all. Returns how many there were."""
-        mine = [
-            place
-            for place in self._slots
-            if place[0] == writer and (priority is None or place[1] == priority)
-        ]
+        mine = [place for place in self._slots if place[0] == writer and priority in (None, place[1])]
         for place in mine:
             del self._slots[place]
+        self._lapsed.pop(writer, None)
         if mine:
             self._learn()
         return len(mine)
 
     def heartbeat(self, writer: str, now_s: float) -> bool:
-        """Sign of life of a writer; False: nothing of it depends on that."""
-        if writer not in self._heard_at_s:
-            return False
-        self._heard_at_s[writer] = now_s
-        return True
+        """Sign of life of a writer; False: nothing of it lives by that."""
+        lives = any(
+            slot.writer == writer and slot.heartbeat_timeout_s is not None and not slot.is_over
+            for slot in self._slots.values()
+        )
+        if lives:
+            self._heard_at_s[writer] = now_s
+        return lives
 
-    def switch(self, mode: Mode, panel: str, now_s: float, now_utc_s: float) -> None:
-        """Turn the switch; `panel`: who stands at it. Power stays where it is until somebody moves it."""
+    def switch(self, mode: Mode, writer: str, now_utc_s: float, *, local: bool) -> None:
+        """Turn the switch; `writer`: who did. Power stays where it is until somebody moves it."""
         if mode == self.mode:
             return
-        counted = self.slots
+        if self.mode == "off":
+            left_off = Slot(writer, min(PRIORITIES), self.least_w, local=local)
+            self._slots[left_off.place] = left_off
         self.mode, self._since_utc_s = mode, now_utc_s
-        self._slots = {place: slot for place, slot in self._slots.items() if not slot.local}
-        if mode == "local" and counted:
-            taken_over = Slot(panel, 8, counted[0].limit_w, now_utc_s, ramp=counted[0].ramp, local=True)
-            self.put(taken_over, now_s)
         self._learn()
 
-    def remaining_s(self, now_utc_s: float) -> float | None:
-        """Until the slot that counts runs out; None: it does not, or there is none."""
-        counting = next((slot for slot in self.slots if not slot.is_over), None)
-        if counting is None or counting.ends_utc_s >= FOREVER_S:
-            return None
-        return max(0.0, counting.ends_utc_s - now_utc_s)
+    def remaining_s(self, slot: Slot, now_s: float) -> float | None:
+        """Until it runs out; None: it does not."""
+        ends_at_s = self._ends_at_s.get(slot.place, FOREVER_S)
+        return None if ends_at_s >= FOREVER_S or slot.is_over else max(0.0, ends_at_s - now_s)
 
     # --- as every source --------------------------------------------------------------------------------
 
@@ -204,12 +203,20 @@ class Facility:
                 continue
             if now_s - self._heard_at_s.setdefault(slot.writer, now_s) > timeout_s:
                 self._end(place)
+                then = "nothing of it holds" if slot.then_w is None else f"{slot.then_w / KW:.2f} kW holds"
+                if len(self._lapsed) < LAPSES_MAX:
+                    self._lapsed[slot.writer] = (
+                        f"{slot.writer} fell silent: its limit of {slot.limit_w / KW:.2f} kW ended, {then}"
+                    )
 
     def tell(self, snapshot: Snapshot, _decision: Decision) -> None:
         """Slots whose time is up and that the law does not hold open any more."""
         for place, slot in list(self._slots.items()):
-            timed = not slot.is_over and slot.ends_utc_s <= snapshot.now_utc_s
-            if timed and slot.asked.id not in self._held:
+            if slot.is_over or slot.ends_utc_s >= FOREVER_S:
+                continue
+            left_s = slot.ends_utc_s - snapshot.now_utc_s
+            self._ends_at_s.setdefault(place, snapshot.now_s + left_s)
+            if left_s <= 0.0 and slot.id not in self._held:
                 self._end(place)
 
     def hold(self, setpoint_ids: frozenset[str]) -> None:
@@ -217,7 +224,7 @@ class Facility:
         ended = self._held - setpoint_ids
         self._held = setpoint_ids
         for slot in self.slots:
-            if slot.asked.id in ended and not slot.is_over:
+            if slot.id in ended and not slot.is_over:
                 self._end(slot.place)
 
     def overrun(self) -> None:
@@ -229,7 +236,11 @@ class Facility:
 
     def alarms(self, _now_s: float) -> Iterator[tuple[str, str]]:
         if self.mode != "remote":
-            yield "facility mode", f"the block is switched to {self.mode.upper()}: remote limits do not count"
+            yield (
+                "facility mode",
+                f"the block is switched to {self.mode.upper()}: only its own panel may command",
+            )
+        yield from ((f"lapsed {writer}", text) for writer, text in self._lapsed.items())
 
     def links(self, _now_s: float) -> Iterator[Mapping[str, Any]]:
         return iter(())
@@ -241,14 +252,20 @@ class Facility:
 
     def _end(self, place: tuple[str, int]) -> None:
         slot = self._slots[place]
+        self._ends_at_s.pop(place, None)
         if slot.then_w is None:
             del self._slots[place]
         else:
             self._slots[place] = replace(slot, is_over=True)
         self._learn()
 
+    def _rank(self, slot: Slot) -> int:
+        """The lower the stronger."""
+        behind = BEHIND_THE_PANEL if self.mode == "local" and not slot.local else 0
+        return behind + 2 * slot.priority
+
     def _learn(self) -> None:
-        windows = [setpoint for slot in self.slots for setpoint in slot.setpoints()]
+        windows = [one for slot in self.slots for one in slot.setpoints(self._rank(slot))]
         if self.mode == "off":
             windows.append(Setpoint(NAME, "off", "switch", self.least_w, self._since_utc_s, FOREVER_S, 0))
         self.outlook.learn(sorted(windows, key=lambda one: one.starts_utc_s))
@@ -258,7 +275,7 @@ class Facility:
         """Raises msgspec.ValidationError."""
         said = msgspec.convert(kept, _Kept)
         self.mode, self._since_utc_s = said.mode, said.since_utc_s
-        self._slots = {slot.place: slot for slot in said.slots[:SLOTS_MAX] if slot.priority in PRIORITIES}
+        self._slots = {slot.place: slot for slot in said.slots if slot.priority in PRIORITIES}
 
 
 class _Kept(msgspec.Struct, frozen=True):

@@ -273,7 +273,8 @@ class ModbusLink:
         now_s = loop_s()
         station.unit.on_reading(station.reading(station.nothing(), self._clock(), "down", str(why)))
         if isinstance(why, HeldBackError):
-            station.due_s = max(why.until_s, now_s + EARLY_S)
+            # past it, however early timers come
+            station.due_s = max(why.until_s + EARLY_S, now_s + 2 * EARLY_S)
             return
         station.silent += 1
         station.due_s = now_s + max(station.unit.poll_s, retry_delay_s(station.silent))

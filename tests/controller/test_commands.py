@@ -1,8 +1,10 @@
 """Commands from outside: roles, the switch, clear refusals, and a log of all of them."""
 
+import asyncio
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from controller.commands import VERBS, CommandDesk
@@ -16,7 +18,7 @@ class Desk:
     """A command desk with a facility, one writable point and fake alarms."""
 
     def __init__(self, state_dir: Path, settings) -> None:
-        self.facility, self.moved, self.asked = Facility(4000.0), 0, []
+        self.facility, self.moved, self.asked, self.disk = Facility(4000.0), 0, [], ""
         self.now_s = 10.0
         self.desk = CommandDesk(
             state_dir,
@@ -29,8 +31,9 @@ class Desk:
         )
         self.log = state_dir / "commands.jsonl"
 
-    def on_moved(self) -> None:
+    def on_moved(self) -> str:
         self.moved += 1
+        return self.disk
 
     async def write(self, device: str, point: str, value: float, _wait_max_s: float) -> Written:
         if device != "cdu":
@@ -65,8 +68,8 @@ ARGUMENTS = {
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("role", list(Role))
 async def test_nobody_without_the_role_has_anything_done(desk: Desk, verb: str, role: Role):
-    if verb == "release":
-        await desk.do("set_power_limit", limit_w=9000.0)
+    if verb in ("release", "heartbeat"):
+        await desk.do("set_power_limit", limit_w=9000.0, heartbeat_timeout_s=60.0)
     outcome = await desk.do(verb, role, **ARGUMENTS.get(verb, {}))
     allowed = role >= VERBS[verb].role
     assert (outcome.result is not Result.REJECTED) == allowed
@@ -103,13 +106,19 @@ async def test_what_the_block_cannot_do_is_clamped_and_said(desk: Desk, asked_w:
     outcome = await desk.do("set_power_limit", limit_w=asked_w)
     assert outcome.value == held_w
     assert outcome.result is (Result.ACCEPTED if asked_w == held_w else Result.CLAMPED)
-    assert ("limit to" in outcome.reason) == (asked_w != held_w)
+    assert (f"limit {held_w:.0f} W" in outcome.reason) == (asked_w != held_w)
+    then = await desk.do("set_power_limit", limit_w=9000.0, valid_for_s=60.0, then_w=asked_w)
+    assert then.result is (Result.ACCEPTED if asked_w == held_w else Result.CLAMPED)
+    assert (f"then {held_w:.0f} W" in then.reason) == (asked_w != held_w)
 
 
 async def test_a_writer_may_ramp_more_slowly_than_agreed_and_never_faster(desk: Desk):
-    assert (await desk.do("set_power_limit", limit_w=9000.0, ramp_w_per_s=10.0)).result is Result.ACCEPTED
+    assert (await desk.do("set_power_limit", limit_w=9000.0, ramp_w_per_s=200.0)).result is Result.ACCEPTED
     (slot,) = desk.facility.slots
-    assert slot.ramp == (10.0, 10.0)
+    assert slot.ramp == (200.0, 200.0)
+    assert (await desk.do("set_power_limit", limit_w=9000.0, ramp_w_per_s=0.1)).result is Result.CLAMPED
+    (slot,) = desk.facility.slots
+    assert min(slot.ramp) > 10.0, "the way up would outlast the limit by hours"
     faster = await desk.do("set_power_limit", limit_w=9000.0, ramp_w_per_s=1e6)
     assert faster.result is Result.CLAMPED
     assert "agreed" in faster.reason
@@ -148,12 +157,14 @@ async def test_a_gateway_without_gpus_limits_no_power_and_says_so(tmp_path: Path
 async def test_every_command_is_logged_with_who_what_old_new_and_outcome(desk: Desk):
     await desk.do("set_power_limit", limit_w=9000.0)
     await desk.do("set_power_limit", Role.OBSERVE, limit_w=1.0)
+    await desk.do("set_power_limit", limit_w=9000.0, heartbeat_timeout_s=60.0)
     await desk.do("heartbeat")
     desk.desk.close()
     lines = [json.loads(line) for line in desk.log.read_text().splitlines()]
     assert [(line["by"], line["via"], line["verb"], line["result"]) for line in lines] == [
         ("alice", "opcua", "set_power_limit", "accepted"),
         ("alice", "opcua", "set_power_limit", "rejected"),
+        ("alice", "opcua", "set_power_limit", "accepted"),
     ]
     assert lines[0]["arguments"] == {"limit_w": 9000.0}
     assert (lines[0]["value"], lines[0]["was"], lines[0]["at_utc_s"]) == (9000.0, None, 1000.0)
@@ -163,8 +174,11 @@ async def test_every_command_is_logged_with_who_what_old_new_and_outcome(desk: D
 async def test_a_flood_of_commands_does_not_fill_the_disk(desk: Desk):
     for _ in range(1000):
         await desk.do("set_power_limit", Role.OBSERVE, limit_w=1.0)
+    await desk.do("set_power_limit", limit_w=9000.0)
     desk.desk.close()
-    assert len(desk.log.read_text().splitlines()) <= 100
+    lines = desk.log.read_text().splitlines()
+    assert len(lines) <= 101
+    assert '"accepted"' in lines[-1], "refusals must not hide what was done"
 
 
 async def test_a_write_that_may_be_in_force_is_an_alarm_until_one_is_confirmed(desk: Desk):
@@ -192,5 +206,58 @@ async def test_what_the_facility_server_finds_wrong_is_an_alarm_while_it_goes_on
     await desk.do("say", Role.OBSERVE)
     assert list(desk.desk.conditions(12.0)) == []
     await desk.do("say", Role.OBSERVE, mirror="the broker is away")
-    assert list(desk.desk.conditions(21.0)) == []
+    found = dict(desk.desk.conditions(21.0))
+    assert found["served mirror"] == "the broker is away", "silence clears nothing"
+    assert "not heard for 11 s" in found["facility server"]
     assert not desk.log.exists()
+
+
+async def test_a_heartbeat_on_which_nothing_lives_is_refused(desk: Desk):
+    assert "lapsed, or never set" in (await desk.do("heartbeat")).reason
+    await desk.do("set_power_limit", limit_w=9000.0, heartbeat_timeout_s=5.0)
+    assert (await desk.do("heartbeat")).result is Result.ACCEPTED
+    desk.facility.beat(desk.now_s + 6.0)
+    assert (await desk.do("heartbeat")).result is Result.REJECTED
+
+
+async def test_an_engineer_or_the_panel_releases_what_its_writer_left_behind(desk: Desk):
+    await desk.do("set_power_limit", limit_w=9000.0)
+    stranger = Command(
+        verb="release", arguments={"writer": "opcua alice"}, by="bob", role=Role.OPERATE, via="modbus"
+    )
+    assert "engineer" in (await desk.desk.carry_out(stranger)).reason
+    engineer = msgspec.structs.replace(stranger, role=Role.ENGINEER)
+    assert (await desk.desk.carry_out(engineer)).result is Result.ACCEPTED
+    assert desk.facility.slots == ()
+
+
+async def test_a_limit_that_stands_behind_another_is_told_so(desk: Desk):
+    await desk.do("set_power_limit", limit_w=12_000.0, priority=1)
+    behind = await desk.do("set_power_limit", limit_w=6000.0)
+    assert behind.value == 12_000.0
+    assert "stands behind opcua alice (manual life safety) at 12000 W" in behind.reason
+
+
+async def test_a_limit_that_could_not_be_kept_on_disk_is_told_so(desk: Desk):
+    desk.disk = "no space left"
+    outcome = await desk.do("set_power_limit", limit_w=9000.0)
+    assert "not on disk: no space left" in outcome.reason
+
+
+async def test_local_is_answered_when_no_write_of_before_is_under_way(desk: Desk):
+    under_way, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(device: str, point: str, value: float, _wait_max_s: float) -> Written:
+        under_way.set()
+        await go_on.wait()
+        return Written(value, 20.0, True)
+
+    desk.desk._write = slow
+    write = asyncio.create_task(desk.do("write", device="cdu", point="p", value=1.0))
+    await under_way.wait()
+    turn = asyncio.create_task(desk.do("set_mode", mode="local", local=True))
+    await asyncio.sleep(0.02)
+    assert not turn.done()
+    go_on.set()
+    assert (await turn).result is Result.ACCEPTED
+    assert write.done()

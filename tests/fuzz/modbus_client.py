@@ -22,7 +22,7 @@ from typing import Final
 
 from protocols.modbus import ModbusLink, ModbusUnit, Replay
 from protocols.modbus.frames import sealed
-from protocols.modbus.station import LATE_WAITS
+from protocols.modbus.station import EARLY_S, LATE_WAITS
 from protocols.profile import Block, Point, Profile, Provenance
 from protocols.reading import Reading
 from tests.fuzz.tape import Tape
@@ -47,7 +47,7 @@ PROFILE: Final = Profile(
         "sixth": Point(name="sixth", unit="bool", table="coil", address=30, type="bool"),
     },
 )  # fmt: skip
-UNITS: Final = (1, 7)
+UNITS: Final = {1: (), 7: ("first", "second")}  # the second one is asked the same shape again and again
 TABLES: Final = {1: "coil", 3: "holding", 4: "input"}
 HEADER: Final = struct.Struct(">HHHB")
 MIXER: Final = 0x9E3779B1  # odd: no two of 2^32 requests read the same coils
@@ -71,7 +71,8 @@ def over_rtu(payload: bytes) -> int:
 def _play(payload: bytes, *, rtu: bool) -> int:
     """Number of answers that were played."""
     if not LOOP:
-        LOOP.append(VirtualTimeLoop())
+        LOOP.append(VirtualTimeLoop(early_s=EARLY_S))
+    LOOP[0].begin_anew()
     random.seed(len(payload))  # pauses have jitter; an input must do the same each time
     device = Device(Tape(payload), LOOP[0], rtu=rtu)
     LOOP[0].run_until_complete(device.converse())
@@ -101,6 +102,7 @@ class Device:
                 profile=PROFILE,
                 poll_s=0.05,
                 unit_id=unit,
+                points=UNITS[unit],
                 on_reading=lambda reading, unit=unit: self.judge(unit, reading),
             )
             for unit in UNITS

@@ -145,7 +145,7 @@ points:
   model: {unit: text, address: 0, type: string, registers: 8}
   factor: {unit: count, address: 8, type: i16}
   power_w: &power {unit: W, address: 10, type: i32, scale: 0.1, word_order: little, lowest: -1e6, highest: 1e6}
-  other_power_w: {<<: *power, address: 12}
+  other_power_w: {unit: W, address: 12, type: i32, scale: 0.1}
   flow_l_per_min: {unit: L/min, address: 20, type: u16, scale_factor: factor, access: rw, deadband: 1}
   state: {unit: enum, address: 21, type: u16, enum: {0: "off", 1: "on"}, poll: slow}
   flags: {unit: bits, address: 22, type: u16, bits: {0: {name: leak, severity: critical, latched: true}}}
@@ -158,7 +158,7 @@ control:
   heartbeat: {point: beat, period_s: 1}
   reversion: {timer_point: timer_s, seconds: 60}
 examples:
-  - {point: power_w, registers: [10, 0], value: 1.0}
+  - {point: power_w, registers: [10, 0], value: 1.0, source: counted}
 """
 GATEWAY = b"""block: hall-a
 state_dir: /var/lib/powerblock

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from tests.fuzz.modbus_client import MOVES
 from tests.fuzz.mutate import inputs
 from tests.fuzz.properties import PROPERTIES, cost_s
 from tests.fuzz.seeds import SAID, SEEDS
@@ -75,3 +76,52 @@ def test_the_same_seed_makes_the_same_inputs():
     once, again = (list(itertools.islice(inputs("dsx", SEED), 200)) for _ in range(2))
     assert once == again
     assert len(set(once)) > 190
+
+
+@pytest.mark.parametrize("name", ["modbus-tcp", "modbus-rtu"])
+def test_a_device_that_makes_one_mistake_for_ever_is_neither_believed_nor_waited_for_in_a_spin(name):
+    for move in range(len(MOVES)):
+        cost_s(name, bytes([move]) * 1000)
+
+
+BROKEN = {
+    "a late RTU answer passes for another": (
+        "modbus-rtu",
+        "protocols.modbus.station.Station.owe",
+        lambda *_: None,
+    ),
+    "a wrong checksum does not matter": ("modbus-rtu", "protocols.modbus.frames.is_sealed", lambda _: True),
+    "function and count are not looked at": ("modbus-tcp", "protocols.modbus.frames.check", lambda *_: None),
+    "a device in doubt is good": ("modbus-rtu", "protocols.modbus.station.Station.slipped", lambda *_: None),
+    "anybody may write": ("modbus-server", "protocols.modbus.server.Access.may_write", lambda *_: True),
+    "a length is believed": ("modbus-server", "protocols.modbus.answer._demand", lambda _: None),
+    "roles do not matter": ("command", "controller.commands.CommandDesk._refusal", lambda *_: ""),
+    "a value need not be plausible": ("opcua", "protocols.codec.from_raw", lambda _point, raw, *_: raw),
+    "guardrails are off": ("bms", "controller.facility.bms_requests.Ask._clamped", lambda _, asked: asked),
+    "a frame of a stranger is a program's": (
+        "image",
+        "controller.image.wire._decoded",
+        lambda one, body: one.decode(body),
+    ),
+    "aliases are followed": ("profile", "protocols.plain_yaml._size", lambda *_: 0),
+}
+BOMB = (
+    b"a: &a [" + b"x," * 219 + b"x]\nb: &b [" + b"*a," * 219 + b"*a]\nprotocol: [" + b"*b," * 219 + b"*b]\n"
+)
+TRIES = 600
+
+
+@pytest.mark.parametrize(("name", "place", "broken"), BROKEN.values(), ids=BROKEN)
+def test_a_reader_with_a_hole_in_it_is_found_out(name, place, broken, monkeypatch):
+    monkeypatch.setattr(place, broken)
+    own = [bytes([move]) * 1000 for move in range(len(MOVES))] if name.startswith("modbus") else [BOMB]
+    tries = own if name == "profile" else itertools.chain(own, itertools.islice(inputs(name, SEED), TRIES))
+    assert any(is_found(name, payload) for payload in tries)
+
+
+def is_found(name, payload):
+    try:
+        cost_s(name, payload)
+    except Exception:  # noqa: BLE001  whatever it is, it is what the fuzzer looks for
+        return True
+    return False

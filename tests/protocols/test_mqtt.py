@@ -259,7 +259,7 @@ async def test_the_socket_does_not_wait_for_an_ack_before_it_sends(broker):
 
 
 @needs_mosquitto
-async def test_after_a_broker_restart_the_link_has_subscribed_again_and_delivers_the_newest(broker):
+async def test_p20_after_a_broker_restart_the_link_has_subscribed_again_and_delivers_the_newest(broker):
     ear, heard = listener(broker.url, "order", qos=1)
     mouth = speaker(broker.url)
     async with running(ear, mouth):

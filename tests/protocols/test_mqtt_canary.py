@@ -184,7 +184,7 @@ ACL = "user node-1\ntopic readwrite canary/node-1\ntopic write secret\n"
 
 
 @needs_mosquitto
-async def test_mosquitto_grants_a_subscription_that_its_acl_denies_and_the_canary_falls_silent(folder):
+async def test_p20_a_subscription_that_is_granted_and_yet_denied_falls_silent_and_is_found_out(folder):
     ca = Authority(folder)
     with Mosquitto(folder, authority=ca, wants_client=True, acl=ACL) as broker:
         tls = Tls(ca.ca_file, *ca.client("node-1"))

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import time
 
 import msgspec
@@ -39,6 +40,7 @@ FACILITY = Group(
         Point(name="by", text=True),
         Point(name="alarms_active"),
         Point(name="alarms_unacknowledged"),
+        Point(name="slots", text=True),
     ),
 )
 METER = Group(
@@ -58,7 +60,7 @@ RACK = Group(path="racks/r1", kind="rack", points=(Point(name="power_w", unit="W
 GROUPS = (BLOCK, FACILITY, RACK, METER)
 VALUES = {
     "block": [9000.0, 12_000.0, 11_900.0, 0.0, 4000.0, "grid operator"],
-    "facility": [0.0, None, None, None, None, 2.0, 1.0],
+    "facility": [0.0, None, None, None, None, 2.0, 1.0, "[]"],
     "racks/r1": [4500.0],
     "devices/meter": [9001.5, 50.02, 230.5, 1.0, float(1 << 31 | 1), "SN-17", 18.0],
 }
@@ -106,6 +108,11 @@ class Site:
             return self.outcomes[command.verb]
         return Outcome(result=Result.ACCEPTED, value=getattr(arguments, "limit_w", None))
 
+    def holds(self, **slot):
+        """The controller says that a limit stands, SunSpec's unless said otherwise."""
+        told = {"writer": "modbus sunspec", "priority": 8, "then_w": None, "over": False, **slot}
+        self.put("facility", slots=json.dumps([told]))
+
     @property
     def asked(self):
         """Verb and arguments of all commands so far."""
@@ -119,8 +126,8 @@ def config(**changes):
 
 
 @contextlib.asynccontextmanager
-async def serving(site, now_s=time.monotonic, **changes):
-    facility = ModbusFacility(config(**changes), site, version="1.2.3", now_s=now_s)
+async def serving(site, now_s=time.monotonic, state_dir=None, **changes):
+    facility = ModbusFacility(config(**changes), site, version="1.2.3", now_s=now_s, state_dir=state_dir)
     task = asyncio.create_task(facility.run())
     for server in facility.servers:
         await server.listening.wait()

@@ -361,6 +361,57 @@ async def test_a_restart_takes_back_what_the_one_before_had_set(broker, tmp_path
                 await until(lambda: plant.target_c == 25.0, within_s=SOON_S)
 
 
+@pytest.mark.parametrize("changed", ["the request is gone", "it writes another point"])
+async def test_a_request_that_leaves_the_configuration_is_put_back_and_said(broker, tmp_path, changed):
+    async with ControlledPlant(tmp_path) as plant:
+        mouth = speaker(broker.url)
+        async with running(mouth), served(plant):
+            first = publisher(plant, broker, tmp_path)
+            async with served(first):
+                await until(lambda: mouth.connected and first._link.connected and first._asks != {})
+                mouth.publish(ASK, message(30.0))
+                await until(lambda: plant.target_c == 30.0, within_s=SOON_S)
+            plant.refusal, kept = "the block is switched to LOCAL", ()
+            if changed == "it writes another point":
+                kept = (INTEGRATIONS["MEPAI1"]["requests"][0] | {"writes": "devices/cdu-1/coolant_supply_c"},)
+            second = publisher(plant, broker, tmp_path, integrations={"MEPAI1": {"requests": kept}})
+            async with served(second):
+                await until(lambda: any("not configured any more" in text for _, text in second.flags()))
+                await until(lambda: any("LOCAL" in text for _, text in second.flags()), within_s=SOON_S)
+                mouth.publish(ASK, message(35.0))
+                plant.refusal = ""
+                await until(lambda: plant.target_c == 25.0, within_s=SOON_S)
+                await until(lambda: not list(second.flags()) and not second._left)
+                await until(lambda: second._saved == {})
+                await until(lambda: len(second._asks) == len(kept))
+    assert {one.arguments["point"] for one in plant.commands} == {"coolant_supply_target_c"}
+    assert plant.commands[-1].by == "MEPAI1"
+
+
+async def test_what_an_older_version_kept_of_such_a_request_is_said(broker, tmp_path):
+    (tmp_path / bms.FILE_NAME).write_text(
+        json.dumps({ASK: {"asked": 30, "before": 25, "tried": 30, "shown": 30}})
+    )
+    async with ControlledPlant(tmp_path) as plant:
+        one = publisher(plant, broker, tmp_path, integrations={})
+        ((_, text),) = one.flags()
+    assert "before: 25; set it by hand" in text
+
+
+async def test_a_leak_that_was_told_is_said_by_whoever_starts_next(broker, tmp_path):
+    async with ControlledPlant(tmp_path) as plant:
+        mouth = speaker(broker.url)
+        async with running(mouth), served(plant):
+            first = publisher(plant, broker, tmp_path)
+            async with served(first):
+                await until(lambda: mouth.connected and first._link.connected and first._asks != {})
+                mouth.publish(ISOLATE, message(1))
+                await until(lambda: list(first.flags()) != [])
+            second = publisher(plant, broker, tmp_path)
+            async with served(second):
+                await until(lambda: any("RackLiquidIsolation" in text for _, text in second.flags()))
+
+
 async def test_an_isolation_request_without_an_actuator_is_said_and_stays_when_its_witness_dies(
     broker, tmp_path
 ):

@@ -41,6 +41,13 @@ class Loop:
                 self.present = value
                 self.ask.wrote(value, self.at_s)
 
+    def writes_and_hears_nothing(self):
+        """The plant takes one more step, and its answer is lost."""
+        self.at_s += STEP_S
+        present = Present(self.present, self.at_s)
+        self.present = self.ask.next_value(present, self.at_s)
+        self.ask.writes(self.present, present)
+
     def restarts(self):
         self.ask = Ask(self.config, self.at_s, self.ask.kept)
 
@@ -218,3 +225,78 @@ def test_an_isolation_request_is_yes_no_or_unknown(said, asked):
     loop.steps(3)
     assert loop.ask.asked == asked
     assert loop.written == []
+
+
+def test_a_way_back_that_was_refused_is_tried_again():
+    loop = Loop()
+    loop.hears(30.0)
+    loop.steps(5)
+    loop.ask.silence()
+    loop.refusal = "the block is switched to LOCAL"
+    loop.steps(1)
+    loop.refusal = ""
+    loop.steps(60)
+    assert loop.written == [30.0, 25.0]
+    assert loop.ask.kept is None
+
+
+def test_a_change_that_was_refused_is_tried_again():
+    loop = Loop()
+    loop.hears(30.0)
+    loop.steps(5)
+    loop.hears(32.0)
+    loop.refusal = "device busy"
+    loop.steps(1)
+    loop.refusal = ""
+    loop.steps(60)
+    assert loop.written == [30.0, 32.0]
+    assert loop.ask.why_not == ""
+
+
+def test_refusals_do_not_walk_the_ramp():
+    loop = Loop(rate_per_s=0.5)
+    loop.hears(30.0)
+    loop.steps(2)
+    loop.refusal = "the block is switched to LOCAL"
+    loop.steps(200)
+    loop.refusal = ""
+    loop.steps(12)
+    assert loop.written[:4] == [25.5, 26.0, 26.5, 27.0]
+
+
+@pytest.mark.parametrize("ends", ["refused", "killed"])
+def test_a_write_in_force_whose_answer_is_lost_is_still_ours(ends):
+    loop = Loop(rate_per_s=1.0)
+    loop.hears(30.0)
+    loop.steps(2)
+    loop.writes_and_hears_nothing()
+    if ends == "killed":
+        loop.restarts()
+    else:
+        loop.ask.was_refused("no reply within 5 s: may be in force", loop.at_s)
+    loop.steps(20)
+    assert loop.written == [26.0, 27.0, 29.0, 30.0]
+    loop.ask.silence()
+    loop.steps(60)
+    assert loop.present == 25.0
+    assert loop.ask.kept is None
+
+
+def test_a_ramp_waits_until_the_plant_shows_what_became_of_a_write():
+    loop = Loop(rate_per_s=1.0)
+    loop.hears(30.0)
+    loop.steps(2)
+    loop.writes_and_hears_nothing()
+    loop.restarts()
+    assert loop.ask.next_value(Present(27.0, loop.at_s - 1.0), loop.at_s + 1.0) is None
+    assert loop.ask.next_value(Present(28.0, loop.at_s + 2.0), loop.at_s + 2.0) == 29.0
+
+
+def test_a_request_that_is_only_shown_is_remembered_over_a_restart():
+    loop = Loop(point="RackLeakDetectTray", at="racks/r1", writes=None, lowest=None, highest=None)
+    loop.hears(1.0)
+    loop.restarts()
+    loop.steps(3)
+    assert loop.ask.asked == 1.0
+    loop.hears(None, BAD)
+    assert loop.ask.kept is None

@@ -100,6 +100,27 @@ async def test_a_value_that_nobody_renews_is_told_as_missing(broker, tmp_path):
     assert last["quality"] == {"power_w": "bad"}
 
 
+async def test_what_comes_back_unchanged_after_a_silence_is_a_change(broker, tmp_path):
+    async with Plant(tmp_path, [pdu(count=1)]) as plant:
+        mirror = mirror_of(plant, broker, tmp_path, send="changes", repeat_s=1000.0)
+        ear, heard = listener(broker.url, PDU)
+
+        def said():
+            return [one["values"]["power_w"] for one in bodies(heard)]
+
+        async with running(ear), served(mirror):
+            await until(lambda: ear.connected and mirror._link.connected)
+            plant.tell("devices/pdu-1", 7.0)
+            await until(lambda: said()[-1:] == [7.0])
+            await plant.die()
+            await until(lambda: said()[-1:] == [None], within_s=SOON_S)
+            await plant.live_again()
+            plant.tell("devices/pdu-1", 7.0)
+            await until(lambda: said()[-1:] == [7.0], within_s=SOON_S)
+    silence = [one for one in bodies(heard) if one["values"]["power_w"] is None][-1]
+    assert silence["why"] == {"power_w": "the controller is not heard"}
+
+
 async def test_the_catalogue_is_there_for_whoever_comes_later_and_goes_with_the_device(broker, tmp_path):
     async with Plant(tmp_path, [pdu("pdu-1"), pdu("pdu-2")]) as plant:
         async with served(mirror := mirror_of(plant, broker, tmp_path)):

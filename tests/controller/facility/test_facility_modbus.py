@@ -174,6 +174,22 @@ async def test_values_grow_stale_in_the_registers_when_the_controller_falls_sile
         assert (await master.read(2, PLACES["controller_heard"][1], 1)) == [0]
 
 
+async def test_when_the_controller_dies_everything_is_bad_however_long_it_would_have_stayed_good():
+    site = Site()
+    async with serving(site) as facility, master_of(facility) as master:
+        unit, first = PLACES["devices/meter: quality"]
+        assert (await master.read(unit, first, 7))[6] == 2
+        site.alive = False
+        words = await master.read(unit, first, 7)
+        assert (words[0], words[6]) == (0, 0)
+        assert math.isnan(native.number("f32", words[4:6]))
+        told = native.decode(STATUS, await master.read(2, 0, size(STATUS)))
+        assert math.isnan(told["power_w"])
+        assert (told["power_quality"], told["switch"], told["limit_source"].strip(b"\0")) == (0, 0xFFFF, b"")
+        assert told["power_age"] < 0xFFFF
+        assert math.isnan((await master.answer())["SP_Active_W"])
+
+
 async def test_room_between_values_reads_as_ones_and_beyond_the_map_is_refused():
     async with serving(Site()) as facility, master_of(facility) as master:
         assert await master.read(2, 99, 1) == [0xFFFF]
@@ -251,6 +267,81 @@ async def test_a_repeated_write_does_nothing_twice():
         assert len(site.commands) == 1
 
 
+async def test_a_write_repeated_after_a_restart_does_nothing_twice_and_its_answer_still_stands(tmp_path):
+    site = Site()
+    for _ in range(2):
+        async with serving(site, state_dir=tmp_path) as facility, master_of(facility) as master:
+            await master.request(SP_Request=1, SP_Limit_W=6000.0, SP_Seq=7)
+            told = await master.decided(7)
+            assert (told["SP_Result"], told["SP_Set_W"]) == (1, 6000.0)
+    assert len(site.commands) == 1
+
+
+async def test_fields_written_before_a_restart_count_for_the_request_that_follows(tmp_path):
+    site = Site()
+    async with serving(site, state_dir=tmp_path) as facility, master_of(facility) as master:
+        await master.request(SP_Request=1, SP_Limit_W=6000.0, SP_Priority=10, SP_ValidFor_s=60)
+    async with serving(site, state_dir=tmp_path) as facility, master_of(facility) as master:
+        await master.write(2, PLACES["SP_Seq"][1], [1])
+        await master.decided(1)
+    assert site.asked == [("set_power_limit", {"limit_w": 6000.0, "priority": 10, "valid_for_s": 60.0})]
+
+
+async def test_a_request_in_hand_when_the_server_dies_is_answered_in_doubt_and_not_sent_again(tmp_path):
+    site = Site()
+    site.gate.clear()
+    async with serving(site, state_dir=tmp_path) as facility, master_of(facility) as master:
+        await master.request(SP_Request=1, SP_Limit_W=6000.0, SP_Seq=7)
+        assert (await master.answer())["SP_Busy"] == 1
+    site.gate.set()
+    async with serving(site, state_dir=tmp_path) as facility, master_of(facility) as master:
+        told = await master.decided(7)
+        assert told["SP_Result"] == 3
+        assert "may be in force or not" in told["SP_Reason"]
+        await master.request(SP_Request=1, SP_Limit_W=6000.0, SP_Seq=7)
+        await master.request(SP_Request=2, SP_Seq=8)
+        await master.decided(8)
+    assert site.asked == [("release", {"priority": 8})]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"masters": {"a": {"request": [1]}}}'])
+async def test_a_file_that_makes_no_sense_stops_nobody(tmp_path, content):
+    (tmp_path / "modbus.json").write_bytes(content)
+    async with serving(Site(), state_dir=tmp_path) as facility, master_of(facility) as master:
+        await master.request(SP_Request=4, SP_Seq=1)
+        assert (await master.decided(1))["SP_Result"] == 1
+
+
+async def test_a_full_disk_stops_no_request(tmp_path):
+    (tmp_path / "state").write_bytes(b"")  # no folder
+    async with serving(Site(), state_dir=tmp_path / "state") as facility, master_of(facility) as master:
+        await master.request(SP_Request=4, SP_Seq=1)
+        assert (await master.decided(1))["SP_Result"] == 1
+
+
+async def test_a_request_is_what_it_was_when_its_number_moved():
+    site = Site()
+    async with serving(site) as facility:
+        request = {**native.decode(REQUEST, native.AT_START), "SP_Request": 1, "SP_Limit_W": 6000.0}
+        words = native.encode(REQUEST, {**request, "SP_Seq": 1})
+        peer = Peer(address="127.0.0.1", name="127.0.0.1", may_write=True)
+        await facility.write("holding", 2, 100, words, peer)
+        later = native.encode(REQUEST, {**request, "SP_Limit_W": 13_000.0, "SP_Seq": 1})
+        await facility.write("holding", 2, 100, later, peer)
+        async with master_of(facility) as master:
+            await master.decided(1)
+    assert site.asked == [("set_power_limit", {"limit_w": 6000.0, "priority": 8})]
+
+
+@pytest.mark.parametrize(("said", "meant"), [(0, 8), (5, 5), (8, 8)])
+async def test_a_release_is_of_one_priority(said, meant):
+    site = Site()
+    async with serving(site) as facility, master_of(facility) as master:
+        await master.request(SP_Request=2, SP_Priority=said, SP_Seq=1)
+        await master.decided(1)
+    assert site.asked == [("release", {"priority": meant})]
+
+
 @pytest.mark.parametrize(
     ("outcome", "result", "code"),
     [
@@ -320,7 +411,31 @@ async def test_a_limit_without_end_may_live_on_the_masters_heartbeat():
         for number in (2, 2, 3):
             assert await master.write(2, beat, [number]) == 0
         limit = {"limit_w": 6000.0, "priority": 8, "heartbeat_timeout_s": 30.0}
-        assert site.asked == [("set_power_limit", limit), ("heartbeat", {}), ("heartbeat", {})]
+        assert site.asked == [("set_power_limit", limit), *[("heartbeat", {})] * 3]
+
+
+async def test_a_heartbeat_beside_a_request_is_passed_on():
+    site = Site()
+    async with serving(site) as facility, master_of(facility) as master:
+        await master.request(SP_Request=4, SP_Heartbeat=9, SP_Seq=1)
+        await master.decided(1)
+        await master.answer()
+    assert site.asked == [("acknowledge", {}), ("heartbeat", {})]
+
+
+async def test_a_heartbeat_that_nobody_hears_is_no_success_and_is_sent_again():
+    site = Site()
+    site.outcomes["heartbeat"] = Outcome(result=Result.REJECTED, reason="the controller is not heard")
+    beat = PLACES["SP_Heartbeat"][1]
+    async with serving(site) as facility, master_of(facility) as master:
+        assert await master.write(2, beat, [3]) == 4
+        assert await master.write(2, beat, [3]) == 4
+        del site.outcomes["heartbeat"]
+        assert await master.write(2, beat, [3]) == 0
+        assert await master.write(2, beat, [3]) == 0
+        assert len(site.commands) == 3
+        assert await master.write(2, beat, [0]) == 0  # not a heartbeat
+        assert len(site.commands) == 3
 
 
 async def test_alarms_are_acknowledged_and_reset_and_the_switch_takes_an_engineer():
@@ -355,8 +470,22 @@ async def test_so_many_masters_are_remembered_and_not_more(monkeypatch):
     monkeypatch.setattr("controller.facility.modbus.MASTERS_MAX", 3)
     facility = ModbusFacility(config(), Site(), version="1", now_s=time.monotonic)
     for number in range(10):
-        facility.read("holding", 2, 200, 1, Peer(address=f"10.0.0.{number}", name=f"10.0.0.{number}"))
-    assert len(facility._masters) == 3
+        peer = Peer(address=f"10.0.0.{number}", name=f"10.0.0.{number}", may_write=True)
+        await facility.write("holding", 2, 100, [4], peer)
+    assert list(facility._masters) == ["10.0.0.7", "10.0.0.8", "10.0.0.9"]
+
+
+async def test_readers_cannot_have_a_request_carried_out_again():
+    site = Site()
+    async with serving(site) as facility, master_of(facility) as master:
+        await master.request(SP_Request=1, SP_Limit_W=6000.0, SP_Seq=7)
+        await master.decided(7)
+        for number in range(200):
+            reader = Peer(address=f"10.1.0.{number}", name=f"10.1.0.{number}")
+            facility.read("holding", 2, 100, 113, reader)
+        await master.request(SP_Request=1, SP_Limit_W=6000.0, SP_Seq=7)
+        await master.decided(7)
+    assert len(site.commands) == 1
 
 
 # --- points of devices ------------------------------------------------------------------------------------

@@ -10,9 +10,10 @@ from sunspec2.modbus.client import SunSpecModbusClientDeviceTCP
 from sunspec2.modbus.modbus import ModbusClientException
 
 from controller.facility import modbus_sunspec as sunspec
+from controller.facility.modbus import ModbusFacility
 from controller.image.model import Outcome, Result
-from protocols.modbus.answer import ExceptionCode, Refusal
-from tests.controller.facility.modbus_site import RATING_W, Site, serving
+from protocols.modbus.answer import ExceptionCode, Peer, Refusal
+from tests.controller.facility.modbus_site import RATING_W, Site, config, serving
 
 
 class Client:
@@ -227,11 +228,72 @@ async def test_our_heartbeat_stands_still_while_the_controller_is_not_heard(monk
 
 async def test_after_a_restart_the_registers_take_up_what_still_holds():
     site = Site()
-    site.put("facility", by="modbus sunspec", limit_w=7000.0, remaining_s=42.0)
+    site.holds(limit_w=7000.0, remaining_s=42.0)
     async with connected(site) as client:
         read = await client.read(704)
         assert (read.WMaxLimPctEna.value, read.WMaxLimPct.cvalue) == (1, 50)
         assert 40 <= read.WMaxLimPctRvrtRem.value <= 42
+
+
+async def test_a_restart_loses_neither_timer_nor_reversion_of_a_limit_that_is_renewed_afterwards(tmp_path):
+    site = Site()
+    async with connected(site, state_dir=tmp_path) as client:
+        await client.write(704, WMaxLimPctRvrt=30, WMaxLimPctEnaRvrt=1, WMaxLimPctRvrtTms=600)
+        await client.write(704, WMaxLimPct=50, WMaxLimPctEna=1)
+    site.holds(limit_w=7000.0, then_w=4200.0, remaining_s=30.0)
+    async with connected(site, state_dir=tmp_path) as client:
+        read = client.model(704)
+        assert (read.WMaxLimPctEnaRvrt.value, read.WMaxLimPctRvrt.cvalue) == (1, 30)
+        assert 20 <= read.WMaxLimPctRvrtRem.value <= 30
+        await client.write(704, WMaxLimPct=49)
+    renewed = {"limit_w": 6860.0, "valid_for_s": 600.0, "then_w": 4200.0}
+    assert site.asked[1:] == [("set_power_limit", renewed)]
+
+
+async def test_a_restart_leaves_a_limit_on_its_clients_heartbeat():
+    site = Site()
+    site.holds(limit_w=7000.0, heartbeat_timeout_s=40.0)
+    async with connected(site) as client:
+        await client.write(704, WMaxLimPct=49)
+        await client.write(715, ControllerHb=1)
+    assert site.asked == [
+        ("set_power_limit", {"limit_w": 6860.0, "heartbeat_timeout_s": 40.0}),
+        ("heartbeat", {}),
+    ]
+
+
+async def test_a_restart_keeps_settings_of_a_limit_that_is_not_switched_on(tmp_path):
+    site = Site()
+    async with connected(site, state_dir=tmp_path) as client:
+        await client.write(704, WMaxLimPctRvrt=30, WMaxLimPctEnaRvrt=1, WMaxLimPctRvrtTms=600)
+    async with connected(site, state_dir=tmp_path) as client:
+        await client.write(704, WMaxLimPct=50, WMaxLimPctEna=1)
+    limit = {"limit_w": 7000.0, "valid_for_s": 600.0, "then_w": 4200.0}
+    assert site.asked == [("set_power_limit", limit)]
+
+
+async def test_a_limit_that_others_outrank_or_that_has_reverted_is_taken_up_too():
+    site = Site()
+    site.put("facility", by="opcua boss", limit_w=2800.0, priority=1.0)
+    site.holds(limit_w=7000.0, then_w=9800.0, over=True)
+    async with connected(site) as client:
+        read = client.model(704)
+        assert (read.WMaxLimPctEna.value, read.WMaxLimPct.cvalue) == (1, 70)
+
+
+async def test_until_the_controller_has_said_what_holds_the_registers_are_neither_read_nor_written():
+    site = Site()
+    site.put("facility", slots=None)
+    facility = ModbusFacility(config(), site, version="1", now_s=time.monotonic)
+    somebody = Peer(address="127.0.0.1", name="somebody", may_write=True)
+    enable = next(field.at for field in sunspec.layout() if field.name == "WMaxLimPctEna")
+    with pytest.raises(Refusal) as unread:
+        facility.read("holding", 1, enable, 1, somebody)
+    with pytest.raises(Refusal) as unwritten:
+        await facility.write("holding", 1, enable, [1], somebody)
+    assert unread.value.code is unwritten.value.code is ExceptionCode.SERVER_DEVICE_BUSY
+    site.put("facility", slots="[]")
+    assert facility.read("holding", 1, enable, 1, somebody) == [0]
 
 
 async def test_what_was_written_here_is_not_overwritten_by_what_the_controller_says_of_it():
@@ -239,13 +301,13 @@ async def test_what_was_written_here_is_not_overwritten_by_what_the_controller_s
     async with connected(site) as client:
         await client.write(704, WMaxLimPctRvrt=80, WMaxLimPctEnaRvrt=1, WMaxLimPctRvrtTms=60)
         await client.write(704, WMaxLimPct=50, WMaxLimPctEna=1)
-        site.put("facility", by="modbus sunspec", limit_w=7000.0, remaining_s=42.0)
+        site.holds(limit_w=7000.0, remaining_s=42.0)
         assert (await client.read(704)).WMaxLimPctEnaRvrt.value == 1
 
 
 async def test_a_limit_of_somebody_else_is_not_taken_for_ours():
     site = Site()
-    site.put("facility", by="opcua alice", limit_w=7000.0, remaining_s=42.0)
+    site.holds(writer="opcua alice", limit_w=7000.0, remaining_s=42.0)
     async with connected(site) as client:
         assert (await client.read(704)).WMaxLimPctEna.value == 0
 

@@ -3,11 +3,14 @@
 import asyncio
 import contextlib
 import time
+from types import SimpleNamespace
 
+import msgspec
 import pytest
 from sunspec2.modbus.modbus import ModbusClientException
 
 from controller.commands import CommandDesk
+from controller.gateway import Gateway
 from controller.image.block import FACILITY, BlockPoints
 from controller.image.feed import ImageFeed
 from controller.image.image import Image
@@ -58,10 +61,12 @@ class Controller:
 
     def tell(self):
         slot = next(iter(self.facility.slots), None)
+        slots = Gateway.told(SimpleNamespace(_facility=self.facility))["slots"]
         values = {"mode": float(MODES.index(self.facility.mode)), "alarms_active": 0.0}
+        values["slots"] = msgspec.json.encode(slots).decode()
         if slot is not None:
             values |= {"limit_w": slot.limit_w, "priority": float(slot.priority), "by": slot.writer}
-            values["remaining_s"] = self.facility.remaining_s(time.time() + self.skipped_s)
+            values["remaining_s"] = self.facility.remaining_s(slot, self.now_s())
         told = [values.get(point.name) for point in FACILITY.points]
         self.server.update(Update(0, told, time.monotonic(), time.time()))
 
@@ -98,7 +103,7 @@ async def test_a_limit_of_a_sunspec_client_stands_in_the_facilitys_slots_with_it
         (slot,) = controller.facility.slots
         assert (slot.writer, slot.priority) == ("modbus sunspec", 8)
         assert (slot.limit_w, slot.then_w) == (0.5 * RATING_W, pytest.approx(0.6 * RATING_W))
-        assert slot.ends_utc_s - slot.starts_utc_s == pytest.approx(30.0)
+        assert slot.ends_utc_s - time.time() == pytest.approx(30.0, abs=10.0)
         await client.write(704, WMaxLimPctEna=0)
         assert controller.facility.slots == ()
 
@@ -112,14 +117,14 @@ async def test_below_what_the_block_can_do_the_register_says_what_holds(tmp_path
 
 async def test_in_local_the_controller_refuses_and_remote_obeys_again(tmp_path, settings):
     async with everything(tmp_path, settings) as (controller, client):
-        controller.facility.switch("local", "panel", controller.now_s(), time.time())
+        controller.facility.switch("local", "panel", time.time(), local=True)
         controller.tell()
         with pytest.raises(ModbusClientException, match="4"):
             await client.write(704, WMaxLimPct=50, WMaxLimPctEna=1)
         async with asyncio.timeout(5):
             while (await client.read(715)).LocRemCtl.value != 1:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
-        controller.facility.switch("remote", "panel", controller.now_s(), time.time())
+        controller.facility.switch("remote", "panel", time.time(), local=True)
         controller.tell()
         await client.write(704, WMaxLimPct=50, WMaxLimPctEna=1)
         assert controller.facility.slots[0].limit_w == 7000.0
@@ -138,6 +143,33 @@ async def test_a_silent_client_loses_its_limit_in_the_controller(tmp_path, setti
         controller.skipped_s = 80.0
         controller.facility.beat(controller.now_s())
         assert controller.facility.slots == ()
+        with pytest.raises(ModbusClientException, match="4"):
+            await client.write(715, ControllerHb=3)
+
+
+async def test_a_server_started_anew_takes_up_what_the_controller_really_tells(tmp_path, settings):
+    async with everything(tmp_path, settings) as (controller, client):
+        await client.write(715, ControllerHb=1)
+        await client.write(704, WMaxLimPctRvrt=60, WMaxLimPctEnaRvrt=1)
+        await client.write(704, WMaxLimPct=50, WMaxLimPctEna=1)
+        controller.tell()
+        feed = ImageFeed(controller.socket)
+        mirror = asyncio.create_task(feed.run())
+        try:
+            async with serving(feed) as modbus:
+                async with asyncio.timeout(10):
+                    while not feed.alive:  # noqa: ASYNC110
+                        await asyncio.sleep(0.01)
+                async with Client(modbus.servers[0].port) as again:
+                    read = again.model(704)
+                    assert (read.WMaxLimPctEna.value, read.WMaxLimPctEnaRvrt.value) == (1, 1)
+                    assert (read.WMaxLimPct.cvalue, read.WMaxLimPctRvrt.cvalue) == (50, 60)
+                    await again.write(704, WMaxLimPct=48)
+        finally:
+            mirror.cancel()
+        (slot,) = controller.facility.slots
+        assert slot.limit_w == pytest.approx(0.48 * RATING_W)
+        assert (slot.then_w, slot.heartbeat_timeout_s) == (pytest.approx(0.6 * RATING_W), 40.0)
 
 
 def test_the_tests_use_the_names_that_the_controller_tells(settings):

@@ -9,6 +9,7 @@ import pytest
 import pytest_asyncio
 from asyncua import ua
 
+from controller.commands import OPERATOR
 from controller.image.model import AlarmView, Group, Outcome, Point, Result, Role
 from tests.brokers import until
 from tests.controller.facility.opcua_site import GROUPS, Heard, Site
@@ -17,6 +18,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 POWER, FLOW, STAGE = "devices/pdu-1/power_w", "devices/pdu-1/flow_target", "devices/pdu-1/stage"
 DEVICE = (5000.0, 22.5, 16.0, 120.0, 8.0)
 LIMIT = "Control/SetPowerLimit"
+GUARDED = "Control/SetGuardedPowerLimit"
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -431,9 +433,9 @@ async def test_a_limit_goes_to_the_controller_and_its_outcome_comes_back(site, c
     assert command.arguments == {"limit_w": 80_000.0, "ramp_w_per_s": 500.0, "valid_for_s": 60.0}
 
 
-async def test_nought_or_nan_leaves_an_argument_out(site, client):
-    await call(client, LIMIT, 80_000, 0.0, math.nan)
-    await call(client, "Control/SetGuardedPowerLimit", 7e4, 0.0, 60.0, 5.0, 30.0, 0.0)
+async def test_nought_leaves_an_argument_out(site, client):
+    await call(client, LIMIT, 80_000, 0.0, 0.0)
+    await call(client, GUARDED, 7e4, 0.0, 60.0, 5.0, 30.0, 0.0)
     first, second = site.plant.commands
     assert first.arguments == {"limit_w": 80_000.0}
     assert second.arguments == {
@@ -466,6 +468,30 @@ async def test_wrong_arguments_never_reach_the_controller(site, client):
     assert (await call(client, "Control/Acknowledge", "k" * 301))[0] == "BadOutOfRange"
     assert (await call(client, "Control/Nothing"))[0] == "BadMethodInvalid"
     assert not site.plant.commands
+
+
+async def test_a_number_that_is_none_is_refused_and_no_smaller_order_is_made_of_it(site, client):
+    for place in range(6):
+        inputs = [7e4, 0.0, 600.0, 8.0, 30.0, 5e4]
+        inputs[place] = math.nan
+        assert (await call(client, GUARDED, *inputs))[0] == "BadOutOfRange"
+    assert (await call(client, "Control/ReleasePriority", math.nan))[0] == "BadOutOfRange"
+    assert not site.plant.commands
+
+
+@pytest.mark.parametrize("priority", [5.9, 7.0, -1.0, 1e300, math.inf])
+async def test_a_priority_that_there_is_not_is_refused_and_none_near_it_is_taken(site, client, priority):
+    assert (await call(client, GUARDED, 7e4, 0.0, 0.0, priority, 0.0, 0.0))[0] == "BadOutOfRange"
+    assert (await call(client, "Control/ReleasePriority", priority))[0] == "BadOutOfRange"
+    assert not site.plant.commands
+
+
+async def test_priority_nought_is_the_operators_and_never_all(site, client):
+    await call(client, "Control/ReleasePriority", 0.0)
+    await call(client, GUARDED, 7e4, 0.0, 0.0, 0.0, 0.0, 0.0)
+    released, limited = (command.arguments for command in site.plant.commands)
+    assert released == {"priority": OPERATOR}
+    assert limited == {"limit_w": 7e4, "priority": OPERATOR}
 
 
 @pytest.mark.parametrize(

@@ -132,6 +132,33 @@ SERVERS = {
 }
 
 
+OURS = {name: SERVERS[name] for name in ("metrics", "BMS bus", "mirror")}
+
+
+@pytest.mark.parametrize("server", OURS.values(), ids=OURS)
+async def test_a_dead_controllers_fresh_values_are_healthy_over_no_server_until_it_lives_again(
+    server, tmp_path
+):
+    lasting = Group(
+        path=GROUP.path, kind="device", about=GROUP.about, points=(Point(name="power_w", unit="W"),)
+    )
+    async with Plant(tmp_path, [lasting]) as plant, server(plant, tmp_path) as said:
+
+        async def shows(wanted):
+            deadline_s = time.monotonic() + SOON_S
+            while (told := await said()) != wanted:
+                assert time.monotonic() < deadline_s, f"{told!r} is shown, {wanted!r} would be right"
+                await asyncio.sleep(0.02)
+
+        plant.tell("devices/meter", 5000.0)
+        await shows(5000.0)
+        await plant.die()
+        await shows(None)
+        await plant.live_again()
+        plant.tell("devices/meter", 5000.0)
+        await shows(5000.0)
+
+
 @pytest.mark.parametrize("server", SERVERS.values(), ids=SERVERS)
 async def test_p15_a_value_that_nobody_renews_is_healthy_over_no_server(server, tmp_path):
     """Over OPC UA: `test_p15_a_silent_devices_value_turns_bad_by_itself`."""

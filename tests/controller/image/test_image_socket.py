@@ -1,6 +1,7 @@
 """The socket between controller and facility server: real sockets, both ends, and what breaks between them."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -217,3 +218,58 @@ async def test_another_version_is_refused_with_the_remedy(tmp_path: Path, monkey
     with pytest.raises(wire.WireError, match="update both"):
         feed._learn(catalogue)
     del server
+
+
+async def test_what_an_earlier_controller_knew_is_no_news_of_the_next_one(tmp_path: Path):
+    path = tmp_path / "s"
+    feed = ImageFeed(path)
+    async with running(feed.run):
+        first = server_at(path, epoch=1)
+        first.update(Update(0, [1.0, 2.0], now_s(), 1.0))
+        async with running(first.run):
+            await until(lambda: power_w(feed) == 1.0)
+        await until(lambda: not feed.alive)
+        async with running(server_at(path, epoch=2).run):
+            await until(lambda: feed.alive)
+            cell = feed.image.cell("devices/pdu", "power_w", now_s())
+            assert (cell.value, cell.why) == (None, "not heard yet")
+
+
+async def test_for_the_panel_speaks_only_who_runs_as_this_user(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(servers, "_peer_uid", lambda _: 4711)
+    server, feed = server_at(tmp_path / "s"), ImageFeed(tmp_path / "s")
+    panel = Command(verb="set_mode", arguments={}, by="mallory", role=Role.ENGINEER, via="opcua", local=True)
+    async with running(server.run, feed.run):
+        await until(lambda: feed.alive)
+        assert "panel speaks its own user" in (await feed.command(panel)).reason
+        assert (await feed.command(LIMIT)).result is Result.ACCEPTED
+
+
+async def test_a_command_that_breaks_the_program_is_answered_all_the_same(tmp_path: Path):
+    async def broken(_: Command) -> Outcome:
+        raise KeyError("a bug")
+
+    server, feed = server_at(tmp_path / "s", broken), ImageFeed(tmp_path / "s")
+    async with running(server.run, feed.run):
+        await until(lambda: feed.alive)
+        assert "fault of this program" in (await feed.command(LIMIT)).reason
+
+
+async def test_who_does_not_read_the_answers_is_not_heard_and_costs_no_memory(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(servers, "BEHIND_BYTES", 4096)
+    monkeypatch.setattr(servers, "COMMAND_GAP_S", 0.0)
+    path = tmp_path / "s"
+    server = server_at(path)
+    async with running(server.run):
+        await until(path.exists)
+        _, writer = await asyncio.open_unix_connection(path)
+        frame = wire.packed(LIMIT)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(2.0):
+                for _ in range(5000):
+                    writer.write(frame * 10)
+                    await writer.drain()
+        (listener,) = server._listeners
+        assert listener.unsent_bytes < 64 * 1024
+        writer.transport.abort()
+        await asyncio.sleep(0.05)

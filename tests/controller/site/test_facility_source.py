@@ -1,6 +1,7 @@
 """Limits that operators set by hand: slots, priorities, ends, fallbacks, and the switch."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -10,8 +11,9 @@ from controller.core.model import FOREVER_S, Ramp, Setpoint
 from controller.site.facility import Facility, Slot
 
 LEAST_W = 3000.0
-ALICE = Slot("opcua alice", 8, 9000.0, 100.0)
-BMS = Slot("bms site", 10, 7000.0, 100.0)
+ALICE = Slot("opcua alice", 8, 9000.0)
+BMS = Slot("bms site", 10, 7000.0)
+PANEL = Slot("panel bob", 8, 11_000.0, local=True)
 
 
 class Block:
@@ -114,49 +116,117 @@ def test_a_writer_whose_promised_heartbeat_stays_away_loses_its_limit():
     assert not block.facility.heartbeat("nobody", block.now_s)
 
 
-def test_turning_the_switch_to_local_moves_no_power():
-    block = Block()
-    block.put(BMS)
-    assert block.limit_w() == 7000.0
-    block.facility.switch("local", "panel bob", block.now_s, block.now_utc_s)
-    assert block.limit_w() == 7000.0
-    assert [slot.writer for slot in block.facility.slots] == ["panel bob"]
+def turn(block: Block, mode: str, local: bool = True) -> None:
+    block.facility.switch(mode, "panel bob", block.now_utc_s, local=local)
 
 
-def test_in_local_only_the_panel_counts_and_remote_limits_come_back_with_remote():
+def test_turning_the_switch_to_local_and_back_moves_no_power_and_drops_no_limit():
+    block = Block()
+    block.put(replace(BMS, ends_utc_s=1000.0, then_w=5000.0))
+    block.put(replace(ALICE, heartbeat_timeout_s=500.0))
+    for mode in ("local", "remote", "local", "remote"):
+        turn(block, mode)
+        assert block.limit_w() == 9000.0
+    assert len(block.facility.slots) == 2
+
+
+def test_in_local_the_panel_stands_before_all_others_and_in_remote_priority_decides():
     block = Block()
     block.put(BMS)
-    block.facility.switch("local", "panel bob", block.now_s, block.now_utc_s)
-    block.put(Slot("panel bob", 8, 11_000.0, block.now_utc_s, local=True))
+    block.put(PANEL)
+    turn(block, "local")
     assert block.limit_w() == 11_000.0
-    block.facility.switch("remote", "panel bob", block.now_s, block.now_utc_s)
+    block.put(replace(BMS, priority=1))
+    assert block.limit_w() == 11_000.0
+    assert block.facility.limit_w == 11_000.0
+    turn(block, "remote")
     assert block.limit_w() == 7000.0
+    assert block.facility.limit_w == 7000.0
 
 
-def test_a_remote_limit_whose_time_runs_out_in_local_is_gone_in_remote():
+def test_a_limit_of_the_panel_counts_in_remote_too():
     block = Block()
-    block.put(replace(BMS, ends_utc_s=160.0))
-    block.facility.switch("local", "panel bob", block.now_s, block.now_utc_s)
-    block.limit_w()
-    block.wait(100.0)
-    block.facility.switch("remote", "panel bob", block.now_s, block.now_utc_s)
-    assert block.limit_w() is None
+    block.put(PANEL)
+    assert block.limit_w() == 11_000.0
 
 
-def test_off_leads_to_the_least_whoever_wants_what_and_turning_it_on_starts_nothing_by_itself():
+def test_what_was_promised_before_local_happens_in_local_too():
+    block = Block()
+    block.put(replace(BMS, ends_utc_s=160.0, then_w=5000.0))
+    turn(block, "local")
+    assert block.limit_w() == 7000.0
+    block.wait(61.0)
+    assert block.limit_w() == 5000.0
+
+
+def test_off_leads_to_the_least_whoever_wants_what():
     block = Block()
     block.put(ALICE)
-    block.facility.switch("off", "panel bob", block.now_s, block.now_utc_s)
+    turn(block, "off")
     assert block.limit_w() == LEAST_W
     assert dict(block.facility.alarms(0.0))["facility mode"]
-    block.facility.switch("remote", "panel bob", block.now_s, block.now_utc_s)
+
+
+@pytest.mark.parametrize("mode", ["remote", "local"])
+def test_turning_off_back_starts_nothing_until_somebody_releases_it(mode: str):
+    block = Block()
+    block.put(ALICE)
+    turn(block, "off")
+    block.limit_w()
+    turn(block, mode)
+    assert block.limit_w() == LEAST_W
+    assert block.facility.release("panel bob", None) == 1
+    assert block.limit_w() == 9000.0
+
+
+def test_a_fallback_keeps_the_priority_of_its_slot():
+    block = Block()
+    block.put(replace(ALICE, limit_w=8000.0, heartbeat_timeout_s=5.0, then_w=3500.0))
+    block.put(replace(ALICE, writer="opcua bob", limit_w=12_000.0))
+    assert block.limit_w() == 8000.0
+    block.wait(6.0)
+    assert block.limit_w() == 3500.0
+    assert block.facility.limit_w == 3500.0
+
+
+def test_a_writer_that_fell_silent_is_an_alarm_until_it_speaks_again():
+    block = Block()
+    guarded = replace(ALICE, heartbeat_timeout_s=5.0, then_w=4000.0)
+    block.put(guarded)
+    block.wait(6.0)
+    block.limit_w()
+    ((key, text),) = block.facility.alarms(block.now_s)
+    assert key == "lapsed opcua alice"
+    assert "9.00 kW ended, 4.00 kW holds" in text
+    assert not block.facility.heartbeat("opcua alice", block.now_s)
+    block.put(guarded)
+    assert list(block.facility.alarms(block.now_s)) == []
+
+
+@pytest.mark.parametrize("step_s", [-3600.0, 3600.0])
+def test_time_that_is_left_is_told_by_the_clock_that_does_not_step(step_s: float):
+    block = Block()
+    block.put(replace(ALICE, ends_utc_s=700.0))
+    block.facility.tell(seen(block), None)
+    block.wait(100.0, wall_steps_s=step_s)
+    assert block.facility.remaining_s(block.facility.slots[0], block.now_s) == 500.0
+
+
+def seen(block: Block):
+    return SimpleNamespace(now_s=block.now_s, now_utc_s=block.now_utc_s)
+
+
+def test_a_wall_clock_that_steps_back_at_once_keeps_no_limit_from_opening():
+    block = Block()
+    block.put(ALICE)
+    block.wait(0.01, wall_steps_s=-90.0)
     assert block.limit_w() == 9000.0
 
 
 def test_slots_and_switch_survive_a_restart():
     block = Block()
     block.put(replace(ALICE, ends_utc_s=160.0, then_w=5000.0, ramp=Ramp(100.0, 50.0)))
-    block.facility.switch("local", "panel bob", block.now_s, block.now_utc_s)
+    turn(block, "local")
     kept = msgspec.json.decode(msgspec.json.encode(block.facility.kept()))
     again = Facility(LEAST_W, kept)
     assert again.mode == "local"
@@ -179,4 +249,5 @@ def test_slots_are_bounded_and_a_full_house_still_lets_a_writer_change_its_own()
     assert "release one" in refusals[-1]
     assert facility.put(replace(ALICE, writer="w0", limit_w=1.0), 0.0) == ""
     assert facility.limit_w == 1.0
+    assert facility.put(replace(ALICE, writer="safety", priority=1), 0.0) == ""
     assert ALICE.ends_utc_s == FOREVER_S

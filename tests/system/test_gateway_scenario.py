@@ -1,0 +1,132 @@
+"""The gateway whole: field devices, controller, facility server and independent SCADA clients, in real time.
+
+The scenarios in examples/ take their time; these ramp five times as fast to fit a test.
+"""
+
+import asyncio
+import json
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+
+from firmware_sim.bench_config import journal_path
+from firmware_sim.recorder import read_journal
+from firmware_sim.rig import Rig
+from firmware_sim.scenario import parse_scenario
+from tests.protocols.bms.bms_contract import CONTRACT
+
+# Connections are broken here on purpose: what the SCADA side's libraries leave to the collector is its warning.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+ROOT = Path(__file__).parents[2]
+
+DEVICES = [
+    {"name": "rpu-1", "type": "rpu", "line": "hall", "unit": 3},
+    {"name": "pumps", "type": "em24", "line": "hall", "unit": 4},
+    {"name": "chiller", "type": "chiller"},
+    {"name": "branch-r1", "type": "branch", "of": "r1"},
+    {"name": "battery", "type": "battery"},
+]
+BLOCK = {
+    "ramp_down_kw_per_s": 3,
+    "ramp_up_kw_per_s": 3,
+    "racks": [{"name": "r1"}, {"name": "r2"}],
+    "nodes": [{"name": "node-a", "rack": "r1", "gpus": 8}, {"name": "node-b", "rack": "r2", "gpus": 8}],
+}
+WORKLOADS = [
+    {"node": "node-a", "kind": "training", "exchange_demand_ratio": 0.9},
+    {"node": "node-b", "kind": "inference", "swing_ratio": 0.1},
+]
+
+
+@pytest.fixture
+def powerblock(tmp_path):
+    command = tmp_path / "powerblock"
+    code = "from controller.cli import app; app()"
+    command.write_text(f"#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -c '{code}' \"$@\"\n")
+    command.chmod(command.stat().st_mode | stat.S_IXUSR)
+    return command
+
+
+def played(tmp_path, powerblock, document):
+    """The run, its verdict and its report; every expectation was met."""
+    rig = Rig(parse_scenario(document, "short.yaml"), tmp_path / "report", powerblock)
+    outcome = asyncio.run(rig.run(lambda _view: None))
+    report = json.loads((tmp_path / "report" / "verdict.json").read_text())
+    broken = [expectation for expectation in outcome.verdict.expectations if not expectation.met]
+    assert not broken, (outcome.verdict.figures, report["scada"])
+    return rig, outcome.verdict.figures, report
+
+
+def agreed(*ways):
+    """Every way shows the plant as it is."""
+    figures = {f"{way}_agreement_ratio": {"min": 0.98} for way in ways}
+    return figures | {f"{way}_bad_s": {"max": 0.5} for way in ways}
+
+
+def facility(*ways, **changes):
+    schema = {"bms_schema": CONTRACT} if CONTRACT.exists() else {}
+    return {"serve": ways, "devices": DEVICES, **schema, **changes}
+
+
+def test_scada_limits_a_block_over_two_ways_and_a_killed_server_costs_the_loop_nothing(tmp_path, powerblock):
+    ways = ("opcua", "modbus", "bms", "prometheus")
+    document = {
+        "name": "short",
+        "seed": 3,
+        "warm_up_s": 9,
+        "duration_s": 16.5,
+        "block": BLOCK,
+        "workloads": WORKLOADS,
+        "facility": facility(*ways),
+        "timeline": [
+            {"at_s": 2.5, "command": {"id": "op-1", "via": "opcua", "reduce_ratio": 0.2, "duration_s": 4}},
+            {"at_s": 4, "fault": {"target": "server", "mode": "kill", "for_s": 1}},
+            {"at_s": 13, "command": {"id": "op-2", "via": "modbus", "reduce_ratio": 0.2, "duration_s": 3}},
+            {"at_s": 13.5, "write": {"device": "chiller", "point": "demand_limit_ratio", "value": 0.45}},
+        ],
+        "expect": {
+            "reaction_s": {"max": 0.5},
+            "overshoot_ratio": {"max": 0.01},
+            "above_line_ratio": {"max": 0.03},
+            "ways_back_s": {"max": 8},
+            "write_s": {"max": 2},
+            **agreed(*ways),
+        },
+    }
+    rig, figures, report = played(tmp_path, powerblock, document)
+    beats = read_journal(journal_path(rig.work_dir))
+    assert {beat.mode for beat in beats} >= {"init", "controlled"}
+    assert {"facility opcua scada-1 (operator)", "facility modbus sunspec (operator)"} <= {
+        beat.binding for beat in beats
+    }
+    assert figures["bms_messages"] > 300
+    assert report["scada"]["missing"] == []
+
+
+def test_a_gateway_without_gpus_loses_one_device_and_nothing_else(tmp_path, powerblock):
+    ways = ("opcua", "modbus", "bms", "prometheus", "mirror")
+    document = {
+        "name": "short",
+        "seed": 5,
+        "warm_up_s": 3,
+        "duration_s": 13,
+        "block": BLOCK,
+        "workloads": WORKLOADS,
+        "facility": facility(*ways, alone=True),
+        "timeline": [
+            {"at_s": 1, "fault": {"target": "device", "name": "pumps", "mode": "silent"}},
+            {"at_s": 2, "write": {"device": "rpu-1", "point": "flow_target_l_per_min", "value": 40}},
+        ],
+        "expect": {
+            "dead_good_s": {"max": 0},
+            "write_s": {"max": 2},
+            **agreed(*ways),
+        },
+    }
+    rig, _, report = played(tmp_path, powerblock, document)
+    assert not rig.node_paths
+    assert report["journal_beats"] == 0
+    assert set(report["scada"]["missing"]) == {f"{way} devices/pumps/power_w" for way in ways}
