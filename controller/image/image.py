@@ -32,8 +32,12 @@ class GroupCells:
         self.group = group
         self.places = {point.name: place for place, point in enumerate(group.points)}
         self.revision = 0
-        self.values: list[Value] = [None] * len(group.points)
-        self.updates: list[Update] = [NO_UPDATE] * len(group.points)
+        self.forget()
+
+    def forget(self) -> None:
+        """Nothing is known any more."""
+        self.values: list[Value] = [None] * len(self.group.points)
+        self.updates: list[Update] = [NO_UPDATE] * len(self.group.points)
 
     def take(self, update: Update) -> None:
         """Raises MisfitError."""
@@ -107,11 +111,11 @@ class Image:
         self.shaped_at = self.revision
 
     def forget(self) -> None:
-        """Nothing is known any more; the catalogue stays."""
+        """Nothing is known any more; the catalogue stays, and so do the cells that others hold."""
         self.revision += 1
-        for index, cells in enumerate(self.groups):
-            self.groups[index] = GroupCells(cells.group)
-            self.groups[index].revision = self.revision
+        for cells in self.groups:
+            cells.forget()
+            cells.revision = self.revision
 
     def regroup(self, index: int, group: Group) -> None:
         """One group is something else than was thought. Raises MisfitError."""

@@ -95,3 +95,15 @@ def test_changes_since_a_revision_are_found_and_a_new_group_counts_as_one():
     assert known.shaped_at == known.revision
     with pytest.raises(MisfitError):
         known.regroup(0, other)
+
+
+def test_forgetting_empties_the_cells_that_others_hold_and_leaves_the_catalogue():
+    known = image()
+    known.take(Update(0, [5000.0, 1.0, "A1"], 10.0, 1000.0))
+    held, shaped_at = known.groups[0], known.shaped_at
+    known.forget()
+    assert known.groups[0] is held
+    assert held.cell(0, 10.0).why == "not heard yet"
+    assert (known.shaped_at, held.revision) == (shaped_at, known.revision)
+    known.take(Update(0, [6000.0, 1.0, "A1"], 11.0, 1001.0))
+    assert held.cell(0, 11.0).value == 6000.0
