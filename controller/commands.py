@@ -263,7 +263,8 @@ class CommandDesk:
         first = facility.slots[0] if facility.slots else None
         if slot is not None and first is not None and first.place != slot.place:
             words.append(f"stands behind {first.id} at {first.asks_w:.0f} W")
-        return Outcome(result=result, reason="; ".join(words), value=facility.limit_w, was=before)
+        value = facility.limit_w if slot is None else slot.limit_w
+        return Outcome(result=result, reason="; ".join(words), value=value, was=before)
 
     def _release(self, command: Command, said: Release) -> Outcome:
         own, before = writer_of(command), self._facility.limit_w

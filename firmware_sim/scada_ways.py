@@ -49,6 +49,7 @@ from firmware_sim.watched import WatchedPoint
 RETRY_S: Final = 0.5
 LOOK_S: Final = 1.0
 CALL_MAX_S: Final = 5.0
+MODBUS_WAIT_S: Final = 1.5  # the library waits it out, even when the connection has gone
 PUBLISH_MS: Final = 250.0
 BLOCK_POWER: Final = "block/power_w"
 NAMESPACE: Final = "urn:powerblock:image"
@@ -233,7 +234,7 @@ class ModbusReader(Reader):
 
     async def _read_map(self) -> None:
         client = AsyncModbusTcpClient(
-            LOOPBACK, port=self.plan.modbus_port, timeout=CALL_MAX_S, retries=0, reconnect_delay=0
+            LOOPBACK, port=self.plan.modbus_port, timeout=MODBUS_WAIT_S, retries=0, reconnect_delay=0
         )
         try:
             if not await client.connect():
@@ -248,7 +249,7 @@ class ModbusReader(Reader):
 
     async def _read_sunspec(self) -> None:
         device = sunspec.SunSpecModbusClientDeviceTCP(
-            slave_id=1, ipaddr=LOOPBACK, ipport=self.plan.modbus_port, timeout=CALL_MAX_S
+            slave_id=1, ipaddr=LOOPBACK, ipport=self.plan.modbus_port, timeout=MODBUS_WAIT_S
         )
         try:
             await asyncio.to_thread(device.connect)

@@ -95,8 +95,13 @@ def _modbus(config: GatewayConfig, feed: ImageFeed) -> Server | None:
         return None
     from controller.facility.modbus import ModbusFacility
 
-    version = metadata.version("powerblock")
-    return ModbusFacility(config.facility.modbus, feed, version=version, now_s=now_s)
+    return ModbusFacility(
+        config.facility.modbus,
+        feed,
+        version=metadata.version("powerblock"),
+        now_s=now_s,
+        state_dir=_state_dir(config),
+    )
 
 
 def _bms(config: GatewayConfig, feed: ImageFeed) -> Server | None:

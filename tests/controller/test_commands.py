@@ -234,7 +234,7 @@ async def test_an_engineer_or_the_panel_releases_what_its_writer_left_behind(des
 async def test_a_limit_that_stands_behind_another_is_told_so(desk: Desk):
     await desk.do("set_power_limit", limit_w=12_000.0, priority=1)
     behind = await desk.do("set_power_limit", limit_w=6000.0)
-    assert behind.value == 12_000.0
+    assert behind.value == 6000.0
     assert "stands behind opcua alice (manual life safety) at 12000 W" in behind.reason
 
 

@@ -76,16 +76,16 @@ def test_scada_limits_a_block_over_two_ways_and_a_killed_server_costs_the_loop_n
     document = {
         "name": "short",
         "seed": 3,
-        "warm_up_s": 9,
-        "duration_s": 16.5,
+        "warm_up_s": 8,
+        "duration_s": 15,
         "block": BLOCK,
         "workloads": WORKLOADS,
         "facility": facility(*ways),
         "timeline": [
-            {"at_s": 2.5, "command": {"id": "op-1", "via": "opcua", "reduce_ratio": 0.2, "duration_s": 4}},
-            {"at_s": 4, "fault": {"target": "server", "mode": "kill", "for_s": 1}},
-            {"at_s": 13, "command": {"id": "op-2", "via": "modbus", "reduce_ratio": 0.2, "duration_s": 3}},
-            {"at_s": 13.5, "write": {"device": "chiller", "point": "demand_limit_ratio", "value": 0.45}},
+            {"at_s": 2, "command": {"id": "op-1", "via": "opcua", "reduce_ratio": 0.2, "duration_s": 3}},
+            {"at_s": 3.5, "fault": {"target": "server", "mode": "kill", "for_s": 1}},
+            {"at_s": 11.5, "command": {"id": "op-2", "via": "modbus", "reduce_ratio": 0.2, "duration_s": 3}},
+            {"at_s": 12, "write": {"device": "chiller", "point": "demand_limit_ratio", "value": 0.45}},
         ],
         "expect": {
             "reaction_s": {"max": 0.5},
