@@ -1,7 +1,7 @@
 """The run as one picture: power, budget and limit above, tokens per second below.
 
 Where a facility is served, a third panel shows one power, the block's if there is one, as each way showed it:
-a step for each value told, and a gap where it had none.
+a step for each value told, and a gap where it had none. A gateway without GPUs has such panels alone.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,6 +17,7 @@ from firmware_sim.scenario_facility import Way
 from firmware_sim.verdict import MEAN_S, Contract, Floats, Request, Trace, Verdict, line_w, mean_of
 
 INK: Final = "#1f2933"
+PALE: Final = "#52606d"
 GREY: Final = "#9aa5b1"
 POWER: Final = "#1565c0"
 FROM_S: Final = -3.0  # of the warm-up only the end matters
@@ -59,16 +60,7 @@ def draw(
     drawn = trace.t_s >= FROM_S
     trace = Trace(*(getattr(trace, field.name)[drawn] for field in fields(Trace)))
     budget_w = budget_w[drawn]
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    heights = (3, 1.4, 1) if seen else (3, 1)
-    figure, panels = plt.subplots(
-        len(heights), 1, figsize=(12, 1.8 * sum(heights)),
-        sharex=True, height_ratios=heights, layout="constrained", facecolor="white",
-    )  # fmt: skip
+    figure, panels = _figure((3, 1.4, 1) if seen else (3, 1))
     power, tokens = panels[0], panels[-1]
     if seen:
         _draw_ways(panels[1], seen, marks)
@@ -77,17 +69,46 @@ def draw(
     centre_s = trace.t_s - MEAN_S / 2  # a mean belongs to the middle of its second
     tokens.plot(centre_s, mean_of(trace, trace.tokens_per_s) / 1000, color=TOKENS, linewidth=1.8)
     tokens.set_ylabel("thousand tokens/s")
-    tokens.set_xlabel("seconds")
     tokens.set_ylim(bottom=0)
     for axes in panels:
-        axes.grid(color="#e4e7eb", linewidth=0.8)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.margins(x=0)
         for request in requests:
             axes.axvspan(request.signal_s, min(request.ends_s, trace.t_s[-1]), color="#fff3e0", zorder=0)
     _draw_marks(power, marks, float(trace.t_s[-1]))
+    power.set_title(_headline(verdict), loc="left", fontsize=10, color=PALE)
+    _write(figure, path, title)
+
+
+def draw_seen(path: Path, title: str, marks: Sequence[Mark], seen: Sequence[SeenPoint]) -> None:
+    """Write a PNG of a gateway without GPUs: what it has shown, one panel for each power."""
+    figure, panels = _figure((1.6,) * len(seen))
+    for axes, point in zip(panels, seen, strict=True):
+        _draw_ways(axes, point, marks)
+    _draw_marks(panels[0], marks, float(seen[0].t_s[-1]))
+    _write(figure, path, title)
+
+
+def _figure(heights: Sequence[float]) -> tuple[Any, Sequence[Any]]:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, panels = plt.subplots(
+        len(heights), 1, figsize=(12, 1.8 * sum(heights)), squeeze=False,
+        sharex=True, height_ratios=heights, layout="constrained", facecolor="white",
+    )  # fmt: skip
+    for axes in panels[:, 0]:
+        axes.grid(color="#e4e7eb", linewidth=0.8)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.margins(x=0)
+    panels[-1, 0].set_xlabel("seconds")
+    return figure, list(panels[:, 0])
+
+
+def _write(figure: Any, path: Path, title: str) -> None:
+    from matplotlib import pyplot as plt
+
     figure.suptitle(title, x=0.01, ha="left", fontsize=15, fontweight="bold", color=INK)
-    power.set_title(_headline(verdict), loc="left", fontsize=10, color="#52606d")
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
@@ -135,7 +156,7 @@ def _draw_ways(axes: Any, seen: SeenPoint, marks: Sequence[Mark]) -> None:
         axes.plot(t_s, shown.at(t_s) / 1000, color=colour, linewidth=1.1, label=name)
     for mark in marks:
         axes.axvline(mark.t_s, color=MARK[mark.kind], linewidth=0.9, linestyle=":")
-    axes.set_title(f"{seen.label}, as seen", loc="left", fontsize=10, color="#52606d")
+    axes.set_title(f"{seen.label}, as seen", loc="left", fontsize=10, color=PALE)
     axes.set_ylabel("kW")
     axes.legend(
         loc="lower right", bbox_to_anchor=(1, 0.98), frameon=False, fontsize=8, ncols=len(seen.shown) + 1

@@ -371,11 +371,15 @@ class Rig:
         alarms = tuple(dict.fromkeys(key for b in beats if b.utc_s >= started_utc_s for key in b.alarms))
         recorder.write_csv(self.report_dir / "record.csv", samples, self._zero_s, aligned)
         self._write_verdict(verdict, alarms, beats, started_utc_s)
-        plot.draw(
-            self.report_dir / "plot.png", f"{scenario.name}: {scenario.about}".rstrip(": "), trace,
-            recorder.budget_w(aligned), requests, contract, self.marks, verdict,
-            None if scada is None else scada.power(samples, self._zero_s),
-        )  # fmt: skip
+        title, picture = f"{scenario.name}: {scenario.about}".rstrip(": "), self.report_dir / "plot.png"
+        seen = [] if scada is None else scada.powers(samples, self._zero_s)
+        if scenario.facility.alone and seen:
+            plot.draw_seen(picture, title, self.marks, seen)
+        else:
+            plot.draw(
+                picture, title, trace, recorder.budget_w(aligned), requests, contract, self.marks, verdict,
+                seen[0] if seen else None,
+            )  # fmt: skip
         return Outcome(verdict, alarms, self.report_dir)
 
     def _write_verdict(

@@ -266,15 +266,19 @@ class ScadaSide:
         keys = ["orders_refused", *(["bms_invalid"] if "bms" in self.ways else [])]
         return dict.fromkeys(keys, (None, 0.0))
 
-    def power(self, samples: Sequence[Sample], zero_s: float) -> SeenPoint:
-        """The block's, or the first that somebody measures, as each way showed it; for the picture."""
-        column, point = next((i, one) for i, one in enumerate(self.points) if one.unit == "W")
-        return SeenPoint(
-            point.label,
-            np.array([sample.t_s for sample in samples]) - zero_s,
-            np.array([sample.truth[column] for sample in samples]),
-            {way: one.shown(zero_s) for (way, place), one in self.seen.items() if place == point.address},
-        )
+    def powers(self, samples: Sequence[Sample], zero_s: float) -> list[SeenPoint]:
+        """Every power as each way showed it, the block's first; for the picture."""
+        t_s = np.array([sample.t_s for sample in samples]) - zero_s
+        return [
+            SeenPoint(
+                point.label,
+                t_s,
+                np.array([sample.truth[column] for sample in samples]),
+                {way: one.shown(zero_s) for (way, place), one in self.seen.items() if place == point.address},
+            )
+            for column, point in enumerate(self.points)
+            if point.unit == "W"
+        ]
 
     def endpoints(self) -> dict[str, str]:
         """Where the device under test is told to serve, and who may come in; for who looks on by hand."""
