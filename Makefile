@@ -8,6 +8,7 @@ PYTHON ?= python3
 SCENARIO ?= examples/curtailment.yaml
 SEEDS ?= 200
 FUZZ_S ?= 60
+FUZZ_COUNT ?=
 
 BIN := .venv/bin
 READY := .venv/ready

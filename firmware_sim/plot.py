@@ -80,9 +80,10 @@ def draw(
 
 def draw_seen(path: Path, title: str, marks: Sequence[Mark], seen: Sequence[SeenPoint]) -> None:
     """Write a PNG of a gateway without GPUs: what it has shown, one panel for each power."""
-    figure, panels = _figure((1.6,) * len(seen))
+    figure, panels = _figure((2,) * len(seen))
     for axes, point in zip(panels, seen, strict=True):
         _draw_ways(axes, point, marks)
+    panels[0].margins(y=0.3)  # room for the marks
     _draw_marks(panels[0], marks, float(seen[0].t_s[-1]))
     _write(figure, path, title)
 

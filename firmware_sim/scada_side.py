@@ -33,6 +33,7 @@ from firmware_sim.scada_plan import (
 )
 from firmware_sim.scenario import Scenario
 from firmware_sim.scenario_facility import Way, Write
+from firmware_sim.watched import COARSE_W
 
 ANSWER_MAX_S: Final = 10.0
 MAP_MAX_S: Final = 60.0  # a loaded machine takes its time to load the libraries
@@ -277,7 +278,7 @@ class ScadaSide:
                 {way: one.shown(zero_s) for (way, place), one in self.seen.items() if place == point.address},
             )
             for column, point in enumerate(self.points)
-            if point.unit == "W"
+            if point.unit == "W" and point.tolerance < COARSE_W  # whole kilowatts tell nothing here
         ]
 
     def endpoints(self) -> dict[str, str]:

@@ -149,6 +149,8 @@ class Facility:
             return f"{len(self._slots)} limits are set already; release one"
         self._slots[slot.place] = slot
         self._ends_at_s.pop(slot.place, None)
+        writers = {writer for writer, _ in self._slots}
+        self._heard_at_s = {name: at_s for name, at_s in self._heard_at_s.items() if name in writers}
         self._heard_at_s[slot.writer] = now_s
         self._lapsed.pop(slot.writer, None)
         self._learn()

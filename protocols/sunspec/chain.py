@@ -5,6 +5,7 @@ the id 0xFFFF. Nothing about the device must be known beforehand, and unknown mo
 length. All of it is bounded: what a device says about itself is not believed without limit.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -23,6 +24,7 @@ MARKER: Final = (0x5375, 0x6E53)  # 'SunS'
 MARKER_POINT: Final = "sunspec_marker"
 END_ID: Final = 0xFFFF
 MODELS_MAX: Final = 100  # the longest chain seen has 20
+POINTS_MAX: Final = 4000  # the largest battery seen has 600; each costs 30 us of the loop
 ADDRESS_MAX: Final = 0xFFFF
 READ_MAX: Final = 125  # registers per request; Modbus Application Protocol V1.1b3, 6.3
 TEXT_NAMES: Final = ("Mn", "Md", "Opt", "Vr", "SN")
@@ -73,7 +75,13 @@ async def discover(read: Read, *, name: str) -> Profile:
     found.blocks.append(Block(table="holding", first=base, last=base + len(MARKER) - 1))
     found.words.update(zip(range(base, base + len(MARKER)), MARKER, strict=True))
     for model in chain:
+        if len(found.points) >= POINTS_MAX:
+            found.faults.append(
+                f"model {model.id} and those behind it left out: {POINTS_MAX} points are enough"
+            )
+            break
         await _add(read, model, found, name)
+        await asyncio.sleep(0)  # others have their turn between two models
     if len(found.points) == 1:
         raise ProfileError(
             f"{name}: SunSpec models {_ids(chain)}, none of them known; write a profile for it"

@@ -51,9 +51,15 @@ def truth(unit_id):
 
 
 def untrue(readings, unit_id):
-    """Values that the device never had."""
+    """Readings that are not in doubt, with values that the device never had."""
     wanted = truth(unit_id)
-    return [r for r in readings for name, value in r.values.items() if value not in (None, wanted[name])]
+    return [
+        reading
+        for reading in readings
+        if not reading.doubt
+        for name, value in reading.values.items()
+        if value not in (None, wanted[name])
+    ]
 
 
 def twins(readings, name="a", **fields):
