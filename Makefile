@@ -23,7 +23,7 @@ help:
 	@echo 'make check                            lint and test: what CI runs'
 	@echo 'make bench                            figures of speed and memory, as JSON'
 	@echo 'make soak [SEEDS=n]                   n histories of the deterministic world'
-	@echo 'make fuzz [FUZZ_S=n]                  n seconds of broken messages against every reader of foreign bytes'
+	@echo 'make fuzz [FUZZ_S=n | FUZZ_COUNT=n]   n seconds, or n broken messages against every reader of foreign bytes'
 	@echo 'make clean                            remove all that these commands have made'
 
 demo: $(READY)
@@ -52,7 +52,7 @@ soak: $(READY)
 
 # With atheris in .venv, coverage guides it; it has wheels for few versions of Python, so it is nobody's duty.
 fuzz: $(READY)
-	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_S)
+	$(BIN)/python -m tests.fuzz $(if $(FUZZ_COUNT),--count $(FUZZ_COUNT),--seconds $(FUZZ_S))
 
 clean:
 	rm -rf .venv build demo-report *.egg-info benchmarks/out

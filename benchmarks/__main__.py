@@ -19,7 +19,7 @@ from typing import Final
 import structlog
 
 from benchmarks import beat, block_day, memory, order_path, result, signals, tick, world
-from benchmarks.gateway import side_by_side
+from benchmarks.gateway import scada, side_by_side
 from benchmarks.result import Figure, Mode, Report
 
 BENCHES: Final[dict[str, Callable[[Mode], list[Figure] | Report]]] = {
@@ -31,6 +31,7 @@ BENCHES: Final[dict[str, Callable[[Mode], list[Figure] | Report]]] = {
     "memory": memory.run,
     "beat": beat.run,
     "gateway": side_by_side.run,
+    "scada": scada.run,
 }
 
 

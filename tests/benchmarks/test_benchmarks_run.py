@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-BENCHES = {"tick", "block_day", "world", "order_path", "signals", "memory", "beat", "gateway"}
+BENCHES = {"tick", "block_day", "world", "order_path", "signals", "memory", "beat", "gateway", "scada"}
 
 
 def benchmarks(*arguments: str) -> subprocess.CompletedProcess[str]:
