@@ -52,7 +52,7 @@ async def test_a_lapsed_lease_lowers_a_gpu_whose_power_cannot_be_read(tmp_path):
         node="n",
         mqtt={"url": "mqtt://127.0.0.1"},
         fallback_w=300,
-        fallback_ramp_w_per_s=1000,
+        fallback_ramp_w_per_s=300,
         report_period_s=0.02,
         state_dir=tmp_path,
     )

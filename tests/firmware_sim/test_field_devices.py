@@ -109,6 +109,7 @@ async def test_nobody_answers_for_a_unit_that_is_not_on_the_line(plant):
     ):
         with pytest.raises(ModbusIOException):
             await registers(client, RPU_SUPPLY, unit=9)
+        assert await registers(client, RPU_SUPPLY, unit=3), "on the same connection"
 
 
 # ---- writes ---------------------------------------------------------------------------------------------
@@ -208,6 +209,7 @@ async def test_a_battery_whose_sensor_is_gone_says_not_implemented(plant):
     device = FieldDevice(name="battery", type="battery")
     tied = tie(device, plant)
     async with ModbusDevice(tied.layout, tied.values) as battery, a_client(battery.port) as client:
+        assert (await registers(client, 40_080))[0] == round(0.1 * plant.block_meter.reading_w)
         await battery.set_fault(DeviceFault("nan"))
         (power,) = struct.unpack(">h", struct.pack(">H", *(await registers(client, 40_080))))
         assert power == -0x8000

@@ -44,7 +44,7 @@ SCENARIO = {
         {"at_s": 4, "fault": {"target": "agent", "name": "node-a", "mode": "kill", "for_s": 1}},
     ],
     "expect": {
-        "reaction_s": {"max": 0.5},
+        "reaction_s": {"max": 2.0},  # that it reacts; how fast, examples and benches say
         "overshoot_ratio": {"max": 0.01},
         "above_line_ratio": {"max": 0.03},
         "over_rating_s": {"max": 0},
