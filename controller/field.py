@@ -31,6 +31,7 @@ from protocols.reading import DeviceError, Reading, WriteRule, Written
 
 STALE_POLLS: Final = {"fast": 3.0, "slow": 30.0, "once": 1e9}  # slow points come with every tenth poll
 STALE_MIN_S: Final = 2.0
+TOLD_AGAIN_S: Final = 60.0  # in the log, while a device stays as well, or as unwell, as it was
 PLACES_KEPT_MAX: Final = 64  # subsets of points that came together: few with polls, any with notifications
 
 Taker = Callable[[Measurement], None]
@@ -46,6 +47,7 @@ class DeviceLink:
     up: bool = False
     fault: str = "not heard yet"
     taken_at_s: float = field(default=NEVER_S)
+    told_at_s: float = field(default=NEVER_S)  # in the log
 
 
 class _Live:
@@ -184,17 +186,19 @@ class Field:
         self._judge(live.link, reading, doubt or reading.fault, well=well)
 
     def _judge(self, link: DeviceLink, reading: Reading, fault: str, *, well: bool) -> None:
-        if (link.up, link.fault) != (well, fault):
-            (log.info if well else log.warning)("device", name=link.name, good=well, fault=fault)
-            link.up, link.fault = well, fault
+        news = link.up != well or (link.fault != fault and reading.taken_at_s - link.told_at_s > TOLD_AGAIN_S)
+        if news:
+            (log.info if well else log.warning)("device", name=link.name, good=well, fault=fault[:WORDS_MAX])
+            link.told_at_s = reading.taken_at_s
+        link.up, link.fault = well, fault
         if reading.link == "up":
             link.taken_at_s = reading.taken_at_s
 
 
 def _frozen(config: DeviceConfig, reading: Reading) -> str:
     still_s = reading.taken_at_s - reading.unchanged_since_s
-    if config.frozen_after_s is None or still_s <= config.frozen_after_s:
-        return ""
+    if reading.link == "down" or config.frozen_after_s is None or still_s <= config.frozen_after_s:
+        return ""  # who does not answer is not frozen
     return f"answers, but no register has moved for {still_s:.0f} s: frozen?"
 
 

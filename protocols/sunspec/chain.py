@@ -5,7 +5,6 @@ the id 0xFFFF. Nothing about the device must be known beforehand, and unknown mo
 length. All of it is bounded: what a device says about itself is not believed without limit.
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -81,7 +80,6 @@ async def discover(read: Read, *, name: str) -> Profile:
             )
             break
         await _add(read, model, found, name)
-        await asyncio.sleep(0)  # others have their turn between two models
     if len(found.points) == 1:
         raise ProfileError(
             f"{name}: SunSpec models {_ids(chain)}, none of them known; write a profile for it"

@@ -1,6 +1,7 @@
 """From readings to cells and measurements: what is doubted, missing, partial or frozen stays what it is."""
 
 import pytest
+from structlog.testing import capture_logs
 
 from controller.clock import now_s
 from controller.core.model import Measurement
@@ -124,3 +125,17 @@ async def test_a_write_to_a_device_that_is_not_there_names_those_that_are(plant:
         await plant.field.write("pump", "p", 1.0, 1.0)
     with pytest.raises(DeviceError):
         await plant.field.write("pdu", "power_w", 1.0, 0.2)
+
+
+def test_a_device_that_does_not_answer_is_not_called_frozen(plant: Plant):
+    plant.read("down", still_s=60.0, power_w=None, current_a=None, fault="connection refused")
+    assert plant.link.fault == "connection refused"
+    assert plant.cell("power_w").why == "connection refused"
+
+
+def test_faults_that_come_and_go_with_every_poll_do_not_fill_the_log(plant: Plant):
+    with capture_logs() as lines:
+        for number in range(100):
+            plant.read(power_w=5000.0, current_a=None, fault=f"current_a: NaN {number % 2}")
+    assert len(lines) == 1
+    assert plant.link.fault == "current_a: NaN 1"
