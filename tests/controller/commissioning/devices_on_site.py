@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -85,12 +86,17 @@ def powerblock(*words):
     return result
 
 
+def _hears_ctrl_c():
+    """A shell's background jobs ignore it, and so would whatever they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def process(*words, **options):
     """The same as a process of its own, to interrupt it."""
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM, *map(str, words)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "200"},
-        **options,
+        preexec_fn=_hears_ctrl_c, **options,  # noqa: PLW1509  no threads here yet
     )  # fmt: skip
 
 
