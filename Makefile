@@ -55,7 +55,7 @@ fuzz: $(READY)
 	$(BIN)/python -m tests.fuzz $(if $(FUZZ_COUNT),--count $(FUZZ_COUNT),--seconds $(FUZZ_S))
 
 clean:
-	rm -rf .venv build demo-report *.egg-info benchmarks/out
+	rm -rf .venv build demo-report *.egg-info benchmarks/out tests/node/node_modules
 	rm -rf .mypy_cache .ruff_cache .import_linter_cache .hypothesis .pytest_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
