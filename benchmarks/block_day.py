@@ -46,6 +46,7 @@ class Day:
         )
         self.node_seq = np.zeros(len(self.settings.topology.node_names), dtype=np.int64)
         self.leased = np.ones(len(self.node_seq), dtype=np.bool_)
+        self.tables = np.zeros(len(self.node_seq), dtype=np.int64)
         self.site = self.plant.site(self.plan)
         self.cooling = Measurement(self.settings.feed_rating_w, good=True, taken_at_s=self.plant.now_s)
         self.curtailed_ticks = 0
@@ -79,6 +80,7 @@ class Day:
             node_at_s=np.full(len(self.node_seq), plant.now_s),
             node_seq=self.node_seq,
             node_leased=self.leased,
+            node_table=self.tables,
         )
 
     def _obey(self, decision: Decision) -> None:

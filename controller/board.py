@@ -24,6 +24,7 @@ from controller.core.model import (
     Inlets,
     Measurement,
     Settings,
+    ShedRequest,
     Site,
     Snapshot,
 )
@@ -46,6 +47,7 @@ class Board:
         self.meter: Measurement = UNKNOWN
         self.cooling: Measurement = UNKNOWN
         self.site: Site = Site()
+        self.sheds: tuple[ShedRequest, ...] = ()
         self.refused: dict[str, int] = {}  # reason -> how often
         self.last_refusal: dict[str, str] = {}  # node -> why its newest message was refused, if it was
         self.report_at_s = np.full(nodes, -1.0)  # the node's own clock: orders echo it,
@@ -68,6 +70,7 @@ class Board:
         self._node_at_s = np.full(nodes, NEVER_S)
         self._node_seq = np.zeros(nodes, dtype=np.int64)
         self._node_leased = np.zeros(nodes, dtype=np.bool_)
+        self._node_table = np.zeros(nodes, dtype=np.int64)
         self.gpu_faults: dict[str, list[str]] = {}  # the agents' own sentences, by node
         self._revision = 0
         self._gpus: Gpus | None = None
@@ -119,6 +122,7 @@ class Board:
         self._node_at_s[node] = min(bound_s, now_s) if heard else NEVER_S
         self._node_seq[node] = report.seq if ours else 0
         self._node_leased[node] = ours and report.mode == "leased"
+        self._node_table[node] = report.table if report.table_epoch == self._epoch else 0
         misfits = self._take(report, node)
         self.last_refusal.pop(report.node, None)
         self.gpu_faults[report.node] = [*misfits, *(gpu.fault for gpu in report.gpus if gpu.fault)]
@@ -174,10 +178,13 @@ class Board:
                 node_at_s=self._node_at_s.copy(),
                 node_seq=self._node_seq.copy(),
                 node_leased=self._node_leased.copy(),
+                node_table=self._node_table.copy(),
             )
         if self._inlets is None:
             self._inlets = Inlets(self._inlet_w.copy(), self._inlet_good.copy(), self._inlet_at_s.copy())
-        return Snapshot(now_s, now_utc_s, self.meter, self._inlets, self.cooling, self._gpus, self.site)
+        return Snapshot(
+            now_s, now_utc_s, self.meter, self._inlets, self.cooling, self._gpus, self.site, self.sheds
+        )
 
     def refuse(self, why: str, node: str = "") -> str:
         """Count a message that was not acted on; returns `why`. `node`: whose it was, where that is known."""

@@ -18,8 +18,8 @@ import numpy as np
 from controller.core.model import Decision, Settings, Snapshot, State
 from controller.lines import Lines
 
-VERSION: Final = 3
-PARTS: Final = ("meter", "inlets", "cooling", "gpus", "site")
+VERSION: Final = 4
+PARTS: Final = ("meter", "inlets", "cooling", "gpus", "site", "sheds")
 DECIDED: Final = ("mode", "binding", "budget_w", "base_w", "gpu_limits_w", "shortfall_w", "alarms")
 
 

@@ -22,7 +22,7 @@ from typing import Final
 import numpy as np
 import structlog
 
-from controller.actuate import Actuate
+from controller.actuate import Actuate, Heard
 from controller.board import Board
 from controller.clock import now_s, now_utc_s
 from controller.config import BlockConfig, ConfigError, GatewayConfig, load_config, settings_of
@@ -163,16 +163,22 @@ class Controller:
             notify(f"WATCHDOG=1\nSTATUS={decision.mode}: {watch.why(self._settings, decision)}")
 
     def _send(self, snapshot: Snapshot, decision: Decision) -> None:
-        orders = self._actuate.orders(
-            decision,
-            snapshot.gpus.node_seq.tolist(),
-            self._board.report_at_s.tolist(),
-            self._board.known_at_s.tolist(),
-            now_s(),
+        """Calls first: they are for emergencies."""
+        block, names = self._config.block, self._settings.topology.node_names
+        call = self._actuate.call(decision, now_s())
+        if call is not None:
+            self._link.publish(agent_link.call_topic(block), agent_link.encode(call))
+        gpus = snapshot.gpus
+        heard = Heard(
+            confirmed_seq=gpus.node_seq.tolist(),
+            report_at_s=self._board.report_at_s.tolist(),
+            known_at_s=self._board.known_at_s.tolist(),
+            table=gpus.node_table.tolist(),
         )
-        for node, order in orders:
-            name = self._settings.topology.node_names[node]
-            self._link.publish(agent_link.order_topic(self._config.block, name), agent_link.encode(order))
+        for node, order in self._actuate.orders(decision, heard, now_s()):
+            self._link.publish(agent_link.order_topic(block, names[node]), agent_link.encode(order))
+        for node, table in self._actuate.tables(decision.state.shedding.table, heard, now_s()):
+            self._link.publish(agent_link.table_topic(block, names[node]), agent_link.encode(table))
 
     def _is_due(self, what: str, period_s: float, at_s: float) -> bool:
         if at_s - self._due[what] < period_s:

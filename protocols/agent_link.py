@@ -1,8 +1,12 @@
 """Messages between the block controller and its GPU node agents, over MQTT.
 
-Two messages, both complete in themselves, so that the newest one wins and a lost one costs nothing:
-an `Order` (controller to agent: limits for all GPUs of the node) and a `Report` (agent to controller:
-what they draw and hold, and which order is in force).
+Four messages, each complete in itself, so that the newest one wins and a lost one costs nothing: an `Order`
+(controller to agent: limits for all GPUs of the node), a `Report` (agent to controller: what they draw and
+hold, and which order is in force), a `Table` (controller to agent: what each GPU does at every level of
+shedding) and a `Call` (controller to all agents at once: do what your table says of this level).
+
+A call is an order that needs no lease, because it only lowers: every GPU goes to what it holds or to its
+entry in the table, whichever is less. It is confirmed by its number, as an order is.
 
 Nobody trusts the other's clock. Each side sends its own monotonic time and gets it echoed:
 * an order echoes the newest report's `at_s`; the lease runs from that moment on the *agent's* clock, so
@@ -15,7 +19,7 @@ from typing import Annotated, Final, TypeVar
 
 import msgspec
 
-VERSION: Final = 1
+VERSION: Final = 2
 MESSAGE_MAX_BYTES: Final = 64 * 1024  # 72 GPUs need 4 kB; anything near this is not ours
 LIMIT_MAX_W: Final = 1e6  # a thousand times any GPU: more is a unit mistake
 
@@ -38,6 +42,34 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     known_at_s: float  # `at_s` of the newest report whose readings went into this decision; below 0: none
     lease_s: float  # right to hold these limits, counted from `echo_at_s` on the agent's clock
     limits_w: tuple[float, ...]
+
+
+class Level(msgspec.Struct, frozen=True, kw_only=True):
+    """One level of shedding for one node, in NVML index order."""
+
+    limits_w: tuple[float, ...]
+
+
+class Table(msgspec.Struct, frozen=True, kw_only=True):
+    """What a node does when a level is called, the gentlest level first."""
+
+    v: int = VERSION
+    epoch: Count
+    version: Count
+    levels: tuple[Level, ...]
+
+
+class Call(msgspec.Struct, frozen=True, kw_only=True):
+    """Do what your table says of this level, at once. Numbered among the orders, confirmed like one."""
+
+    v: int = VERSION
+    epoch: Count
+    seq: Count
+    version: (
+        Count  # of the newest table; an older one is obeyed as well, and what is missing is ordered after
+    )
+    level: Count
+    sent_at_s: float
 
 
 class Gpu(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,13 +97,27 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     seq: Count  # of the order in force (written and read back); 0: none
     mode: str  # "observe", "waiting", "leased" or "fallback"
     gpus: tuple[Gpu, ...]
+    table_epoch: Count = 0  # of the shed table in memory, and its version; 0: none
+    table: Count = 0
+    obeyed_in_s: float = -1.0  # from the arrival of the order or call in force to its last limit read back
 
 
-M = TypeVar("M", Order, Report)
+M = TypeVar("M", Order, Report, Table, Call)
+
+ORDER, TABLE, CALL = "order", "table", "call"  # last levels of the topics
 
 
 def order_topic(block: str, node: str) -> str:
-    return f"powerblock/{block}/agent/{node}/order"
+    return f"powerblock/{block}/agent/{node}/{ORDER}"
+
+
+def table_topic(block: str, node: str) -> str:
+    return f"powerblock/{block}/agent/{node}/{TABLE}"
+
+
+def call_topic(block: str) -> str:
+    """Topic that all agents of a block hear."""
+    return f"powerblock/{block}/agents/{CALL}"
 
 
 def report_topic(block: str, node: str) -> str:
@@ -82,18 +128,37 @@ def report_topic(block: str, node: str) -> str:
 _encoder = msgspec.json.Encoder()
 _order_decoder = msgspec.json.Decoder(Order)
 _report_decoder = msgspec.json.Decoder(Report)
+_table_decoder = msgspec.json.Decoder(Table)
+_call_decoder = msgspec.json.Decoder(Call)
 
 
-def encode(message: Order | Report) -> bytes:
+def encode(message: Order | Report | Table | Call) -> bytes:
     return _encoder.encode(message)
 
 
 def decode_order(payload: bytes) -> Order:
     """Raises LinkError on anything that is not an order of this version."""
     order = _decode(_order_decoder, payload)
-    if not all(0.0 <= limit_w < LIMIT_MAX_W for limit_w in order.limits_w):
-        raise LinkError(f"order {order.epoch}/{order.seq}: a limit is not a power in W: {order.limits_w}")
+    _check_limits(f"order {order.epoch}/{order.seq}", order.limits_w)
     return order
+
+
+def decode_table(payload: bytes) -> Table:
+    """Raises LinkError on anything that is not a shed table of this version."""
+    table = _decode(_table_decoder, payload)
+    for level in table.levels:
+        _check_limits(f"table {table.epoch}/{table.version}", level.limits_w)
+    return table
+
+
+def decode_call(payload: bytes) -> Call:
+    """Raises LinkError on anything that is not a call of this version."""
+    return _decode(_call_decoder, payload)
+
+
+def _check_limits(what: str, limits_w: tuple[float, ...]) -> None:
+    if not all(0.0 <= limit_w < LIMIT_MAX_W for limit_w in limits_w):
+        raise LinkError(f"{what}: a limit is not a power in W: {limits_w}")
 
 
 def decode_report(payload: bytes) -> Report:

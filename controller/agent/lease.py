@@ -15,6 +15,9 @@ leased    limits are those of the newest order
 fallback  every GPU ramps down to its fallback limit; one that is lower already stays there. A GPU whose
           limit was never seen has no ramp to begin with: its fallback limit holds at once
 
+A call of a shed level lowers at once, whoever holds the right: what a table says is an upper bound. Only a
+leased agent confirms it, as it would an order of that number.
+
 One rule guards every road up: a limit rises only by an order that is strictly newer than all before it.
 The same order repeated, as a controller does that knows nothing new, may lower a limit and never raise one.
 Nor may an order that was decided on readings from before this agent was first leased, or before it fell
@@ -78,6 +81,15 @@ class Order(Protocol):
     def lease_s(self) -> float: ...
     @property
     def limits_w(self) -> tuple[float, ...]: ...
+
+
+class Call(Protocol):
+    """What a call must tell; `protocols.agent_link.Call` does."""
+
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def seq(self) -> int: ...
 
 
 class Found(NamedTuple):
@@ -157,6 +169,28 @@ def offer(settings: LeaseSettings, lease: Lease, order: Order, now_s: float) -> 
         answers_from_s=answers_from_s,
     )
     return granted, None
+
+
+def shed(lease: Lease, call: Call, limits_w: tuple[float, ...]) -> tuple[Lease, Refusal | None]:
+    """Lower to what the table says of the level that is called, never raise. Returns as `offer` does.
+
+    A call of the present controller that orders have overtaken was answered by them.
+    """
+    for refusal, applies in (
+        (Refusal.OBSERVING, lease.mode is Mode.OBSERVE),
+        (Refusal.OTHER_GPU_COUNT, len(limits_w) != len(lease.held_w)),
+        (Refusal.OVERTAKEN, (call.epoch, call.seq) <= lease.newest),
+    ):
+        if applies:
+            count = lease.refused.get(refusal, 0) + 1
+            return lease._replace(refused={**lease.refused, refusal: count}), refusal
+    held_w = tuple(
+        limit_w if held is None else min(held, limit_w)
+        for held, limit_w in zip(lease.held_w, limits_w, strict=True)
+    )
+    if lease.mode is not Mode.LEASED:
+        return lease._replace(held_w=held_w, lowers_only=True), None
+    return lease._replace(held_w=held_w, newest=(call.epoch, call.seq)), None
 
 
 def beat(settings: LeaseSettings, lease: Lease, found_w: Sequence[float | None], now_s: float) -> Lease:

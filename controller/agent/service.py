@@ -27,7 +27,7 @@ from controller.agent import found_limits
 from controller.agent.config import ConfigError, NodeConfig, load_node
 from controller.agent.gpu_view import GpuView, described
 from controller.agent.lanes import Lane, Stuck
-from controller.agent.lease import LeaseSettings, Mode, Refusal, Write, beat, begin, due, offer
+from controller.agent.lease import LeaseSettings, Mode, Refusal, Write, beat, begin, due, offer, shed
 from controller.clock import now_s, now_utc_s
 from controller.endless import Life, run_and_leave
 from controller.notify import notify
@@ -89,6 +89,14 @@ class Agent:
         self._applying_since_s: float | None = None
         self._swept = asyncio.Event()
         self._changed = asyncio.Event()
+        self._table: agent_link.Table | None = None  # what to do when a level is called
+        self._hears: dict[str, Callable[[bytes], str | None]] = {
+            agent_link.ORDER: self._hear_order,
+            agent_link.TABLE: self._hear_table,
+            agent_link.CALL: self._hear_call,
+        }
+        self._newest_at_s = 0.0  # when the newest order or call came
+        self._obeyed_in_s = -1.0  # from then to its last limit read back
         self._logged_faults: dict[int, str] = {}
         self._logged_refusal = ""
         self._watchdog_at_s = 0.0
@@ -115,32 +123,57 @@ class Agent:
                 raise
             raise expected.exceptions[0] from None
 
-    def on_message(self, _topic: str, payload: bytes, retained: bool) -> None:
-        """An order came. Runs inside the socket's read event: decides at once, writes later."""
+    def on_message(self, topic: str, payload: bytes, retained: bool) -> None:
+        """Something came. Runs inside the socket's read event: decides at once, writes later."""
         if retained:  # a broker's memory is not a controller
             self._refused("it was retained: publish orders without the retain flag")
             return
-        try:
-            order = agent_link.decode_order(payload)
-        except agent_link.LinkError as error:
-            self._refused(str(error))
-            return
+        hear = self._hears.get(topic.rpartition("/")[2], self._hear_order)
         before = self.lease
-        self.lease, refusal = offer(self._settings, before, order, now_s())
-        if refusal is not Refusal.OVERTAKEN:  # the clock of another controller would mislead ours
-            self._heard_sent_at_s, self._heard_at_s = order.sent_at_s, now_s()
+        try:
+            refusal = hear(payload)
+        except agent_link.LinkError as error:
+            refusal = str(error)
         if refusal is not None:
             self._refused(refusal)
             return
         self._logged_refusal = ""
         if self.lease.mode is not before.mode:
-            log.info("mode", was=before.mode, now=self.lease.mode, epoch=order.epoch, seq=order.seq)
+            log.info("mode", was=before.mode, now=self.lease.mode, newest=self.lease.newest)
+        if self.lease.newest != before.newest:
+            self._newest_at_s = now_s()
         if (self.lease.mode, self.lease.newest, self.lease.held_w) != (
             before.mode,
             before.newest,
             before.held_w,
         ):
             self._changed.set()
+
+    def _hear_order(self, payload: bytes) -> str | None:
+        """Why it is refused, or None. Raises LinkError."""
+        order = agent_link.decode_order(payload)
+        self.lease, refusal = offer(self._settings, self.lease, order, now_s())
+        if refusal is not Refusal.OVERTAKEN:  # the clock of another controller would mislead ours
+            self._heard_sent_at_s, self._heard_at_s = order.sent_at_s, now_s()
+        return refusal
+
+    def _hear_table(self, payload: bytes) -> str | None:
+        table = agent_link.decode_table(payload)
+        if any(len(level.limits_w) != len(self.views) for level in table.levels):
+            return Refusal.OTHER_GPU_COUNT
+        newest = (self.lease.newest[0], 0) if self._table is None else (self._table.epoch, self._table.version)
+        if (table.epoch, table.version) < max(newest, (self.lease.newest[0], 0)):
+            return Refusal.OVERTAKEN
+        self._table = table
+        return None
+
+    def _hear_call(self, payload: bytes) -> str | None:
+        call = agent_link.decode_call(payload)
+        table = self._table
+        if table is None or table.epoch != call.epoch or call.level >= len(table.levels):
+            return f"level {call.level} is called, and this agent has no table for it: its orders will come"
+        self.lease, refusal = shed(self.lease, call, table.levels[call.level].limits_w)
+        return refusal
 
     def _refused(self, why: str) -> None:
         """One line per reason, not one per order: orders come twenty times a second."""
@@ -219,6 +252,9 @@ class Agent:
             seq=seq,
             mode=self.lease.mode,
             gpus=gpus,
+            table_epoch=0 if self._table is None else self._table.epoch,
+            table=0 if self._table is None else self._table.version,
+            obeyed_in_s=self._obeyed_in_s,
         )
         link.publish(
             agent_link.report_topic(self._config.block, self._config.node), agent_link.encode(report)
@@ -272,6 +308,8 @@ class Agent:
             self.views[gpu].wrote(writes[gpu].args[1].limit_w, result, now_s())
         # The lease may have lapsed while the driver was busy.
         if lease.mode is Mode.LEASED and self.lease.mode is Mode.LEASED:
+            if self._acknowledged != lease.newest == self.lease.newest:
+                self._obeyed_in_s = now_s() - self._newest_at_s
             self._acknowledged = lease.newest
 
     async def _record_found(self) -> None:
@@ -351,7 +389,11 @@ def _link(config: NodeConfig, on_message: Callable[[str, bytes, bool], None]) ->
         config.mqtt.url,
         client_id=f"powerblock-agent-{config.block}-{config.node}",
         on_message=on_message,
-        subscriptions=(Subscription(agent_link.order_topic(config.block, config.node)),),
+        subscriptions=(
+            Subscription(agent_link.call_topic(config.block)),
+            Subscription(agent_link.order_topic(config.block, config.node)),
+            Subscription(agent_link.table_topic(config.block, config.node)),
+        ),
         username=config.mqtt.username,
         password=config.mqtt.password(),
         tls=config.mqtt.tls(),

@@ -4,6 +4,7 @@
     ramp        the aim walks towards it at the agreed rates; protection does not walk
     base load   what the block draws besides GPUs is taken off; unknown counts as the worst case
     share out   the rest is divided over the GPUs: floors, then needs, then what is left
+    shed        a called level goes out as one message, by tables that the agents have already
     hand over   cuts go out at once; a rise waits until the cuts it lives on are read back and settled,
                 and never lifts the sum of limits faster than the ramp
     watch       what is commanded is compared with what is measured, and what cannot be done is said
@@ -17,7 +18,7 @@ from typing import Final
 
 import numpy as np
 
-from controller.core import base_load, failsafe, ledger, ramp, schedule, sharing, watch
+from controller.core import base_load, failsafe, ledger, ramp, schedule, sharing, shed, watch
 from controller.core.model import (
     NEVER_S,
     NO_LIMIT_W,
@@ -67,6 +68,7 @@ def start(
             lift_w=0.0,
             sums=(),
         ),
+        shedding=shed.start(settings),
         seen_at_s=np.full(count, now_s),
         gpus_revision=-1,
         cooling_w=NO_LIMIT_W,
@@ -125,7 +127,11 @@ def tick(settings: Settings, state: State, snapshot: Snapshot) -> Decision:
     shares, next_w = sharing.hand_over(
         snapshot, shares, topology, held_w, present_w, gpu_budget_w, lift_max_w
     )
-    orders = ledger.order(settings, orders, next_w, now_s)
+    shedding, orders, next_w = shed.call(settings, state.shedding, snapshot, orders, next_w, present_w)
+    if shedding.call is not None:
+        shares = shares._replace(desired_w=next_w)  # a new share-out may wait; the call may not
+    now = shed.Now(shares, base, base_w, standing, held_w, heard)
+    shedding = shed.plan(settings, shedding, snapshot, now)
 
     # say what cannot be done, and what is not as it should be
     counted_w = np.maximum(held_w, np.minimum(next_w, present_w))
@@ -142,6 +148,7 @@ def tick(settings: Settings, state: State, snapshot: Snapshot) -> Decision:
         base=base,
         ledger=orders,
         shares=shares,
+        shedding=shedding,
         seen_at_s=seen_at_s,
         gpus_revision=gpus.revision,
         cooling_w=cooling_w,
@@ -181,6 +188,9 @@ def _limits(
             yield Limit(cooling_w, "cooling capacity when last heard", protection=True)
         else:
             yield Limit(settings.cooling_blind_w, "cooling not heard")
+    for request in snapshot.sheds:
+        level = settings.shed_levels[request.level]
+        yield Limit(level.limit_w, f"shed {level.name} ({request.source})", protection=True)
     for one, link in zip(settings.failsafes, links, strict=True):
         blind = failsafe.limit(one, link)
         if blind is not None:

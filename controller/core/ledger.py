@@ -109,12 +109,14 @@ def _present_w(settings: Settings, ledger: Ledger, gpus: Gpus, readable: Bools) 
     return present
 
 
-def order(settings: Settings, ledger: Ledger, limits_w: Floats, now_s: float) -> Ledger:
-    """Add a row; only nodes whose limits change get a new number."""
+def order(
+    settings: Settings, ledger: Ledger, limits_w: Floats, now_s: float, *, to_all: bool = False
+) -> Ledger:
+    """Add a row; only nodes whose limits change get a new number, unless the order goes `to_all`."""
     changed = limits_w != ledger.limits_w[-1]
-    if not changed.any():
+    if not (to_all or changed.any()):
         return ledger
-    nodes = np.zeros(ledger.node_seq.shape[1], dtype=np.bool_)
+    nodes = np.full(ledger.node_seq.shape[1], to_all)
     nodes[settings.topology.gpu_node[changed]] = True
     seq = ledger.seq + 1
     grown = Ledger(

@@ -81,6 +81,13 @@ class FailsafeSettings:
     source: str = "site"
 
 
+class ShedLevel(NamedTuple):
+    """A step of shedding, agreed beforehand: what the block may draw while it is called."""
+
+    name: str
+    limit_w: float
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Settings:
     topology: Topology
@@ -108,6 +115,7 @@ class Settings:
     base_age_max_s: float = 30.0
     witness_tolerance_w: float = 500.0  # PDUs lag behind the meter while the block ramps
     reshare_s: float = 0.5
+    shed_levels: tuple[ShedLevel, ...] = ()  # the gentlest first
 
     @property
     def failsafe_w(self) -> float:
@@ -156,6 +164,7 @@ class Gpus:
     node_at_s: Floats  # (nodes) a moment that the node's readings are not older than
     node_seq: Ints  # (nodes) newest of our orders that the node says is in force; 0: none
     node_leased: Bools  # (nodes) the node obeys us; else it waits, fell back or only observes
+    node_table: Ints  # (nodes) version of the shed table that it has from us; 0: none
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +200,13 @@ class Site:
         return self.contacts[index] if index < len(self.contacts) else Contact()
 
 
+class ShedRequest(NamedTuple):
+    """Somebody asks for a level of shedding, now and until the request is gone."""
+
+    source: str
+    level: int  # index into `Settings.shed_levels`
+
+
 class Snapshot(NamedTuple):
     now_s: float
     now_utc_s: float
@@ -199,6 +215,7 @@ class Snapshot(NamedTuple):
     cooling: Measurement  # heat the plant can take away, W
     gpus: Gpus
     site: Site
+    sheds: tuple[ShedRequest, ...] = ()
 
 
 # --- what is decided --------------------------------------------------------------------------------
@@ -321,6 +338,31 @@ class Shares(NamedTuple):
     sums: tuple[tuple[float, float], ...]  # (at_s, sum of limits) of the last second
 
 
+class ShedTable(NamedTuple):
+    """What every GPU does at every level of shedding."""
+
+    version: int
+    limits_w: Floats  # (levels, n)
+    node_version: Ints  # (nodes) in which the node's part was last changed; 0: it has none yet
+
+
+class ShedCall(NamedTuple):
+    """One message to all nodes: do what your table says."""
+
+    seq: int  # of the row in the ledger
+    level: int
+    version: int
+    nodes: Bools  # (nodes) for whom the call is enough
+
+
+class Shedding(NamedTuple):
+    level: int  # called last and not yet taken back; -1: none
+    table: ShedTable
+    turn: int  # which level is divided next
+    turned_at_s: float
+    call: ShedCall | None  # made in this tick
+
+
 class Watch(NamedTuple):
     """Alarm conditions and since when they hold, by kind, and the alarms they made."""
 
@@ -340,6 +382,7 @@ class State(NamedTuple):
     base: BaseLoad
     ledger: Ledger
     shares: Shares
+    shedding: Shedding
     seen_at_s: Floats  # (n) when the GPU's limit was last read
     gpus_revision: int
     cooling_w: float  # capacity when last heard

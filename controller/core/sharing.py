@@ -48,7 +48,7 @@ def share(
     gpu_budget_w: float,
 ) -> Shares:
     """Divide the budget anew where something calls for it; GPUs out of reach keep what they may hold."""
-    now_s, gpus, topology, controllable = snapshot.now_s, snapshot.gpus, settings.topology, heard.controllable
+    now_s, controllable = snapshot.now_s, heard.controllable
     step_w = AIM_STEP_RATIO * settings.feed_rating_w
     due = (
         abs(gpu_budget_w - shares.gpu_budget_w) > step_w
@@ -57,7 +57,34 @@ def share(
     )
     if not due:
         return shares
-    rack_budget_w = _rack_budget_w(settings, snapshot, base)
+    budget_of_racks_w = rack_budget_w(settings, snapshot, base)
+    desired_w = divided_w(
+        settings, snapshot, shares, budget_of_racks_w, held_w, present_w, heard, gpu_budget_w
+    )
+    return shares._replace(
+        desired_w=desired_w,
+        shared_at_s=now_s,
+        gpu_budget_w=gpu_budget_w,
+        rack_budget_w=budget_of_racks_w,
+        controllable=controllable,
+    )
+
+
+def divided_w(
+    settings: Settings,
+    snapshot: Snapshot,
+    shares: Shares,
+    racks_w: Floats,
+    held_w: Floats,
+    present_w: Floats,
+    heard: Heard,
+    gpu_budget_w: float,
+) -> Floats:
+    """A GPU budget over all GPUs, (n) W; those out of reach keep what they may hold.
+
+    `racks_w` is what each rack has room for, (r).
+    """
+    gpus, topology, controllable = snapshot.gpus, settings.topology, heard.controllable
     max_w = np.minimum(gpus.max_w, np.maximum(gpus.cap_w, gpus.min_w))
     wants = allocation.Wants(
         min_w=gpus.min_w,
@@ -66,7 +93,7 @@ def share(
         max_w=max_w,
         weight=topology.gpu_weight,
     )
-    desired_w = allocation.share_out(gpu_budget_w, wants, topology.gpu_rack, rack_budget_w)
+    desired_w = allocation.share_out(gpu_budget_w, wants, topology.gpu_rack, racks_w)
     if not controllable.all():
         lost_w = np.where(controllable, 0.0, held_w)
         lost_rack_w = topology.rack_sums(lost_w)
@@ -74,24 +101,20 @@ def share(
             gpu_budget_w - float(lost_w.sum()),
             wants.only(controllable),
             topology.gpu_rack[controllable],
-            rack_budget_w - lost_rack_w,
+            racks_w - lost_rack_w,
         )
         desired_w = np.minimum(desired_w, present_w)  # out of reach: ask for less, never for more
         desired_w[controllable] = inside
         # Heard of, but not readable: whatever it turns out to hold when it comes back, the waiting order must
         # not lift it.
-        hidden = heard.fresh & ~heard.readable & (now_s - heard.seen_at_s > settings.report_age_max_s)
+        hidden = (
+            heard.fresh & ~heard.readable & (snapshot.now_s - heard.seen_at_s > settings.report_age_max_s)
+        )
         desired_w[hidden] = gpus.min_w[hidden]
-    return shares._replace(
-        desired_w=desired_w,
-        shared_at_s=now_s,
-        gpu_budget_w=gpu_budget_w,
-        rack_budget_w=rack_budget_w,
-        controllable=controllable,
-    )
+    return desired_w
 
 
-def _rack_budget_w(settings: Settings, snapshot: Snapshot, base: BaseLoad) -> Floats:
+def rack_budget_w(settings: Settings, snapshot: Snapshot, base: BaseLoad) -> Floats:
     """GPU power that every rack's inlets have room for, (r) W.
 
     The fullest inlet decides. While an inlet is unknown, one inlet may be carrying the whole rack.

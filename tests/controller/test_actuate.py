@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from controller.actuate import RENEWALS_PER_LEASE, REPEAT_S, Actuate
+from controller.actuate import RENEWALS_PER_LEASE, REPEAT_S, TABLE_REPEAT_S, Actuate, Heard
+from controller.core.model import ShedCall, ShedTable
 
 LEASE_S = 3.0
 
@@ -28,9 +29,11 @@ def actuate(settings) -> Actuate:
 
 
 def sent(actuate, now_s, *, confirmed=(1, 1), **what):
-    return [
-        node for node, _ in actuate.orders(decided(**what), list(confirmed), [4.0, 5.0], [4.0, -1.0], now_s)
-    ]
+    return [node for node, _ in actuate.orders(decided(**what), heard(confirmed), now_s)]
+
+
+def heard(confirmed=(1, 1), known_at_s=(4.0, -1.0), table=(0, 0)) -> Heard:
+    return Heard(confirmed, [4.0, 5.0], known_at_s, table)
 
 
 def test_the_first_orders_go_to_everybody_heard_or_not(actuate):
@@ -38,7 +41,7 @@ def test_the_first_orders_go_to_everybody_heard_or_not(actuate):
 
 
 def test_an_order_is_complete_and_answers_the_newest_report(actuate):
-    _, order = actuate.orders(decided(seq_b=4), [1, 1], [4.0, 5.0], [4.0, 4.5], 100.0)[1]
+    _, order = actuate.orders(decided(seq_b=4), heard(known_at_s=[4.0, 4.5]), 100.0)[1]
     assert (order.epoch, order.seq, order.sent_at_s, order.echo_at_s, order.lease_s) == (
         7,
         4,
@@ -66,3 +69,49 @@ def test_what_is_not_confirmed_is_repeated_soon(actuate):
     sent(actuate, 100.0, confirmed=(0, 1))
     assert sent(actuate, 100.0 + 0.5 * REPEAT_S, confirmed=(0, 1)) == []
     assert sent(actuate, 100.0 + 1.01 * REPEAT_S, confirmed=(0, 1)) == [0]
+
+
+@dataclass
+class Shed:
+    """As much of the law's shedding as calls and tables are made from."""
+
+    call: ShedCall | None
+
+
+@dataclass
+class Called(Decided):
+    """A decision that calls the second level for the first node."""
+
+    @property
+    def state(self):
+        call = ShedCall(seq=2, level=1, version=5, nodes=np.array([True, False]))
+        return type("State", (), {"shedding": Shed(call)})
+
+
+def test_a_call_stands_for_the_orders_of_nodes_with_a_table_and_the_others_get_theirs(actuate):
+    sent(actuate, 100.0)
+    decision = Called(np.array([2, 2]), np.full(16, 250.0))
+    call = actuate.call(decision, 100.05)
+    assert (call.epoch, call.seq, call.level, call.version, call.sent_at_s) == (7, 2, 1, 5, 100.05)
+    assert [node for node, _ in actuate.orders(decision, heard(), 100.05)] == [1]
+
+
+def test_whoever_does_not_confirm_a_call_gets_its_limits_spelt_out(actuate):
+    sent(actuate, 100.0)
+    decision = Called(np.array([2, 2]), np.full(16, 250.0))
+    actuate.call(decision, 100.05)
+    actuate.orders(decision, heard(), 100.05)
+    late_s = 100.06 + REPEAT_S
+    again = actuate.orders(decision, heard(confirmed=(1, 2)), late_s)
+    assert [(node, order.seq, order.limits_w[0]) for node, order in again] == [(0, 2, 250.0)]
+
+
+def test_a_table_goes_out_once_and_again_while_its_node_does_not_have_it(actuate):
+    table = ShedTable(3, np.array([np.full(16, 400.0), np.full(16, 220.0)]), np.array([3, 2]))
+    due = actuate.tables(table, heard(table=(0, 2)), 100.0)
+    assert [(node, one.version, [level.limits_w[0] for level in one.levels]) for node, one in due] == [
+        (0, 3, [400.0, 220.0])
+    ]
+    assert actuate.tables(table, heard(table=(0, 2)), 100.0 + 0.5 * TABLE_REPEAT_S) == []
+    assert [node for node, _ in actuate.tables(table, heard(table=(0, 2)), 100.1 + TABLE_REPEAT_S)] == [0]
+    assert actuate.tables(table, heard(table=(3, 2)), 200.0) == []

@@ -62,6 +62,7 @@ def gpus(
     min_w=MIN_W,
     max_w=MAX_W,
     cap_w=NO_LIMIT_W,
+    table=0,
 ) -> Gpus:
     """What the agents report; numbers stand for all GPUs or nodes alike."""
     return Gpus(
@@ -74,11 +75,20 @@ def gpus(
         node_at_s=np.broadcast_to(at_s, 2).astype(float),
         node_seq=np.broadcast_to(seq, 2).astype(np.int64),
         node_leased=np.broadcast_to(leased, 2).astype(bool),
+        node_table=np.broadcast_to(table, 2).astype(np.int64),
     )
 
 
 def snapshot(
-    now_s: float, *, now_utc_s=None, meter=UNKNOWN, inlets=None, cooling=UNKNOWN, site=SILENT, **told
+    now_s: float,
+    *,
+    now_utc_s=None,
+    meter=UNKNOWN,
+    inlets=None,
+    cooling=UNKNOWN,
+    site=SILENT,
+    sheds=(),
+    **told,
 ):
     """`told` goes to `gpus`; PDUs read 500 W each, freshly, unless said otherwise."""
     fresh = Inlets(np.full(4, 500.0), np.ones(4, dtype=bool), np.full(4, now_s))
@@ -90,6 +100,7 @@ def snapshot(
         cooling=cooling,
         gpus=gpus(**{"at_s": now_s, **told}),
         site=site,
+        sheds=sheds,
     )
 
 

@@ -7,7 +7,7 @@ from random import Random
 import numpy as np
 
 from controller.agent import lease as leases
-from protocols.agent_link import Gpu, Order, Report
+from protocols.agent_link import Call, Gpu, Order, Report, Table
 from tests.world.facility import Truth
 
 REPORT_S = 0.1
@@ -63,6 +63,7 @@ class Agent:
     echo_sent_at_s: float = -1.0
     echo_heard_at_s: float = 0.0
     next_report_s: float = 0.0
+    table: Table | None = None
     right_until_s: float = 0.0  # true time: the latest that any order heard allowed; for the checkers
 
     def start(self, now_s: float) -> None:
@@ -70,10 +71,33 @@ class Agent:
         self.right_until_s = now_s + self.settings.waiting_max_s
         self.lease = leases.begin(self.settings, now_s + self.clock_offset_s, observe=False)
         self.echo_sent_at_s = -1.0
+        self.table = None
 
-    def hear(self, order: Order, now_s: float, network: Network) -> None:
+    def hear(self, message: Order | Table | Call, now_s: float, network: Network) -> None:
         if not self.up:
             return
+        if isinstance(message, Table):
+            if self.table is None or (message.epoch, message.version) > (
+                self.table.epoch,
+                self.table.version,
+            ):
+                self.table = message
+        elif isinstance(message, Call):
+            self.hear_call(message, now_s, network)
+        else:
+            self.hear_order(message, now_s, network)
+
+    def hear_call(self, call: Call, now_s: float, network: Network) -> None:
+        if self.table is None or self.table.epoch != call.epoch:
+            return
+        found_w = self.found_w()
+        limits_w = self.table.levels[call.level].limits_w
+        self.lease, refusal = leases.shed(self.lease, call, limits_w)
+        if refusal is None:
+            self.write(found_w)
+            self.report(now_s, network)
+
+    def hear_order(self, order: Order, now_s: float, network: Network) -> None:
         own_s = now_s + self.clock_offset_s
         self.right_until_s = max(self.right_until_s, order.echo_at_s + order.lease_s - self.clock_offset_s)
         if order.sent_at_s > self.echo_sent_at_s:
@@ -148,6 +172,8 @@ class Agent:
                 seq=seq,
                 mode=str(self.lease.mode),
                 gpus=gpus,
+                table_epoch=0 if self.table is None else self.table.epoch,
+                table=0 if self.table is None else self.table.version,
             ),
             via=self.name,
         )

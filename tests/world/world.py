@@ -11,7 +11,7 @@ from types import ModuleType
 
 import numpy as np
 
-from controller.actuate import Actuate
+from controller.actuate import Actuate, Heard
 from controller.agent import lease as leases
 from controller.board import Board
 from controller.core import law as real_law
@@ -21,11 +21,14 @@ from controller.core.model import (
     Contact,
     Decision,
     FailsafeSettings,
+    Gpus,
     Measurement,
     Ramp,
     Running,
     Setpoint,
     Settings,
+    ShedLevel,
+    ShedRequest,
     Site,
     Topology,
 )
@@ -129,8 +132,10 @@ class World:
         tight = later and self.later_rng.random() < 0.4  # racks that their inlets hold
         self.settings = settings_for(rng, self.dt_s, 0.5 if tight else 1.0)
         self.second_silent_s, self.second_plan, self.second_next_s = (0.0, 0.0), (), 0.5
+        self.sheds: tuple[tuple[float, float, ShedRequest], ...] = ()  # (from, until, request)
         if later:
             self._draw_second_source()
+            self._draw_sheds()
         topology = self.settings.topology
         count = len(topology.gpu_node)
         self.truth = Truth(
@@ -235,6 +240,23 @@ class World:
             ends_utc_s=UTC_0 + starts_s + rng.uniform(3.0, 30.0),
         )
         self.second_plan = rng.choice(((), (wish,)))
+
+    def _draw_sheds(self) -> None:
+        """In some worlds levels of shedding were agreed, and are called now and then, by one or by two at once."""
+        rng, peak_w = Random(f"sheds {self.seed}"), self.settings.feed_rating_w
+        if rng.random() < 0.4:
+            return
+        gentle = rng.uniform(0.55, 0.85)
+        levels = (
+            ShedLevel("gentle", gentle * peak_w),
+            ShedLevel("deep", rng.uniform(0.4, 0.9) * gentle * peak_w),
+        )
+        self.settings = replace(self.settings, shed_levels=levels)
+        self.sheds = tuple(
+            (from_s, min(FAULTS_UNTIL_S, from_s + rng.uniform(0.1, 12.0)), ShedRequest(source, level))
+            for source, level in (("contact", 0), ("operator", rng.choice((0, 1))))
+            for from_s in (rng.uniform(3.0, 38.0) for _ in range(rng.choice((0, 1, 2))))
+        )
 
     def _with_ramps(self, plan: tuple[Setpoint, ...]) -> tuple[Setpoint, ...]:
         """In some worlds, some setpoints bring a ramp of their own."""
@@ -369,15 +391,32 @@ class World:
         for number, inlet in enumerate(self.inlets):
             board.put_inlet(number, Measurement(inlet.shown_w, inlet.mode != "bad", inlet.shown_at_s))
         board.cooling = Measurement(self.cooling.shown_w, True, self.cooling.shown_at_s)
+        t_s = now_s - self.start_s
+        board.sheds = tuple(request for from_s, until_s, request in self.sheds if from_s <= t_s < until_s)
         snapshot = board.snapshot(now_s, self._utc_s())
         decision = controller.law.tick(controller.settings, controller.state, snapshot)
         controller.state, controller.decision = decision.state, decision
         self._persist(decision)
-        report_at_s, known_at_s = board.report_at_s.tolist(), board.known_at_s.tolist()
-        seq = snapshot.gpus.node_seq.tolist()
-        for node, order in controller.actuate.orders(decision, seq, report_at_s, known_at_s, now_s):
-            self.network.send(now_s, str(node), order, via=self.agents[node].name)
+        self._send(controller, decision, snapshot.gpus)
         return True
+
+    def _send(self, controller: Controller, decision: Decision, gpus: Gpus) -> None:
+        now_s, board, actuate = self.now_s, controller.board, controller.actuate
+        call = actuate.call(decision, now_s)
+        if call is not None:
+            for number, agent in enumerate(self.agents):
+                self.network.send(now_s, str(number), call, via=agent.name)
+        heard = Heard(
+            gpus.node_seq.tolist(),
+            board.report_at_s.tolist(),
+            board.known_at_s.tolist(),
+            gpus.node_table.tolist(),
+        )
+        for node, message in (
+            *actuate.orders(decision, heard, now_s),
+            *actuate.tables(decision.state.shedding.table, heard, now_s),
+        ):
+            self.network.send(now_s, str(node), message, via=self.agents[node].name)
 
     def _persist(self, decision: Decision) -> None:
         ends = [r.ends_at_s for r in decision.state.running if r.setpoint.limit_w == decision.binding.power_w]

@@ -1,0 +1,426 @@
+"""Frequency response: the block sheds what it committed when the grid's frequency falls, from its own meter.
+
+    hear      every sample is judged: stale, bad, out of order or beyond all reason is no sample
+    confirm   a share is wanted only if every sample of the last `hold_s` wants it: one spike moves nothing
+    activate  from READY alone; the baseline is what the block drew at that moment
+    hold      a step holds for `sustain_s`, whatever the frequency; a droop follows it down and up
+    recover   at `release_w_per_s`, and after a step no new activation before `rearm_s` is over
+
+A product is a droop (share of the commitment by frequency) or steps (a threshold each), never both. Only low
+frequency counts: a load can shed, and has nothing to offer at 50.2 Hz.
+
+Blindness never activates. Blind while active, it holds until `sustain_s` has run out, then recovers: what was
+promised is kept, and a dead meter does not curtail the block for ever. Blind covers a silent meter and one
+that answers for ever with the same bits.
+
+The limit this makes is a bound like any other: the lowest of all binds, and limits do not add up.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import pairwise
+from typing import Final, NamedTuple
+
+from controller.core.model import FOREVER_S, NEVER_S, NO_LIMIT_W, Alarm, Limit, Measurement, Ramp
+
+SAMPLES_MIN: Final = 2  # one is a spike until the next one agrees
+HOLD_MAX_S: Final = 0.5  # longer than any product leaves for measuring
+CLOSEST_S: Final = 0.008  # no unit reports faster than 120/s; closer samples came in one bunch
+BELIEVED_HZ: Final = 5.0  # from nominal: generators and relays have tripped long before
+BELIEVED_HZ_PER_S: Final = 10.0  # more than twice what islands were seen to do; a phase jump shows more
+NOISE_HZ: Final = 0.05  # between two samples, on top of that
+ARM_SHARE_MAX: Final = 0.05  # a droop is never quite at rest; a response that begins here began from rest
+WAKE_SHARE: Final = 0.05  # less than this can wait for the beat
+RISE_ELAPSED_MAX_S: Final = 0.1  # lateness may never add power
+SILENT_ALARM_S: Final = 1.0
+WILD_TOLD_S: Final = 10.0  # how long a refused sample stays on the panel
+
+
+class Phase(StrEnum):
+    """Where a response stands."""
+
+    WAITING = "waiting"  # not armed: just started, at rest after a response, or power never measured
+    READY = "ready"
+    ACTIVE = "active"
+    RECOVERING = "recovering"
+
+
+class Point(NamedTuple):
+    """At this frequency, this share of the commitment."""
+
+    hz: float
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class FrequencySettings:
+    """What was committed, and how. Raises ValueError with a sentence on what can not be.
+
+    Attributes:
+        product: as people name it.
+        nominal_hz: of the grid.
+        committed_w: what is shed at share 1.
+        full_s: from the crossing to full response, as the product has it; for the record, not for control.
+        sustain_s: a step holds at least this long; blind, a droop holds this long.
+        release_w_per_s: how fast the limit rises at the end.
+        rearm_s: from one activation to the earliest next one.
+        dead_band_hz: below nominal, in which nothing ever happens.
+        droop: falling frequency, rising share, from 0 on; straight lines between.
+        steps: falling thresholds, each with the share it asks for.
+        release_hz: a step is held beyond `sustain_s` until this is reached; None: it is not.
+        hold_s: how long a crossing must stand before it is believed.
+        delay_s: what it waits on purpose after that, to act after others.
+        age_max_s: an older sample is none.
+        frozen_after_s: the same bits for so long are a dead instrument; live frequency moves in the last digit.
+    """
+
+    product: str
+    nominal_hz: float
+    committed_w: float
+    full_s: float
+    sustain_s: float
+    release_w_per_s: float
+    rearm_s: float = 0.0
+    dead_band_hz: float = 0.0
+    droop: tuple[Point, ...] = ()
+    steps: tuple[Point, ...] = ()
+    release_hz: float | None = None
+    hold_s: float = 0.015
+    delay_s: float = 0.0
+    age_max_s: float = 0.2
+    frozen_after_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        complaints = "; ".join(_complaints(self))
+        if complaints:
+            raise ValueError(complaints)
+
+
+def _complaints(settings: FrequencySettings) -> Iterator[str]:
+    points = settings.droop or settings.steps
+    edge_hz = settings.nominal_hz - settings.dead_band_hz
+    if bool(settings.droop) == bool(settings.steps):
+        yield "give a droop or steps, one of the two"
+    if any(after.hz >= before.hz or after.share < before.share for before, after in pairwise(points)):
+        yield "order its points by falling frequency, with a share that does not fall"
+    if any(not (0.0 <= point.share <= 1.0) for point in points):
+        yield "a share of the commitment is from 0 to 1"
+    if settings.droop and settings.droop[0].share > 0.0:
+        yield "a droop begins with share 0"
+    if points and not points[0].hz <= edge_hz:
+        yield f"{points[0].hz:g} Hz is inside the dead band, which ends at {edge_hz:g} Hz"
+    if points and points[-1].hz < settings.nominal_hz - BELIEVED_HZ:
+        yield f"{points[-1].hz:g} Hz is further from nominal than any sample that is believed"
+    if not (settings.committed_w > 0.0 and settings.release_w_per_s > 0.0 and settings.nominal_hz > 0.0):
+        yield "committed_w, release_w_per_s and nominal_hz are above 0"
+    if min(settings.full_s, settings.sustain_s, settings.rearm_s, settings.delay_s, settings.dead_band_hz) < 0.0:
+        yield "times and the dead band are not below 0"
+    if not 0.0 <= settings.hold_s <= HOLD_MAX_S:
+        yield f"hold_s is from 0 to {HOLD_MAX_S:g}"
+    if not settings.hold_s + settings.delay_s <= settings.full_s:
+        yield f"hold_s and delay_s leave nothing of the {settings.full_s:g} s that the product gives"
+
+
+class Sample(NamedTuple):
+    at_s: float
+    hz: float
+
+
+class Heard(NamedTuple):
+    """What is known of the frequency: the believed samples that reach back over `hold_s`, oldest first."""
+
+    samples: tuple[Sample, ...] = ()
+    looked_at_s: float = NEVER_S  # moment of the newest sample, believed or not
+    unchanged_since_s: float = NEVER_S  # since when all samples had the same bits
+    wild: int = 0  # samples beyond reason, since start
+    wild_at_s: float = NEVER_S
+
+
+class FrequencyState(NamedTuple):
+    """All memory of a response."""
+
+    at_s: float
+    phase: Phase
+    heard: Heard
+    share: float = 0.0  # of the commitment, held now
+    baseline_w: float = 0.0  # block power when it activated
+    activated_at_s: float = NEVER_S
+    raised_at_s: float = NEVER_S  # when the share last went up
+    crossed_at_s: float = FOREVER_S  # since when more is wanted than is held
+    ready_from_s: float = NEVER_S
+    draw_w: float | None = None  # block power as last known
+    draw_at_s: float = NEVER_S
+    activations: int = 0
+
+
+class _Seen(NamedTuple):
+    """What all samples of the last `hold_s` agree on."""
+
+    least: float  # share that each of them wants
+    most: float  # share that none of them exceeds
+    lowest_hz: float
+
+
+def start(settings: FrequencySettings, now_s: float) -> FrequencyState:  # noqa: ARG001  as all of the core has it
+    """Not armed: the frequency must have been seen at rest, or a restart in mid-event would shed twice."""
+    return FrequencyState(now_s, Phase.WAITING, Heard())
+
+
+def step(
+    settings: FrequencySettings, state: FrequencyState, hz: Measurement, draw_w: float | None, now_s: float
+) -> FrequencyState:
+    """The response at `now_s`; call it on the beat, and whenever `wakes` says so.
+
+    Args:
+        settings: constant.
+        state: as the last call returned it.
+        hz: newest frequency, Hz. The same one twice, or an older one, changes nothing.
+        draw_w: what the block draws; None or below 0: unknown, and the last known stands.
+        now_s: this moment.
+    """
+    elapsed_s = min(max(0.0, now_s - state.at_s), RISE_ELAPSED_MAX_S)
+    state = state._replace(at_s=max(now_s, state.at_s), heard=_hear(settings, state.heard, hz, now_s))
+    if draw_w is not None and 0.0 <= draw_w < NO_LIMIT_W:
+        state = state._replace(draw_w=draw_w, draw_at_s=now_s)
+    seen = _seen(settings, state.heard, now_s)
+    return _PHASES[state.phase](settings, state, seen, now_s, elapsed_s)
+
+
+def limit(settings: FrequencySettings, state: FrequencyState) -> Limit | None:
+    """The bound on block power; None: there is none. Down at once, up at no more than its own rate."""
+    if state.share <= 0.0:
+        return None
+    return Limit(
+        max(0.0, state.baseline_w - state.share * settings.committed_w),
+        f"frequency: {settings.product}",
+        protection=True,
+        ramp=Ramp(down_w_per_s=NO_LIMIT_W, up_w_per_s=settings.release_w_per_s),
+    )
+
+
+def share(settings: FrequencySettings, hz: float) -> float:
+    """What the product asks for at this frequency, 0 to 1; 0 inside the dead band and above."""
+    if hz >= settings.nominal_hz - settings.dead_band_hz:
+        return 0.0
+    if settings.steps:
+        return max((point.share for point in settings.steps if hz <= point.hz), default=0.0)
+    droop = settings.droop
+    if hz >= droop[0].hz:
+        return 0.0
+    for above, below in pairwise(droop):
+        if hz > below.hz:
+            return above.share + (below.share - above.share) * (above.hz - hz) / (above.hz - below.hz)
+    return droop[-1].share
+
+
+def wakes(settings: FrequencySettings, state: FrequencyState, hz: float) -> bool:
+    """Whether a sample is worth a beat of its own: it asks for clearly more than is held, and may get it."""
+    if state.phase is Phase.WAITING or (state.phase is Phase.RECOVERING and state.at_s < state.ready_from_s):
+        return False
+    return share(settings, hz) > min(state.share + WAKE_SHARE, 1.0 - WAKE_SHARE) and state.share < 1.0
+
+
+# --- hearing ----------------------------------------------------------------------------------------
+
+
+def _hear(settings: FrequencySettings, heard: Heard, hz: Measurement, now_s: float) -> Heard:
+    """Take in the newest sample, if it is one, is new, and can be true."""
+    if hz.taken_at_s <= heard.looked_at_s or not hz.is_usable(now_s, settings.age_max_s):
+        return heard
+    sample = Sample(hz.taken_at_s, hz.value)
+    samples, last = heard.samples, heard.samples[-1] if heard.samples else None
+    if last is not None and sample.at_s - last.at_s > settings.age_max_s:
+        samples = ()  # two samples with a gap between them prove nothing of the gap
+    if not _believed(settings, samples, sample):
+        return heard._replace(looked_at_s=sample.at_s, wild=heard.wild + 1, wild_at_s=sample.at_s)
+    same = last is not None and last.hz == sample.hz
+    return heard._replace(
+        samples=_trail(samples, sample, settings.hold_s),
+        looked_at_s=sample.at_s,
+        unchanged_since_s=heard.unchanged_since_s if same else sample.at_s,
+    )
+
+
+def _believed(settings: FrequencySettings, samples: tuple[Sample, ...], sample: Sample) -> bool:
+    """No grid gets there, or not so fast. A level that stays is believed as soon as it could be real."""
+    if not abs(sample.hz - settings.nominal_hz) <= BELIEVED_HZ:  # also catches NaN
+        return False
+    if not samples:
+        return True
+    last = samples[-1]
+    return abs(sample.hz - last.hz) <= NOISE_HZ + BELIEVED_HZ_PER_S * (sample.at_s - last.at_s)
+
+
+def _trail(samples: tuple[Sample, ...], sample: Sample, hold_s: float) -> tuple[Sample, ...]:
+    """With the newest added, and no more than reaches back over `hold_s`."""
+    if len(samples) >= SAMPLES_MIN and sample.at_s - samples[-2].at_s < CLOSEST_S:
+        samples = samples[:-1]
+    while len(samples) > 1 and samples[1].at_s <= sample.at_s - hold_s:
+        samples = samples[1:]
+    return (*samples, sample)
+
+
+def _seen(settings: FrequencySettings, heard: Heard, now_s: float) -> _Seen | None:
+    """What is confirmed at this moment; None: blind."""
+    samples = heard.samples
+    if len(samples) < SAMPLES_MIN or now_s - samples[-1].at_s > settings.age_max_s:
+        return None
+    if samples[-1].at_s - samples[0].at_s < settings.hold_s or is_frozen(settings, heard):
+        return None
+    shares = [share(settings, sample.hz) for sample in samples]
+    return _Seen(min(shares), max(shares), min(sample.hz for sample in samples))
+
+
+def is_frozen(settings: FrequencySettings, heard: Heard) -> bool:
+    return bool(heard.samples) and heard.samples[-1].at_s - heard.unchanged_since_s > settings.frozen_after_s
+
+
+# --- the phases -------------------------------------------------------------------------------------
+
+_Step = Callable[[FrequencySettings, FrequencyState, _Seen | None, float, float], FrequencyState]
+
+
+def _wait(
+    settings: FrequencySettings, state: FrequencyState, seen: _Seen | None, now_s: float, elapsed_s: float
+) -> FrequencyState:
+    del settings, elapsed_s
+    at_rest = seen is not None and seen.most <= ARM_SHARE_MAX
+    if at_rest and state.draw_w is not None and now_s >= state.ready_from_s:
+        return state._replace(phase=Phase.READY)
+    return state
+
+
+def _stand_by(
+    settings: FrequencySettings, state: FrequencyState, seen: _Seen | None, now_s: float, elapsed_s: float
+) -> FrequencyState:
+    del elapsed_s
+    state = _crossed(state, seen, now_s)
+    if seen is None or not _is_due(settings, state, now_s):
+        return state
+    assert state.draw_w is not None  # or it would not be READY
+    return state._replace(
+        phase=Phase.ACTIVE,
+        share=seen.least,
+        baseline_w=state.draw_w,
+        activated_at_s=now_s,
+        raised_at_s=now_s,
+        crossed_at_s=FOREVER_S,
+        ready_from_s=now_s + settings.rearm_s,
+        activations=state.activations + 1,
+    )
+
+
+def _act(
+    settings: FrequencySettings, state: FrequencyState, seen: _Seen | None, now_s: float, elapsed_s: float
+) -> FrequencyState:
+    state = _crossed(state, seen, now_s)
+    if seen is not None and _is_due(settings, state, now_s):
+        return _raised(state, seen, now_s)
+    if seen is not None and settings.droop:
+        return _fallen(settings, state, seen.most, elapsed_s)
+    back = seen is None or settings.release_hz is None or seen.lowest_hz >= settings.release_hz
+    if back and now_s - state.raised_at_s >= settings.sustain_s:
+        return state._replace(phase=Phase.RECOVERING)
+    return state
+
+
+def _recover(
+    settings: FrequencySettings, state: FrequencyState, seen: _Seen | None, now_s: float, elapsed_s: float
+) -> FrequencyState:
+    if seen is not None and settings.droop:  # sight is back
+        return _act(settings, state._replace(phase=Phase.ACTIVE), seen, now_s, elapsed_s)
+    state = _crossed(state, seen, now_s)
+    if seen is not None and now_s >= state.ready_from_s and _is_due(settings, state, now_s):
+        again = _raised(state, seen, now_s)  # the baseline stays: this draw is already curtailed
+        return again._replace(ready_from_s=now_s + settings.rearm_s, activated_at_s=now_s)
+    return _fallen(settings, state, 0.0, elapsed_s)
+
+
+_PHASES: Final[dict[Phase, _Step]] = {
+    Phase.WAITING: _wait,
+    Phase.READY: _stand_by,
+    Phase.ACTIVE: _act,
+    Phase.RECOVERING: _recover,
+}
+
+
+def _crossed(state: FrequencyState, seen: _Seen | None, now_s: float) -> FrequencyState:
+    """Since when more is wanted than is held."""
+    more = seen is not None and seen.least > state.share
+    return state._replace(crossed_at_s=min(state.crossed_at_s, now_s) if more else FOREVER_S)
+
+
+def _is_due(settings: FrequencySettings, state: FrequencyState, now_s: float) -> bool:
+    return now_s - state.crossed_at_s >= settings.delay_s
+
+
+def _raised(state: FrequencyState, seen: _Seen, now_s: float) -> FrequencyState:
+    return state._replace(
+        phase=Phase.ACTIVE, share=seen.least, raised_at_s=now_s, crossed_at_s=FOREVER_S
+    )
+
+
+def _fallen(
+    settings: FrequencySettings, state: FrequencyState, target: float, elapsed_s: float
+) -> FrequencyState:
+    """The share on its way down, and the limit on its way up; at nothing the response is over."""
+    most = state.share - elapsed_s * settings.release_w_per_s / settings.committed_w
+    held = max(0.0, min(state.share, target), most)
+    return state._replace(share=held) if held > 0.0 else state._replace(share=0.0, phase=Phase.WAITING)
+
+
+# --- what is told -----------------------------------------------------------------------------------
+
+
+def alarms(settings: FrequencySettings, state: FrequencyState) -> Iterator[Alarm]:
+    """What a person should know of this moment."""
+    heard = state.heard
+    silent_s = state.at_s - heard.samples[-1].at_s if heard.samples else FOREVER_S
+    if silent_s > max(settings.age_max_s, SILENT_ALARM_S):
+        since = f"for {silent_s:.0f} s" if heard.samples else "yet"
+        yield Alarm(
+            "frequency",
+            f"grid frequency not heard {since}: {settings.product} {_blind_words(state)};"
+            " check the instrument and its line",
+        )
+    elif is_frozen(settings, heard):
+        still_s = heard.samples[-1].at_s - heard.unchanged_since_s
+        yield Alarm(
+            "frequency frozen",
+            f"grid frequency has been {heard.samples[-1].hz:g} Hz to the last digit for {still_s:.0f} s:"
+            f" {settings.product} {_blind_words(state)}; check the instrument",
+        )
+    if state.at_s - heard.wild_at_s < WILD_TOLD_S:
+        yield Alarm(
+            "frequency wild",
+            f"{heard.wild} frequency samples since start were beyond what a grid can do, and not used;"
+            " check the instrument",
+        )
+    if state.phase is Phase.READY and state.draw_w is not None and state.draw_w < settings.committed_w:
+        yield Alarm(
+            "frequency commitment",
+            f"{settings.product}: {settings.committed_w / 1e3:.2f} kW are committed and the block draws"
+            f" {state.draw_w / 1e3:.2f} kW: a response would fall short",
+        )
+
+
+def _blind_words(state: FrequencyState) -> str:
+    return "cannot respond" if state.share <= 0.0 else "holds until its sustain time is over"
+
+
+def why(settings: FrequencySettings, state: FrequencyState) -> str:
+    """Where the response stands, in one sentence for a panel."""
+    wait_s = state.ready_from_s - state.at_s
+    if state.phase is Phase.WAITING and wait_s > 0.0:
+        return f"{settings.product}: armed again in {wait_s:.0f} s"
+    if state.phase is Phase.WAITING:
+        lacks = "block power was never measured" if state.draw_w is None else "the grid is not seen at rest"
+        return f"{settings.product}: not armed, {lacks}"
+    if state.phase is Phase.READY:
+        return f"{settings.product}: armed with {settings.committed_w / 1e3:.2f} kW"
+    shed_kw = state.share * settings.committed_w / 1e3
+    return (
+        f"{settings.product}: {state.phase} with {shed_kw:.2f} kW below the baseline of"
+        f" {state.baseline_w / 1e3:.2f} kW"
+    )
