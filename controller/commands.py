@@ -22,8 +22,8 @@ from controller.alarms import AlarmDesk
 from controller.core.model import FOREVER_S, NEVER_S, Ramp, Settings
 from controller.image.model import Command, Outcome, Result, Role, Words
 from controller.lines import Lines
+from controller.site.facility import CRITICAL_EQUIPMENT, PRIORITIES, Facility, Mode, Slot
 from controller.site.facility import OPERATOR as OPERATOR  # noqa: PLC0414  part of this interface
-from controller.site.facility import PRIORITIES, Facility, Mode, Slot
 from controller.site.history import Room
 from protocols.reading import DeviceError, Written
 
@@ -59,6 +59,17 @@ class Release(_Strict, frozen=True):
     """`writer`: another than the asker; for engineers and the panel."""
 
     priority: int | None = None
+    writer: Words | None = None
+
+
+class Shed(_Strict, frozen=True):
+    level: Words
+    valid_for_s: Seconds | None = None
+
+
+class EndShed(_Strict, frozen=True):
+    """`writer`: another than the asker; for engineers and the panel."""
+
     writer: Words | None = None
 
 
@@ -102,6 +113,8 @@ class Verb(NamedTuple):
 VERBS: Final = {
     "set_power_limit": Verb(SetPowerLimit, Role.OPERATE, moves=True),
     "release": Verb(Release, Role.OPERATE, moves=True),
+    "shed": Verb(Shed, Role.OPERATE, moves=True),
+    "end_shed": Verb(EndShed, Role.OPERATE, moves=True),
     "write": Verb(Write, Role.OPERATE, moves=True),
     "set_mode": Verb(SetMode, Role.ENGINEER, moves=True),
     "heartbeat": Verb(Heartbeat, Role.OPERATE),
@@ -206,6 +219,10 @@ class CommandDesk:
                 return self._set_power_limit(command, arguments)
             case Release():
                 return self._release(command, arguments)
+            case Shed():
+                return self._shed(command, arguments)
+            case EndShed():
+                return self._end_shed(command, arguments)
             case SetMode():
                 return await self._set_mode(command, arguments)
             case Write():
@@ -260,19 +277,50 @@ class CommandDesk:
         facility = self._facility
         if unkept:
             words.append(f"in force, but not on disk: {unkept}")
-        first = facility.slots[0] if facility.slots else None
-        if slot is not None and first is not None and first.place != slot.place:
+        first = facility.limits[0] if facility.limits else None
+        if slot is not None and slot.shed_level < 0 and first is not None and first.place != slot.place:
             words.append(f"stands behind {first.id} at {first.asks_w:.0f} W")
         value = facility.limit_w if slot is None else slot.limit_w
         return Outcome(result=result, reason="; ".join(words), value=value, was=before)
 
     def _release(self, command: Command, said: Release) -> Outcome:
-        own, before = writer_of(command), self._facility.limit_w
-        writer = said.writer or own
-        if writer != own and not command.local and command.role < Role.ENGINEER:
+        before, writer = self._facility.limit_w, said.writer or writer_of(command)
+        if self._is_foreign(command, writer):
             return _rejected(f"{writer}'s limit is for an engineer, or the block's own panel, to release")
         if not self._facility.release(writer, said.priority):
             return _rejected(f"{writer} holds no such limit")
+        return self._moved(Result.ACCEPTED, before, [])
+
+    def _is_foreign(self, command: Command, writer: str) -> bool:
+        return writer != writer_of(command) and not command.local and command.role < Role.ENGINEER
+
+    def _shed(self, command: Command, said: Shed) -> Outcome:
+        levels = () if self._settings is None else self._settings.shed_levels
+        names = [level.name for level in levels]
+        if said.level not in names:
+            known = ", ".join(names) or "none are configured, see `shed.levels` in block.yaml"
+            return _rejected(f"level: no level {said.level!r}; known: {known}")
+        number, before = names.index(said.level), self._facility.limit_w
+        ends_utc_s = FOREVER_S if said.valid_for_s is None else self._now_utc_s() + said.valid_for_s
+        slot = Slot(
+            writer_of(command),
+            CRITICAL_EQUIPMENT,
+            levels[number].limit_w,
+            ends_utc_s,
+            local=command.local,
+            shed_level=number,
+        )
+        refusal = self._facility.put(slot, self._now_s())
+        if refusal:
+            return _rejected(refusal)
+        return self._moved(Result.ACCEPTED, before, [], slot)
+
+    def _end_shed(self, command: Command, said: EndShed) -> Outcome:
+        before, writer = self._facility.limit_w, said.writer or writer_of(command)
+        if self._is_foreign(command, writer):
+            return _rejected(f"{writer}'s call is for an engineer, or the block's own panel, to end")
+        if not self._facility.release(writer, None, shed=True):
+            return _rejected(f"{writer} has called no level of shedding")
         return self._moved(Result.ACCEPTED, before, [])
 
     async def _set_mode(self, command: Command, said: SetMode) -> Outcome:

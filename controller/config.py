@@ -14,10 +14,10 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from controller.agent.config import MqttConfig, TopicName
-from controller.core.model import FailsafeSettings, Ramp, Settings, Topology
+from controller.core.model import FailsafeSettings, Ramp, Settings, ShedLevel, Topology
 from controller.facility.config import facility_errors
 from controller.gateway_config import Device, DeviceConfig, GatewayConfig, device_errors, own_devices
-from controller.site.config import RampConfig, SiteConfig, site_errors
+from controller.site.config import Alert, RampConfig, SiteConfig, site_errors
 from controller.yaml_config import ConfigError, checked, parse
 
 __all__ = [
@@ -120,6 +120,39 @@ class AgentLinkConfig(_Strict):
     silent_max_after_s: Seconds = 10.0
 
 
+class ShedLevelConfig(_Strict):
+    name: TopicName
+    kw: Kw
+
+
+class ContactConfig(DeviceConfig):
+    """A dry contact behind a PLC: while it is closed, a level of shedding is called."""
+
+    name: str
+    point: str
+    closed: float = 1.0  # value of the point while the level is called
+    level: str
+    poll_s: Annotated[float, Field(ge=0.01, le=60)] = 0.05
+    age_max_s: Seconds = 1.0
+    lost_calls: bool = False  # a contact that cannot be read counts as closed; else as it was last seen
+
+
+class ShedConfig(_Strict):
+    """Levels of shedding, the gentlest first, and who calls which. See controller/core/shed.py.
+
+    `alerts` and `critical_breach` name the level for what OpenADR and DSX Flex know as emergencies.
+    """
+
+    levels: Annotated[tuple[ShedLevelConfig, ...], Field(min_length=1, max_length=8)]
+    alerts: dict[Alert, str] = Field(default_factory=dict)
+    critical_breach: str | None = None
+    contacts: Annotated[tuple[ContactConfig, ...], Field(max_length=32)] = ()
+
+    def level(self, name: str) -> int:
+        """Index of the level of that name. Raises ValueError."""
+        return [level.name for level in self.levels].index(name)
+
+
 class BlockConfig(GatewayConfig):
     """All of a `block.yaml` with GPUs."""
 
@@ -133,6 +166,7 @@ class BlockConfig(GatewayConfig):
     racks: Annotated[tuple[RackConfig, ...], Field(min_length=1, max_length=512)]
     tiers: dict[str, TierConfig]
     cooling: CoolingConfig | None = None
+    shed: ShedConfig | None = None
     agents: AgentLinkConfig = AgentLinkConfig()
     beat_hz: Annotated[int, Field(ge=2, le=100)] = 20
 
@@ -221,6 +255,9 @@ def settings_of(config: BlockConfig) -> Settings:
         skew_s=config.meter.skew_s,
         cooling_age_max_s=5.0 if cooling is None else cooling.age_max_s,
         witness_tolerance_w=0.03 * rating_w,
+        shed_levels=()
+        if config.shed is None
+        else tuple(ShedLevel(level.name, level.kw * KW) for level in config.shed.levels),
     )
 
 
@@ -235,6 +272,7 @@ def _cross_errors(config: GatewayConfig | BlockConfig) -> Iterator[str]:
         yield from _name_errors(config)
         yield from _age_errors(config)
         yield from _power_errors(config)
+        yield from _shed_errors(config)
     yield from device_errors(devices(config))
     yield from facility_errors(config.facility)
 
@@ -281,7 +319,35 @@ def devices(config: GatewayConfig | BlockConfig) -> list[Device]:
             found.append(
                 Device("cooling", "cooling", cooling, cooling.kind or "cdu", needs=cooling.capacity_point)
             )
+        found += (
+            Device(
+                f"shed.contacts[{c}]", contact.name, contact, contact.kind or "contact", needs=contact.point
+            )
+            for c, contact in enumerate(config.shed.contacts if config.shed else ())
+        )
     return [*found, *own_devices(config)]
+
+
+def _shed_errors(config: BlockConfig) -> Iterator[str]:
+    shed = config.shed
+    if shed is None:
+        return
+    names, powers_kw = [level.name for level in shed.levels], [level.kw for level in shed.levels]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield f"shed.levels: {name!r} is used twice; give each its own name"
+    if powers_kw != sorted(set(powers_kw), reverse=True):
+        yield "shed.levels: order them by kw, the gentlest first, each with less than the one before"
+    if powers_kw[0] >= config.feed.rating_kw:
+        yield f"shed.levels: {names[0]!r} sheds nothing: the feed carries {config.feed.rating_kw:g} kW anyway"
+    for where, level in (
+        *((f"shed.alerts.{alert}", level) for alert, level in shed.alerts.items()),
+        *((f"shed.contacts[{c}].level", contact.level) for c, contact in enumerate(shed.contacts)),
+        *([("shed.critical_breach", shed.critical_breach)] if shed.critical_breach else []),
+    ):
+        if level not in names:
+            yield f"{where}: no level {level!r}; name one of: {', '.join(names)}"
+    for alert in sorted(shed.alerts.keys() & config.site.meanings.alerts_kw.keys()):
+        yield f"shed.alerts.{alert}: site.meanings.alerts_kw has it, too; leave one of them out"
 
 
 def _age_errors(config: BlockConfig) -> Iterator[str]:
@@ -290,6 +356,10 @@ def _age_errors(config: BlockConfig) -> Iterator[str]:
     for where, device, age_max_s in (
         ("meter", config.meter, config.meter.age_max_s),
         *([("cooling", cooling, cooling.age_max_s)] if cooling is not None else []),
+        *(
+            (f"shed.contacts[{c}]", contact, contact.age_max_s)
+            for c, contact in enumerate(config.shed.contacts if config.shed else ())
+        ),
     ):
         if age_max_s < 2.0 * device.poll_s:
             yield (

@@ -188,7 +188,7 @@ class Gateway:
 
     def _row(self, alarms: Sequence[AlarmView]) -> list[Value]:
         facility = self._facility
-        slot = facility.slots[0] if facility.slots else None
+        slot = facility.limits[0] if facility.limits else None
         return [
             float(MODES.index(facility.mode)),
             facility.limit_w,

@@ -26,6 +26,7 @@ from controller.actuate import Actuate, Heard
 from controller.board import Board
 from controller.clock import now_s, now_utc_s
 from controller.config import BlockConfig, ConfigError, GatewayConfig, load_config, settings_of
+from controller.contacts import Contacts
 from controller.core import law, watch
 from controller.core.model import NEVER_S, Decision, Measurement, Site, Snapshot
 from controller.endless import RELOAD, Life, ending, run_and_leave
@@ -79,12 +80,13 @@ class Controller:
         self._link = self._new_link()
         self._site.attach(self._link)
         facility = self._site.facility
+        self._contacts = Contacts(config.shed, self._wake)
         self._points = block_points(config)
         self._gateway = Gateway(
             config,
             epoch=self._epoch,
             groups=self._points.groups,
-            takers=_instruments(config, self._board),
+            takers={**_instruments(config, self._board), **self._contacts.takers()},
             facility=facility,
             settings=settings,
             on_moved=lambda: self._site.moved(now_utc_s()),
@@ -145,6 +147,7 @@ class Controller:
         before = self._state
         self._site.before_beat(now_s())
         began_s = now_s()
+        self._board.sheds = self._contacts.requests(began_s)
         snapshot = self._board.snapshot(began_s, now_utc_s())
         decision = law.tick(self._settings, before, snapshot)
         self._tick_s.append(now_s() - began_s)
@@ -232,8 +235,12 @@ class Controller:
         changed = site.setpoints != self._board.site.setpoints
         self._board.site = site
         if changed:
-            self._wished = True
-            self._woken.set()
+            self._wake()
+
+    def _wake(self) -> None:
+        """What has come cannot wait for the next beat."""
+        self._wished = True
+        self._woken.set()
 
     # --- what is told -----------------------------------------------------------------------------------
 
@@ -267,6 +274,7 @@ class Controller:
         ):
             if fault:
                 yield key, fault
+        yield from self._contacts.conditions(now)
         yield from self._site.alarms(now)
         yield from ((f"report {node}", why) for node, why in self._board.last_refusal.items())
         yield from (

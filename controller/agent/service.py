@@ -161,7 +161,9 @@ class Agent:
         table = agent_link.decode_table(payload)
         if any(len(level.limits_w) != len(self.views) for level in table.levels):
             return Refusal.OTHER_GPU_COUNT
-        newest = (self.lease.newest[0], 0) if self._table is None else (self._table.epoch, self._table.version)
+        newest = (
+            (self.lease.newest[0], 0) if self._table is None else (self._table.epoch, self._table.version)
+        )
         if (table.epoch, table.version) < max(newest, (self.lease.newest[0], 0)):
             return Refusal.OVERTAKEN
         self._table = table

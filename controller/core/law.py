@@ -32,6 +32,7 @@ from controller.core.model import (
     Setpoint,
     Settings,
     Shares,
+    ShedRequest,
     Snapshot,
     State,
 )
@@ -103,7 +104,10 @@ def tick(settings: Settings, state: State, snapshot: Snapshot) -> Decision:
     # the limits, and the ramp towards the lowest
     cooled = snapshot.cooling.is_usable(now_s, settings.cooling_age_max_s)
     cooling_w = snapshot.cooling.value if cooled else state.cooling_w
-    limits = tuple(_limits(settings, snapshot, running, ended, links, carried, cooling_w, cooled=cooled))
+    sheds = (*snapshot.sheds, *schedule.called(running))
+    limits = tuple(
+        _limits(settings, snapshot, sheds, running, ended, links, carried, cooling_w, cooled=cooled)
+    )
     binding = min(limits, key=ramp.power_w)
     falls_now = binding.power_w < state.pace.aim_w and not state.pace.falling
     pace = ramp.step(
@@ -127,7 +131,8 @@ def tick(settings: Settings, state: State, snapshot: Snapshot) -> Decision:
     shares, next_w = sharing.hand_over(
         snapshot, shares, topology, held_w, present_w, gpu_budget_w, lift_max_w
     )
-    shedding, orders, next_w = shed.call(settings, state.shedding, snapshot, orders, next_w, present_w)
+    level = max((request.level for request in sheds), default=shed.NO_LEVEL)
+    shedding, orders, next_w = shed.call(settings, state.shedding, snapshot, level, orders, next_w, present_w)
     if shedding.call is not None:
         shares = shares._replace(desired_w=next_w)  # a new share-out may wait; the call may not
     now = shed.Now(shares, base, base_w, standing, held_w, heard)
@@ -171,6 +176,7 @@ def tick(settings: Settings, state: State, snapshot: Snapshot) -> Decision:
 def _limits(
     settings: Settings,
     snapshot: Snapshot,
+    sheds: tuple[ShedRequest, ...],
     running: tuple[Running, ...],
     ended: frozenset[Setpoint],
     links: tuple[Link, ...],
@@ -188,7 +194,7 @@ def _limits(
             yield Limit(cooling_w, "cooling capacity when last heard", protection=True)
         else:
             yield Limit(settings.cooling_blind_w, "cooling not heard")
-    for request in snapshot.sheds:
+    for request in sheds:
         level = settings.shed_levels[request.level]
         yield Limit(level.limit_w, f"shed {level.name} ({request.source})", protection=True)
     for one, link in zip(settings.failsafes, links, strict=True):

@@ -180,6 +180,7 @@ class Setpoint:
     priority: int = LOWEST_PRIORITY
     arrive_at_start: bool = False  # be there when the window opens, instead of leaving then
     ramp: Ramp | None = None  # None: the block's
+    shed_level: int = -1  # of shedding, called at once while the window is open; -1: none, the ramp is kept
 
 
 class Contact(NamedTuple):

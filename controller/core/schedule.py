@@ -11,7 +11,7 @@ A setpoint that must be met when its window opens binds ahead of time, along the
 
 from collections.abc import Iterable, Iterator
 
-from controller.core.model import FOREVER_S, NO_LIMIT_W, Limit, Ramp, Running, Setpoint
+from controller.core.model import FOREVER_S, NO_LIMIT_W, Limit, Ramp, Running, Setpoint, ShedRequest
 from controller.core.ramp import arrival_line_w
 
 
@@ -83,7 +83,7 @@ def limits(
     """
     opened = [entry.setpoint for entry in running]
     for setpoint in winners(opened):
-        if setpoint.limit_w < NO_LIMIT_W:
+        if setpoint.limit_w < NO_LIMIT_W and setpoint.shed_level < 0:
             yield Limit(setpoint.limit_w, name(setpoint), ramp=setpoint.ramp or ramp)
     for setpoint in setpoints:
         if not setpoint.arrive_at_start or setpoint.ends_utc_s <= now_utc_s:
@@ -95,6 +95,13 @@ def limits(
         rivals = (s for s in setpoints if s.starts_utc_s <= setpoint.starts_utc_s < s.ends_utc_s)
         if setpoint in winners(rivals):
             yield Limit(line_w, f"{name(setpoint)}, to be met at its start", ramp=setpoint.ramp)
+
+
+def called(running: tuple[Running, ...]) -> Iterator[ShedRequest]:
+    """The levels of shedding that open windows call."""
+    for setpoint in winners(entry.setpoint for entry in running):
+        if setpoint.shed_level >= 0:
+            yield ShedRequest(name(setpoint), setpoint.shed_level)
 
 
 def name(setpoint: Setpoint) -> str:

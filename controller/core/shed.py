@@ -58,11 +58,6 @@ def start(settings: Settings) -> Shedding:
     return Shedding(level=NO_LEVEL, table=table, turn=0, turned_at_s=NEVER_S, call=None)
 
 
-def wanted(snapshot: Snapshot) -> int:
-    """The deepest level that anyone asks for."""
-    return max((request.level for request in snapshot.sheds), default=NO_LEVEL)
-
-
 def armed(shedding: Shedding, snapshot: Snapshot) -> Bools:
     """(nodes) that have the newest table of theirs and obey us."""
     gpus = snapshot.gpus
@@ -121,16 +116,16 @@ def call(
     settings: Settings,
     shedding: Shedding,
     snapshot: Snapshot,
+    level: int,
     orders: Ledger,
     next_w: Floats,
     present_w: Floats,
 ) -> tuple[Shedding, Ledger, Floats]:
-    """Order `next_w`, by a call where a level has just been asked for that is deeper than the one in force.
+    """Order `next_w`, by a call where `level` has just been asked for and is deeper than the one in force.
 
     Returns the shedding with its call, the ledger with the new row, and the limits that the row holds.
     """
-    level, now_s = wanted(snapshot), snapshot.now_s
-    ready = armed(shedding, snapshot)
+    now_s, ready = snapshot.now_s, armed(shedding, snapshot)
     if level <= shedding.level or not ready.any():
         return (
             shedding._replace(level=level, call=None),

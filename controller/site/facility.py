@@ -27,6 +27,7 @@ from controller.site.source import Arrival, Signal
 from controller.site.wire import MqttWire
 
 KIND: Final = "power limit"
+SHED: Final = "shed"  # a level that is called competes with power limits: the lower binds
 KW: Final = 1000.0
 PRIORITIES: Final = {  # BACnet's (ASHRAE 135, 19.2), as far as a power limit has use for them
     1: "manual life safety",
@@ -37,11 +38,13 @@ PRIORITIES: Final = {  # BACnet's (ASHRAE 135, 19.2), as far as a power limit ha
 }
 SLOTS_MAX: Final = 32  # as many again for those above operators: safety finds a place
 OPERATOR: Final = 8
+CRITICAL_EQUIPMENT: Final = 5  # where calls of shed levels stand
 BEHIND_THE_PANEL: Final = 100  # added to priorities of all others in LOCAL
 LAPSES_MAX: Final = 32
 
 Mode = Literal["remote", "local", "off"]
 MODES: Final = get_args(Mode)
+Place = tuple[str, int, bool]  # writer, priority, whether it calls a level of shedding
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class Slot:
         heartbeat_timeout_s: None: its writer promised none.
         local: from the block's own panel.
         is_over: only `then_w` is left of it.
+        shed_level: of shedding, called at once; -1: none, the ramp is kept.
     """
 
     writer: str
@@ -69,10 +73,11 @@ class Slot:
     heartbeat_timeout_s: float | None = None
     local: bool = False
     is_over: bool = False
+    shed_level: int = -1
 
     @property
-    def place(self) -> tuple[str, int]:
-        return self.writer, self.priority
+    def place(self) -> Place:
+        return self.writer, self.priority, self.shed_level >= 0
 
     @property
     def asks_w(self) -> float:
@@ -81,14 +86,26 @@ class Slot:
 
     @property
     def id(self) -> str:
-        return f"{self.writer} ({PRIORITIES[self.priority]})"
+        what = "" if self.shed_level < 0 else ", shed"
+        return f"{self.writer} ({PRIORITIES[self.priority]}{what})"
 
     def setpoints(self, rank: int) -> Iterator[Setpoint]:
         """In the law's words, with its fallback, which stands behind it from the start: no gap between them.
 
         They have always begun: no step of the wall clock keeps one from opening.
         """
-        asked = Setpoint(NAME, self.id, KIND, self.limit_w, 0.0, self.ends_utc_s, rank, ramp=self.ramp)
+        kind = KIND if self.shed_level < 0 else SHED
+        asked = Setpoint(
+            NAME,
+            self.id,
+            kind,
+            self.limit_w,
+            0.0,
+            self.ends_utc_s,
+            rank,
+            ramp=self.ramp,
+            shed_level=self.shed_level,
+        )
         if not self.is_over:
             yield asked
         if self.then_w is not None:
@@ -122,10 +139,10 @@ class Facility:
         self.mode: Mode = "remote"
         self.least_w = least_w
         self._since_utc_s = 0.0  # of the mode
-        self._slots: dict[tuple[str, int], Slot] = {}
+        self._slots: dict[Place, Slot] = {}
         self._heard_at_s: dict[str, float] = {}  # heartbeats by writer
         self._held: frozenset[str] = frozenset()  # setpoints that the law holds open
-        self._ends_at_s: dict[tuple[str, int], float] = {}  # on the clock that does not step
+        self._ends_at_s: dict[Place, float] = {}  # on the clock that does not step
         self._lapsed: dict[str, str] = {}  # writers that fell silent, until they speak again
         if kept is not None:
             self._reopen(kept)
@@ -137,10 +154,15 @@ class Facility:
         return tuple(sorted(self._slots.values(), key=lambda slot: (self._rank(slot), slot.asks_w)))
 
     @property
+    def limits(self) -> tuple[Slot, ...]:
+        """Those that set a power limit, in that order."""
+        return tuple(slot for slot in self.slots if slot.shed_level < 0)
+
+    @property
     def limit_w(self) -> float | None:
-        """What the strongest slot asks; None: nobody asks anything."""
-        slots = self.slots
-        return slots[0].asks_w if slots else None
+        """What the strongest power limit asks; None: nobody asks anything."""
+        limits = self.limits
+        return limits[0].asks_w if limits else None
 
     def put(self, slot: Slot, now_s: float) -> str:
         """Occupy a slot, or replace what its writer had there. Returns why not, or an empty string."""
@@ -149,16 +171,20 @@ class Facility:
             return f"{len(self._slots)} limits are set already; release one"
         self._slots[slot.place] = slot
         self._ends_at_s.pop(slot.place, None)
-        writers = {writer for writer, _ in self._slots}
+        writers = {writer for writer, _, _ in self._slots}
         self._heard_at_s = {name: at_s for name, at_s in self._heard_at_s.items() if name in writers}
         self._heard_at_s[slot.writer] = now_s
         self._lapsed.pop(slot.writer, None)
         self._learn()
         return ""
 
-    def release(self, writer: str, priority: int | None) -> int:
-        """Give up slots of this writer: one, or all. Returns how many there were."""
-        mine = [place for place in self._slots if place[0] == writer and priority in (None, place[1])]
+    def release(self, writer: str, priority: int | None, *, shed: bool = False) -> int:
+        """Give up limits, or calls of shed levels, of this writer: one, or all. Returns how many there were."""
+        mine = [
+            place
+            for place in self._slots
+            if place[0] == writer and priority in (None, place[1]) and place[2] == shed
+        ]
         for place in mine:
             del self._slots[place]
         self._lapsed.pop(writer, None)
@@ -252,7 +278,7 @@ class Facility:
 
     # --- slots ------------------------------------------------------------------------------------------
 
-    def _end(self, place: tuple[str, int]) -> None:
+    def _end(self, place: Place) -> None:
         slot = self._slots[place]
         self._ends_at_s.pop(place, None)
         if slot.then_w is None:

@@ -44,6 +44,7 @@ class Meanings:
     alerts_w: Mapping[str, float] = field(default_factory=dict)
     price_w: tuple[tuple[float, float], ...] = ()  # (above, W), rising prices
     carbon_w: tuple[tuple[float, float], ...] = ()
+    sheds: Mapping[str, int] = field(default_factory=dict)  # alerts that call a level of shedding
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,7 @@ class Policy:
             priority=fallback + window.priority,
             arrive_at_start=way.arrive_at_start,
             ramp=way.ramp,
+            shed_level=self.meanings.sheds.get(window.type, -1),
         )
 
     def of_dsx(self, window: load_target.Window) -> Setpoint:
@@ -257,13 +259,22 @@ def policy_of(config: BlockConfig, source: Source) -> Policy:
     """As configured. A ramp that is not urgent's own is the source's, else the site's."""
     site = config.site
     meant = site.meanings
+    sheds = (
+        {alert: config.shed.level(level) for alert, level in config.shed.alerts.items()}
+        if config.shed
+        else {}
+    )
+    shed_w = (
+        {alert: config.shed.levels[level].kw * KW for alert, level in sheds.items()} if config.shed else {}
+    )
     meanings = Meanings(
         nominal_w=None if meant.nominal_kw is None else meant.nominal_kw * KW,
         offset_step_w=None if meant.offset_step_kw is None else meant.offset_step_kw * KW,
         levels_w=None if meant.levels_kw is None else tuple(level_kw * KW for level_kw in meant.levels_kw),
-        alerts_w={name: limit_kw * KW for name, limit_kw in meant.alerts_kw.items()},
+        alerts_w={name: limit_kw * KW for name, limit_kw in meant.alerts_kw.items()} | shed_w,
         price_w=_curve(meant.price_kw),
         carbon_w=_curve(meant.carbon_kw),
+        sheds=sheds,
     )
     normal = source.ramp or site.ramp
     settings = settings_of(config)
