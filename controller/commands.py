@@ -13,7 +13,7 @@ look after alarms is everybody's business who may.
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
 import structlog
@@ -157,6 +157,15 @@ class CommandDesk:
         self._written_bytes = FILE_MAX_BYTES  # the first line begins a file
         self._encoder = msgspec.json.Encoder()
         self._rooms = {refused: Room() for refused in (True, False)}  # refusals must not hide what was done
+        self._does: dict[type[_Strict], Callable[[Command, Any], Outcome | Awaitable[Outcome]]] = {
+            SetPowerLimit: self._set_power_limit,
+            Release: self._release,
+            Shed: self._shed,
+            EndShed: self._end_shed,
+            SetMode: self._set_mode,
+            Write: self._write_point,
+            Heartbeat: self._heartbeat,
+        }
         self._under_way = 0  # writes
         self._quiet = asyncio.Event()  # none is
         self._quiet.set()
@@ -214,21 +223,10 @@ class CommandDesk:
         return ""
 
     async def _run(self, command: Command, arguments: _Strict) -> Outcome:
-        match arguments:
-            case SetPowerLimit():
-                return self._set_power_limit(command, arguments)
-            case Release():
-                return self._release(command, arguments)
-            case Shed():
-                return self._shed(command, arguments)
-            case EndShed():
-                return self._end_shed(command, arguments)
-            case SetMode():
-                return await self._set_mode(command, arguments)
-            case Write():
-                return await self._write_point(arguments)
-            case Heartbeat():
-                return self._heartbeat(command)
+        does = self._does.get(type(arguments))
+        if does is not None:
+            outcome = does(command, arguments)
+            return outcome if isinstance(outcome, Outcome) else await outcome
         return self._alarms.command(command.verb, command.by, **msgspec.structs.asdict(arguments))
 
     # --- power ------------------------------------------------------------------------------------------
@@ -331,7 +329,7 @@ class CommandDesk:
         await self._quiet.wait()  # bounded: no write takes longer than WRITE_WAIT_S
         return outcome
 
-    def _heartbeat(self, command: Command) -> Outcome:
+    def _heartbeat(self, command: Command, _said: Heartbeat) -> Outcome:
         if not self._facility.heartbeat(writer_of(command), self._now_s()):
             return _rejected(
                 f"no limit of {writer_of(command)} lives by its heartbeat: lapsed, or never set?"
@@ -340,7 +338,7 @@ class CommandDesk:
 
     # --- plant ------------------------------------------------------------------------------------------
 
-    async def _write_point(self, said: Write) -> Outcome:
+    async def _write_point(self, _command: Command, said: Write) -> Outcome:
         address = f"{said.device}/{said.point}"
         self._under_way += 1
         self._quiet.clear()

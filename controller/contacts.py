@@ -60,11 +60,9 @@ class Contacts:
         for index, lost in enumerate(self._lost(now_s)):
             contact = self._contacts[index]
             if lost:
-                counted = contact.lost_calls or self._closed[index]
-                yield (
-                    f"contact {contact.name}",
-                    f"cannot be read, counts as {'closed: ' + contact.level + ' is called' if counted else 'open'}",
-                )
+                calls = contact.lost_calls or self._closed[index]
+                counts = f"closed: level {contact.level} is called" if calls else "open"
+                yield f"contact {contact.name}", f"cannot be read, counts as {counts}"
 
     def _lost(self, now_s: float) -> Sequence[bool]:
         return [

@@ -38,6 +38,7 @@ from controller.pure_gateway import PureGateway
 from controller.reload import is_sound
 from controller.site.desk import SiteDesk
 from controller.status import PERIOD_S, StatusFile, block_status
+from controller.steps import Steps
 from controller.store import Store, StoreError
 from protocols import agent_link
 from protocols.mqtt import MqttConfigError, MqttLink, Subscription
@@ -59,6 +60,7 @@ class Controller:
         self._config, self._settings = config, settings
         self._woken = asyncio.Event()  # these first: what is kept speaks up as soon as it is read
         self._wished = False
+        self._steps = Steps(settings, config.state_dir)
         self._late_s: deque[float] = deque(maxlen=BEATS_KEPT)
         self._tick_s: deque[float] = deque(maxlen=BEATS_KEPT)
         self._beats = self._skipped = 0
@@ -68,6 +70,7 @@ class Controller:
         self._epoch = self._store.begin(now_utc_s())
         self._started_utc_s = now_utc_s()
         self._board = Board(settings, self._epoch)
+        self._nodes = {name: index for index, name in enumerate(settings.topology.node_names)}
         self._actuate = Actuate(settings, self._epoch, config.agents.lease_s)
         self._site = SiteDesk(
             config,
@@ -152,8 +155,10 @@ class Controller:
         decision = law.tick(self._settings, before, snapshot)
         self._tick_s.append(now_s() - began_s)
         self._state = decision.state
+        self._call(snapshot, decision)
         self._store.keep_decision(decision)
         self._send(snapshot, decision)
+        self._steps.beat(snapshot)
         self._beats += 1
         self._site.after_beat(snapshot, decision)
         self._journal.record(before, snapshot, decision)
@@ -165,13 +170,17 @@ class Controller:
         if on_time and self._is_due("watchdog", WATCHDOG_S, began_s):
             notify(f"WATCHDOG=1\nSTATUS={decision.mode}: {watch.why(self._settings, decision)}")
 
-    def _send(self, snapshot: Snapshot, decision: Decision) -> None:
-        """Calls first: they are for emergencies."""
-        block, names = self._config.block, self._settings.topology.node_names
-        call = self._actuate.call(decision, now_s())
+    def _call(self, snapshot: Snapshot, decision: Decision) -> None:
+        """Emergencies first, before the disk: what only lowers needs no memory to be safe."""
+        decided_s = now_s()
+        call = self._actuate.call(decision, decided_s)
         if call is not None:
-            self._link.publish(agent_link.call_topic(block), agent_link.encode(call))
-        gpus = snapshot.gpus
+            topic = agent_link.call_topic(self._config.block)
+            self._link.publish(topic, agent_link.encode(call))
+            self._steps.sent(snapshot, decision, decided_s, now_s())
+
+    def _send(self, snapshot: Snapshot, decision: Decision) -> None:
+        block, names, gpus = self._config.block, self._settings.topology.node_names, snapshot.gpus
         heard = Heard(
             confirmed_seq=gpus.node_seq.tolist(),
             report_at_s=self._board.report_at_s.tolist(),
@@ -221,6 +230,9 @@ class Controller:
             why = self._board.refuse(str(error), topic[len(head) : -len(tail)])
         else:
             why = self._board.put_report(report, now_s())
+            if not why and report.epoch == self._epoch:
+                node = self._nodes[report.node]
+                self._steps.heard(node, report.seq, report.obeyed_in_s, now_s())
         if why and self._board.refused.get(why) == 1:
             log.warning("report refused", topic=topic, why=why)
 
@@ -239,6 +251,7 @@ class Controller:
 
     def _wake(self) -> None:
         """What has come cannot wait for the next beat."""
+        self._steps.asked(now_s())
         self._wished = True
         self._woken.set()
 
@@ -259,6 +272,7 @@ class Controller:
             "links": [broker, *self._gateway.links(), *map(dict, self._site.links(now))],
             "site": self._site.told(now, decision),
             "facility": self._gateway.told(),
+            "shed": self._steps.told(),
             "beat": self._beat_status(),
         }
         self._status.write(told)
@@ -271,6 +285,7 @@ class Controller:
             ("broker", self._link.fault),
             ("state file", self._store.fault),
             ("journal", self._journal.fault),
+            ("shed record", self._steps.fault),
         ):
             if fault:
                 yield key, fault
@@ -296,6 +311,7 @@ class Controller:
         self._gateway.close()
         self._site.close()
         self._journal.close()
+        self._steps.close()
         self._store.close()
 
 

@@ -179,7 +179,7 @@ class Facility:
         return ""
 
     def release(self, writer: str, priority: int | None, *, shed: bool = False) -> int:
-        """Give up limits, or calls of shed levels, of this writer: one, or all. Returns how many there were."""
+        """Give up limits, or calls of levels, of this writer: one, or all. Returns how many there were."""
         mine = [
             place
             for place in self._slots

@@ -259,22 +259,17 @@ def policy_of(config: BlockConfig, source: Source) -> Policy:
     """As configured. A ramp that is not urgent's own is the source's, else the site's."""
     site = config.site
     meant = site.meanings
-    sheds = (
-        {alert: config.shed.level(level) for alert, level in config.shed.alerts.items()}
-        if config.shed
-        else {}
-    )
-    shed_w = (
-        {alert: config.shed.levels[level].kw * KW for alert, level in sheds.items()} if config.shed else {}
-    )
+    shed = config.shed
+    calls = {str(alert): shed.level(level) for alert, level in shed.alerts.items()} if shed else {}
+    called_w = {alert: shed.levels[level].kw * KW for alert, level in calls.items()} if shed else {}
     meanings = Meanings(
         nominal_w=None if meant.nominal_kw is None else meant.nominal_kw * KW,
         offset_step_w=None if meant.offset_step_kw is None else meant.offset_step_kw * KW,
         levels_w=None if meant.levels_kw is None else tuple(level_kw * KW for level_kw in meant.levels_kw),
-        alerts_w={name: limit_kw * KW for name, limit_kw in meant.alerts_kw.items()} | shed_w,
+        alerts_w={str(name): limit_kw * KW for name, limit_kw in meant.alerts_kw.items()} | called_w,
         price_w=_curve(meant.price_kw),
         carbon_w=_curve(meant.carbon_kw),
-        sheds=sheds,
+        sheds=calls,
     )
     normal = source.ramp or site.ramp
     settings = settings_of(config)

@@ -1,0 +1,182 @@
+"""How long every step of a shed took, from the signal to the watt: one line per call, and histograms.
+
+    asked       something asked for the level (a contact, a signal, a command)
+    decided     the law had made its decision
+    sent        the call was given to the broker's connection
+    confirmed   the last node's answer was here, its limits read back
+    moved       the meter showed the block within 2 % of the level's power
+
+All by this host's monotonic clock, since `asked`. What a node did in between it says itself, by its own clock
+and as a length of time: from the arrival of the call to its last limit read back (`obeyed`). Nobody's wall
+clock is believed, so what lies between `sent` and a node's arrival shows as the rest only.
+
+A step that has not been seen when `GIVE_UP_S` has passed is not in the histograms; its line says null.
+"""
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from controller.core.model import Decision, Settings, ShedCall, Snapshot
+from controller.lines import Lines
+
+STEPS: Final = ("decided", "sent", "confirmed", "obeyed", "moved")
+BUCKETS_S: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
+GIVE_UP_S: Final = 10.0
+MOVED_RATIO: Final = 0.02  # of the level's power
+FILE_NAME: Final = "sheds.jsonl"
+FILE_MAX_LINES: Final = 10_000
+FILES_MAX: Final = 4
+
+
+class Histogram:
+    """Lengths of time, counted by bucket as Prometheus does it: cumulative, with sum and count."""
+
+    def __init__(self) -> None:
+        self._counts = [0] * (len(BUCKETS_S) + 1)
+        self._sum_s = 0.0
+
+    def add(self, length_s: float) -> None:
+        self._counts[bisect_left(BUCKETS_S, length_s)] += 1
+        self._sum_s += length_s
+
+    def told(self) -> dict[str, Any]:
+        return {"buckets_s": BUCKETS_S, "counts": self._counts, "sum_s": self._sum_s}
+
+
+@dataclass
+class _Open:
+    """A call that is not over. Times by the monotonic clock; `waiting` are nodes that have not confirmed."""
+
+    call: ShedCall
+    level: str
+    limit_w: float
+    source: str
+    asked_s: float
+    at_utc_s: float
+    waiting: set[int]
+    before_w: float | None
+    since_asked_s: dict[str, float] = field(default_factory=dict)
+
+
+class Steps:
+    """Follows the calls of one controller.
+
+    Args:
+        settings: names of levels and nodes.
+        state_dir: where the lines go.
+    """
+
+    def __init__(self, settings: Settings, state_dir: Path) -> None:
+        self._settings = settings
+        self._asked_s: float | None = None
+        self._open: _Open | None = None
+        self._last: dict[str, Any] | None = None
+        self._histograms = {step: Histogram() for step in STEPS}
+        self._lines = Lines(state_dir / FILE_NAME, files_max=FILES_MAX)
+        self._written = FILE_MAX_LINES  # the first line begins a file
+        self._encoder = msgspec.json.Encoder()
+
+    @property
+    def fault(self) -> str:
+        return self._lines.fault
+
+    def asked(self, now_s: float) -> None:
+        """Something has come that may call a level. The first since the last beat counts."""
+        if self._asked_s is None:
+            self._asked_s = now_s
+
+    def sent(self, snapshot: Snapshot, decision: Decision, decided_s: float, now_s: float) -> None:
+        """A call has gone out."""
+        call = decision.state.shedding.call
+        assert call is not None
+        self._close()  # a deeper level has overtaken it
+        level = self._settings.shed_levels[call.level]
+        asked_s = decided_s if self._asked_s is None else self._asked_s
+        metered = snapshot.meter.is_usable(snapshot.now_s, self._settings.meter_age_max_s)
+        self._open = _Open(
+            call,
+            level.name,
+            level.limit_w,
+            decision.binding.source,
+            asked_s,
+            snapshot.now_utc_s,
+            set(call.nodes.nonzero()[0].tolist()),
+            snapshot.meter.value if metered else None,
+        )
+        self._took("decided", decided_s)
+        self._took("sent", now_s)
+
+    def heard(self, node: int, seq: int, obeyed_in_s: float, now_s: float) -> None:
+        """A node's report."""
+        if self._open is None or node not in self._open.waiting or seq < self._open.call.seq:
+            return
+        self._open.waiting.discard(node)
+        if seq == self._open.call.seq and obeyed_in_s >= 0.0:
+            worst_s = max(obeyed_in_s, self._open.since_asked_s.get("obeyed", 0.0))
+            self._open.since_asked_s["obeyed"] = worst_s
+        if not self._open.waiting:
+            self._took("confirmed", now_s)
+
+    def beat(self, snapshot: Snapshot) -> None:
+        """After every beat: has the power moved, is it time to give up?"""
+        self._asked_s = None
+        one, meter = self._open, snapshot.meter
+        if one is None:
+            return
+        usable = meter.is_usable(snapshot.now_s, self._settings.meter_age_max_s)
+        since_asked = usable and meter.taken_at_s > one.asked_s
+        if (
+            "moved" not in one.since_asked_s
+            and since_asked
+            and meter.value <= one.limit_w * (1.0 + MOVED_RATIO)
+        ):
+            self._took("moved", snapshot.now_s)
+        if len(one.since_asked_s) == len(STEPS) or snapshot.now_s - one.asked_s > GIVE_UP_S:
+            self._close()
+
+    def told(self) -> Mapping[str, Any]:
+        """For the status."""
+        return {
+            "last": self._last,
+            "steps": {step: histogram.told() for step, histogram in self._histograms.items()},
+        }
+
+    def close(self) -> None:
+        self._close()
+        self._lines.close()
+
+    def _took(self, step: str, at_s: float) -> None:
+        assert self._open is not None
+        self._open.since_asked_s[step] = at_s - self._open.asked_s
+
+    def _close(self) -> None:
+        one, self._open = self._open, None
+        if one is None:
+            return
+        for step, length_s in one.since_asked_s.items():
+            self._histograms[step].add(length_s)
+        names: Sequence[str] = self._settings.topology.node_names
+        self._last = {
+            "at_utc_s": one.at_utc_s,
+            "level": one.level,
+            "limit_w": one.limit_w,
+            "source": one.source,
+            "before_w": one.before_w,
+            "nodes": int(one.call.nodes.sum()),
+            "without_table": [names[node] for node in (~one.call.nodes).nonzero()[0].tolist()],
+            "unconfirmed": [names[node] for node in sorted(one.waiting)],
+            **{f"{step}_s": one.since_asked_s.get(step) for step in STEPS},
+        }
+        self._write(self._last, one.asked_s)
+
+    def _write(self, content: dict[str, Any], now_s: float) -> None:
+        if not self._lines.takes(1, now_s):
+            return
+        first = self._lines.needs_head or self._written >= FILE_MAX_LINES
+        self._written = 1 if first else self._written + 1
+        self._lines.put(self._encoder.encode(content) + b"\n", first=first)
