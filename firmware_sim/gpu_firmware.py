@@ -35,14 +35,27 @@ FLAGS: Final = ("-std=c11", "-Wall", "-Wextra", "-Werror", "-O2", "-shared", "-f
 COMPILE_MAX_S: Final = 120.0  # 0.3 s on a laptop; a loaded CI machine may take its time
 
 MAGIC: Final = 0x31555047474952  # "RIGGPU1"
-VERSION: Final = 1
-GPUS_MAX: Final = 1024  # same bound as the library
-NONE: Final = 0xFFFF_FFFF  # no out-of-band limit, no clock lock
+VERSION: Final = 2
+GPUS_MAX: Final = 8192  # same bound as the library
+NONE: Final = 0xFFFF_FFFF  # no out-of-band limit, no clock lock, no foreign writer, no override
 BLOCK_READS: Final = 1
 BLOCK_WRITES: Final = 2
+GPU_SCOPE_READS: Final = 1  # bits of `power_scopes`; a GH200-like board has MODULE_SCOPE alone
+GPU_SCOPE_WRITES: Final = 2
+MODULE_SCOPE: Final = 4
+NO_CLOCK_INFO: Final = 1  # bits of `unsupported_calls`
+NO_REASONS: Final = 2
+NO_CLOCK_LOCK: Final = 4
+NO_CLOCK_LIST: Final = 8
 GPU_IS_LOST: Final = 15  # nvmlReturn for `forced_error`
 NO_PERMISSION: Final = 4  # nvmlReturn for `write_error`
 DRIVER_NOT_LOADED: Final = 9  # nvmlReturn for `driver_error`
+
+PRESETS: Final = 5  # of power smoothing; the row after them in `presets` is the administrator's override
+# As found on a GB300: floor 89.99 % of TMP, 20 W/s up and down, 10 s of hysteresis, switched off.
+PRESET_FOUND: Final = (8999, 20_000, 20_000, 10_000)  # 1/100 %, mW/s, mW/s, ms
+CLOCK_MIN_MHZ: Final = 345  # Hopper's lowest and its step
+CLOCK_STEP_MHZ: Final = 15
 
 HEADER: Final = np.dtype(
     [
@@ -57,7 +70,7 @@ HEADER: Final = np.dtype(
         ("reserved", "S64"),
     ]
 )
-# Meaning of every column: nvml/rig_gpus.h. Powers in mW, energy in mJ, as NVML counts.
+# Meaning of every column: nvml/rig_gpus.h. Powers in mW, energy in mJ, clocks in MHz, as NVML counts.
 RECORD: Final = np.dtype(
     [
         ("energy_mj", "<u8"),
@@ -82,11 +95,39 @@ RECORD: Final = np.dtype(
         ("blocked", "<u4"),
         ("call_delay_us", "<u4"),
         ("unsupported_fields", "<u4"),
+        ("unsupported_calls", "<u4"),
+        ("inert", "<u4"),
+        ("foreign_mw", "<u4"),
+        ("power_scopes", "<u4"),
         ("write_count", "<u8"),
         ("last_write_ns", "<u8"),
         ("refused_count", "<u8"),
+        ("clock_write_count", "<u8"),
+        ("last_clock_write_ns", "<u8"),
+        ("energy_base_mj", "<u8"),
+        ("profiles_supported", "<u8"),
+        ("profiles_requested", "<u8"),
+        ("clock_min_mhz", "<u4"),
+        ("clock_max_mhz", "<u4"),
+        ("clock_step_mhz", "<u4"),
+        ("mig_instances", "<u4"),
+        ("smoothing_supported", "<u4"),
+        ("smoothing_enabled", "<u4"),
+        ("smoothing_privilege", "<u4"),
+        ("smoothing_immediate", "<u4"),
+        ("smoothing_ceiling_w", "<u4"),
+        ("smoothing_lifetime_percent", "<u4"),
+        ("smoothing_preset", "<u4"),
+        ("smoothing_reserved", "<u4"),
+        ("presets", "<u4", (PRESETS + 1, 4)),
+        ("slot", "<u4"),
+        ("tray", "<u4"),
+        ("host_id", "<u4"),
+        ("module_id", "<u4"),
+        ("chassis_serial", "S16"),
         ("uuid", "S48"),
         ("name", "S88"),
+        ("reserved", "S24"),
     ]
 )
 
@@ -171,6 +212,7 @@ class GpuMemory:
         max_w: float = 700.0,
         default_w: float = 700.0,
         idle_w: float = 70.0,
+        clock_max_mhz: int = 1980,
         name: str = "Simulated H200",
     ) -> Self:
         """Make the memory of a node's GPUs, idle, at their default limit. Defaults: H200 SXM envelope.
@@ -180,28 +222,73 @@ class GpuMemory:
         if not 0 < gpu_count <= GPUS_MAX:
             raise FirmwareError(f"{gpu_count} GPUs on {node}: 1 to {GPUS_MAX} fit one driver")
         beside = path.with_name(f".{path.name}.{os.getpid()}")
-        columns_w = {
-            "min_mw": min_w,
-            "max_mw": max_w,
-            "default_mw": default_w,
-            "requested_mw": default_w,
-            "instant_mw": idle_w,
-            "average_mw": idle_w,
+        columns_mw = {
+            key: round(power_w * 1000)
+            for key, power_w in (
+                ("min_mw", min_w),
+                ("max_mw", max_w),
+                ("default_mw", default_w),
+                ("requested_mw", default_w),
+                ("instant_mw", idle_w),
+                ("average_mw", idle_w),
+            )
         }
-        beside.write_bytes(_fresh_header(gpu_count) + _fresh_gpus(gpu_count, node, name, columns_w))
+        columns = {**columns_mw, "clock_mhz": clock_max_mhz, "clock_max_mhz": clock_max_mhz}
+        beside.write_bytes(_fresh_header(gpu_count) + _fresh_gpus(gpu_count, node, name, columns))
         beside.replace(path)
         return cls(path)
 
     def enforced_mw(self) -> NDArray[np.uint32]:
-        """What the boards enforce: the lower of requested and out-of-band limit, shape (gpu_count,)."""
-        lower: NDArray[np.uint32] = np.minimum(self.gpus["requested_mw"], self.gpus["oob_limit_mw"])
-        return lower
+        """What the boards really enforce, shape (gpu_count,): the lower of requested and out-of-band limit.
 
-    def reset_limits(self) -> None:
-        """What a driver reload does: every limit back to its default, clock locks gone."""
-        self.gpus["requested_mw"] = self.gpus["default_mw"]
-        self.gpus["locked_clock_min_mhz"] = 0
-        self.gpus["locked_clock_max_mhz"] = NONE
+        An inert GPU enforces the highest limit there is, whatever its driver shows.
+        """
+        lower: NDArray[np.uint32] = np.minimum(self.gpus["requested_mw"], self.gpus["oob_limit_mw"])
+        enforced: NDArray[np.uint32] = np.where(self.gpus["inert"], self.gpus["max_mw"], lower)
+        return enforced
+
+    def clock_limit_hz(self) -> NDArray[np.float64]:
+        """The SM clock that no board passes, shape (gpu_count,): lock or highest clock."""
+        locked_mhz = np.where(self.gpus["inert"], NONE, self.gpus["locked_clock_max_mhz"])
+        clock_hz: NDArray[np.float64] = np.minimum(locked_mhz, self.gpus["clock_max_mhz"]) * 1e6
+        return clock_hz
+
+    def floor_w(self) -> NDArray[np.float64]:
+        """The power that smoothing keeps up, shape (gpu_count,); 0 where it is off or absent."""
+        active = np.minimum(self.gpus["smoothing_preset"], PRESETS - 1)
+        preset = self.gpus["presets"][np.arange(len(self.gpus)), active, 0]
+        override = self.gpus["presets"][:, PRESETS, 0]
+        floor_ratio = np.where(override == NONE, preset, override) / 10_000
+        on = (self.gpus["smoothing_supported"] != 0) & (self.gpus["smoothing_enabled"] != 0)
+        return np.where(on, floor_ratio * self.gpus["smoothing_ceiling_w"], 0.0)
+
+    def add_smoothing(self, ceiling_w: float, *, privilege: int = 1) -> None:
+        """Give all GPUs the power smoothing of a GB300, switched off. `ceiling_w`: total module power."""
+        self.gpus["smoothing_supported"], self.gpus["smoothing_privilege"] = 1, privilege
+        self.gpus["smoothing_ceiling_w"] = round(ceiling_w)
+        self.gpus["smoothing_lifetime_percent"] = 100
+        self.gpus["presets"][:, :PRESETS] = PRESET_FOUND
+
+    def place(self, chassis_serial: str, *, slot: int, tray: int, host_id: int = 0) -> None:
+        """Put the node into a chassis, as GB200 and GB300 know theirs (the serial has 13 characters)."""
+        self.gpus["chassis_serial"] = chassis_serial.encode()
+        self.gpus["slot"], self.gpus["tray"], self.gpus["host_id"] = slot, tray, host_id
+        self.gpus["module_id"] = np.arange(len(self.gpus)) + 1
+
+    def reset_limits(self, index: int | None = None) -> None:
+        """What a driver reload does, or the reset of one GPU: all that was set is gone, energy is 0."""
+        reset = self.gpus if index is None else self.gpus[index : index + 1]
+        reset["requested_mw"] = reset["default_mw"]
+        reset["locked_clock_min_mhz"] = 0
+        reset["locked_clock_max_mhz"] = NONE
+        reset["profiles_requested"] = 0
+        reset["smoothing_enabled"], reset["smoothing_preset"] = 0, 0
+        reset["energy_base_mj"] = reset["energy_mj"]
+
+
+def mig_uuid(uuid_of_gpu: str, instance: int) -> str:
+    """UUID of a MIG instance, as the library makes it from that of its GPU."""
+    return f"MIG-{instance:02x}{uuid_of_gpu[6:]}"
 
 
 def _fresh_header(gpu_count: int) -> bytes:
@@ -213,15 +300,18 @@ def _fresh_header(gpu_count: int) -> bytes:
     return header.tobytes()
 
 
-def _fresh_gpus(gpu_count: int, node: str, name: str, columns_w: Mapping[str, float]) -> bytes:
+def _fresh_gpus(gpu_count: int, node: str, name: str, columns: Mapping[str, int]) -> bytes:
     gpus = np.zeros(gpu_count, RECORD)
-    for column, power_w in columns_w.items():
-        gpus[column] = round(power_w * 1000)
-    gpus["oob_limit_mw"] = NONE
-    gpus["locked_clock_max_mhz"] = NONE
-    gpus["clock_mhz"], gpus["memory_clock_mhz"] = 1980, 3201
+    for column, value in columns.items():
+        gpus[column] = value
+    for column in ("oob_limit_mw", "locked_clock_max_mhz", "foreign_mw"):
+        gpus[column] = NONE
+    gpus["power_scopes"] = GPU_SCOPE_READS | GPU_SCOPE_WRITES
+    gpus["clock_min_mhz"], gpus["clock_step_mhz"] = CLOCK_MIN_MHZ, CLOCK_STEP_MHZ
+    gpus["memory_clock_mhz"] = 3201
     gpus["temperature_c"] = 35
     gpus["persistence_mode"] = 1
+    gpus["presets"][:, PRESETS] = NONE
     gpus["name"] = name.encode()
     gpus["uuid"] = [gpu_uuid(node, index).encode() for index in range(gpu_count)]
     return gpus.tobytes()

@@ -11,6 +11,17 @@ A limit is enforced by firmware that moves clocks, hence not symmetrically. All 
 
 Demand that moves below the limit asks nobody: it follows within a few switching periods of the regulator.
 
+A ceiling of the SM clock acts on demand itself, whether a limit binds or not. What the memory draws knows no
+SM clock: of a language model that decodes, about 60 % of what it draws above idle, so that the lowest clocks
+save about a third (H200: 137 to 300 W of 700 W drawn, at most 32 % of the energy saved; arXiv 2605.11999).
+Between command and change of the clock lie some 10 ms, on Hopper seldom hundreds (worst cases as recalled
+from arXiv 2502.20075: A100 20 ms, GH200 350 ms and more; medians are assumed).
+
+Power smoothing (GB200, GB300): while it is on, power climbs to the floor no faster than its ramp, and once
+there is kept there; when the work has drawn less for the hysteresis, the floor comes down at its ramp
+(presets found on a GB300: 90 % of 1459 W, 20 W/s, 10 s). That the floor also wins over a lower limit is
+assumed: the worse case.
+
 Sensors: the instant one is the mean of a window at the end of each refresh period (V100: 20 ms of 20 ms;
 A100 and H100: 25 ms of 100 ms, arXiv 2312.02741), the average one runs over 1 s, the energy counter moves
 every 100 ms (ml.energy).
@@ -42,6 +53,10 @@ AVERAGE_SLOTS: Final = 20  # of 50 ms: the 1 s average
 AVERAGE_SLOT_S: Final = 0.050
 ENERGY_PERIOD_S: Final = 0.100
 CLOCK_EXPONENT: Final = 2.4  # dynamic power over clock where voltage follows (V100 sweep, gridpilot E1)
+CLOCK_SWITCH_SPREAD: Final = 1.0  # sigma of ln(latency): 1 change in 100 takes ten times the median
+CLOCK_IDLE_HZ: Final = 345e6  # what an idle Hopper GPU shows
+DECODE_MEMORY_RATIO: Final = 0.6  # of what decoding draws above idle
+BUSY_RATIO: Final = 1.02  # of idle power: more is work
 
 
 @dataclass(frozen=True)
@@ -55,6 +70,9 @@ class GpuModel:
     refresh_s: float
     window_s: float
     clock_max_hz: float
+    clock_switch_s: float = 0.010  # median, from the command to another clock
+    clock_switch_max_s: float = 0.020
+    module_max_w: float = 0.0  # TMP, of which smoothing floors are a share; 0: no power smoothing
 
 
 MODELS: Final = {
@@ -64,13 +82,66 @@ MODELS: Final = {
             "V100", idle_w=56, min_w=150, max_w=300, refresh_s=0.020, window_s=0.020, clock_max_hz=1530e6
         ),
         GpuModel(
-            "H100", idle_w=70, min_w=200, max_w=700, refresh_s=0.100, window_s=0.025, clock_max_hz=1980e6
+            "A100", idle_w=55, min_w=100, max_w=400, refresh_s=0.100, window_s=0.025, clock_max_hz=1410e6
         ),
         GpuModel(
-            "B200", idle_w=140, min_w=200, max_w=1000, refresh_s=0.100, window_s=0.025, clock_max_hz=1965e6
+            "H100",
+            idle_w=70,
+            min_w=200,
+            max_w=700,
+            refresh_s=0.100,
+            window_s=0.025,
+            clock_max_hz=1980e6,
+            clock_switch_s=0.020,
+            clock_switch_max_s=0.350,
+        ),
+        GpuModel(
+            "H200",
+            idle_w=75,
+            min_w=200,
+            max_w=700,
+            refresh_s=0.100,
+            window_s=0.025,
+            clock_max_hz=1980e6,
+            clock_switch_s=0.020,
+            clock_switch_max_s=0.350,
+        ),
+        GpuModel(
+            "B200",
+            idle_w=140,
+            min_w=200,
+            max_w=1000,
+            refresh_s=0.100,
+            window_s=0.025,
+            clock_max_hz=1965e6,
+            clock_switch_s=0.020,
+            clock_switch_max_s=0.350,
+        ),
+        # limits and TMP of a real one; clocks as the B200's, idle as read at 54 C
+        GpuModel(
+            "GB300",
+            idle_w=232,
+            min_w=200,
+            max_w=1400,
+            refresh_s=0.100,
+            window_s=0.025,
+            clock_max_hz=1965e6,
+            clock_switch_s=0.020,
+            clock_switch_max_s=0.350,
+            module_max_w=1459,
         ),
     )
 }
+
+
+@dataclass(frozen=True)
+class Floor:
+    """Power smoothing that is on: arrays of shape (n). A GPU with `floor_w` 0 has it off."""
+
+    floor_w: Floats
+    ramp_up_w_per_s: Floats
+    ramp_down_w_per_s: Floats
+    hysteresis_s: Floats
 
 
 class GpuBank:
@@ -87,16 +158,41 @@ class GpuBank:
         self._dip_w: Floats = np.zeros(count)
         self._wander: Floats = np.zeros(count)
         self._look_in_s: Floats = rng.uniform(0, LOOK_PERIOD_S, count)  # nobody starts all GPUs at once
+        self.capped: Bools = np.zeros(count, dtype=bool)  # the limit holds the clocks down
+        self._wanted_w: Floats = np.full(count, model.idle_w)
+        self._free_hz: Floats = np.full(count, model.clock_max_hz)
+        self._locked = False  # any of them, asked or in force
+        self._clock_limit_hz: Floats = self._free_hz  # in force
+        self._clock_asked_hz: Floats = self._free_hz
+        self._clock_in_s: Floats = np.zeros(count)  # until what was asked is in force
+        self._floor_w: Floats = np.zeros(count)  # what smoothing keeps up at this moment; 0: nothing
+        self._below_floor_s: Floats = np.zeros(count)
 
     def step(
-        self, dt_s: float, demand_w: Floats, limit_w: Floats, clock_limit_hz: Floats | None = None
+        self,
+        dt_s: float,
+        demand_w: Floats,
+        limit_w: Floats,
+        clock_limit_hz: Floats | None = None,
+        *,
+        memory_w: Floats | None = None,
+        floor: Floor | None = None,
     ) -> None:
-        """Advance by `dt_s` (at most 20 ms) under the enforced limits and, where given, locked clocks."""
+        """Advance by `dt_s` (at most 20 ms) under the enforced limits and, where given, locked clocks.
+
+        `memory_w` is the part of the demand that no SM clock moves; `floor` the power smoothing that is on.
+        """
         self._follow_limit(dt_s, limit_w)
-        wanted_w = demand_w if clock_limit_hz is None else self._clocked_w(demand_w, clock_limit_hz)
+        wanted_w = demand_w
+        if clock_limit_hz is not None or self._locked:
+            self._follow_clock(dt_s, self._free_hz if clock_limit_hz is None else clock_limit_hz)
+            wanted_w = self._clocked_w(demand_w, memory_w)
         held_w = (self.ceiling_w * (1 + self._wander) - self._dip_w) * REGULATION_RATIO
         capped = held_w < wanted_w
         target_w = np.where(capped, np.maximum(held_w, self.model.idle_w), wanted_w)
+        self.capped, self._wanted_w = capped, wanted_w
+        if floor is not None:
+            target_w = self._smoothed_w(dt_s, target_w, floor)
         falling = target_w < self.power_w
         tau_s = np.where(capped, np.where(falling, FALL_TAU_S, RISE_TAU_S), DEMAND_TAU_S)
         # exact mean over the step, so that the energy counter and the power agree whatever dt is
@@ -124,10 +220,48 @@ class GpuBank:
         fresh = WANDER_RATIO * np.sqrt(1 - keep * keep)
         self._wander = keep * self._wander + fresh * self._rng.standard_normal(self.count)
 
-    def _clocked_w(self, demand_w: Floats, clock_limit_hz: Floats) -> Floats:
-        ratio = np.minimum(clock_limit_hz / self.model.clock_max_hz, 1.0) ** CLOCK_EXPONENT
-        clocked_w: Floats = self.model.idle_w + (demand_w - self.model.idle_w) * ratio
+    def clock_hz(self) -> Floats:
+        """The SM clock that goes with the power of this moment."""
+        idle_w = self.model.idle_w
+        spent_ratio = np.maximum(self.power_w - idle_w, 0) / np.maximum(self._wanted_w - idle_w, 1)
+        slowed_ratio = np.where(self.capped, np.minimum(spent_ratio, 1) ** (1 / CLOCK_EXPONENT), 1)
+        working_hz = self._clock_limit_hz * slowed_ratio
+        return np.where(self._wanted_w > BUSY_RATIO * idle_w, working_hz, CLOCK_IDLE_HZ)
+
+    def _follow_clock(self, dt_s: float, clock_limit_hz: Floats) -> None:
+        """A changed ceiling comes into force after a latency; one on its way takes the newer along."""
+        asked_hz = np.minimum(clock_limit_hz, self.model.clock_max_hz)
+        changed = asked_hz != self._clock_asked_hz
+        if changed.any():
+            starting = changed & (self._clock_asked_hz == self._clock_limit_hz)
+            spread = np.exp(CLOCK_SWITCH_SPREAD * self._rng.standard_normal(self.count))
+            latency_s = np.minimum(self.model.clock_switch_s * spread, self.model.clock_switch_max_s)
+            self._clock_in_s = np.where(starting, latency_s, self._clock_in_s)
+            self._clock_asked_hz = asked_hz
+        self._clock_in_s -= dt_s
+        self._clock_limit_hz = np.where(self._clock_in_s <= 0, self._clock_asked_hz, self._clock_limit_hz)
+        self._locked = bool((np.minimum(asked_hz, self._clock_limit_hz) < self._free_hz).any())
+
+    def _clocked_w(self, demand_w: Floats, memory_w: Floats | None) -> Floats:
+        ratio = (self._clock_limit_hz / self.model.clock_max_hz) ** CLOCK_EXPONENT
+        fixed_w = self.model.idle_w if memory_w is None else self.model.idle_w + memory_w
+        clocked_w: Floats = np.where(demand_w > fixed_w, fixed_w + (demand_w - fixed_w) * ratio, demand_w)
         return clocked_w
+
+    def _smoothed_w(self, dt_s: float, natural_w: Floats, floor: Floor) -> Floats:
+        """What the GPU draws where firmware burns, or withholds, what smoothing asks for."""
+        on = floor.floor_w > 0
+        level_w = np.maximum(self._floor_w, self.model.idle_w)
+        below = natural_w < level_w
+        self._below_floor_s = np.where(below, self._below_floor_s + dt_s, 0)
+        climbing_w = np.minimum(level_w + floor.ramp_up_w_per_s * dt_s, np.minimum(natural_w, floor.floor_w))
+        leaving = below & (self._below_floor_s > floor.hysteresis_s)
+        falling_w = np.where(leaving, level_w - floor.ramp_down_w_per_s * dt_s, level_w)
+        level_w = np.where(below, np.maximum(falling_w, natural_w), np.maximum(climbing_w, level_w))
+        self._floor_w = np.where(on, level_w, 0)
+        withheld = level_w < floor.floor_w  # still on the way up: the floor is also a ceiling
+        smoothed_w: Floats = np.where(withheld, level_w, np.maximum(natural_w, level_w))
+        return np.where(on, smoothed_w, natural_w)
 
 
 class GpuSensors:

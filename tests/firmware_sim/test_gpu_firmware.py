@@ -154,7 +154,7 @@ def test_a_delayed_call_takes_that_long(library, memory):
 
 @pytest.mark.parametrize(
     ("column", "value", "code"),
-    [("version", 2, 18), ("record_bytes", 64, 18), ("driver_error", 9, 9), ("magic", 1, 18)],
+    [("version", 1, 18), ("record_bytes", 64, 18), ("driver_error", 9, 9), ("magic", 1, 18)],
 )
 def test_a_driver_that_does_not_fit_its_memory_says_so_at_init(library, memory, column, value, code):
     memory.header[column][0] = value
@@ -193,3 +193,157 @@ def test_every_counter_and_limit_is_aligned_so_that_no_value_tears():
     assert all(offset % dtype.itemsize == 0 for _, (dtype, offset) in words)
     assert HEADER.itemsize % 64 == 0
     assert np.dtype(RECORD).itemsize % 64 == 0
+
+
+# ---- the second lever, and what newer boards add: all through the unmodified binding
+
+
+def test_a_clock_lock_is_kept_for_the_plant_and_can_be_read_by_nobody(library, memory):
+    shown = in_child(
+        library,
+        memory,
+        "n.nvmlInit(); h = n.nvmlDeviceGetHandleByIndex(0)\n"
+        "n.nvmlDeviceSetGpuLockedClocks(h, 345, 1200); n.nvmlDeviceSetGpuLockedClocks(n.nvmlDeviceGetHandleByIndex(1), 345, 900)\n"
+        "n.nvmlDeviceSetGpuLockedClocks(n.nvmlDeviceGetHandleByIndex(1), 0xffffff02, 0xffffff02)\n"
+        "show(code(n.nvmlDeviceSetGpuLockedClocks, h, 0xffffff01, 1200), code(n.nvmlDeviceSetGpuLockedClocks, h, 1300, 1200))\n"
+        "show(n.nvmlDeviceGetMaxClockInfo(h, 1), n.nvmlDeviceGetMaxCustomerBoostClock(h, 0))\n"
+        "clocks = n.nvmlDeviceGetSupportedGraphicsClocks(h, n.nvmlDeviceGetSupportedMemoryClocks(h)[0])\n"
+        "show(clocks[0], clocks[-1], len(clocks))\n"
+        "show(code(n.nvmlDeviceGetClock, h, 1, 0))\n",
+    )
+    assert shown == [[2, 2], [1980, 1980], [1980, 345, 110], [13]]
+    assert list(memory.clock_limit_hz()[:3]) == [1200e6, 1980e6, 1980e6]
+    assert list(memory.gpus["clock_write_count"][:2]) == [1, 2]
+    memory.gpus["inert"][0] = 1
+    assert memory.clock_limit_hz()[0] == 1980e6
+
+
+def test_a_module_limit_is_refused_where_there_is_no_module_and_the_binding_hides_it(library, memory):
+    memory.gpus["power_scopes"][1] = gpu_firmware.MODULE_SCOPE
+    shown = in_child(
+        library,
+        memory,
+        "n.nvmlInit(); a, b = map(n.nvmlDeviceGetHandleByIndex, (0, 1)); put = n.nvmlDeviceSetPowerManagementLimit_v2\n"
+        "show(put(a, 1, 400000), put(b, 1, 300000), put(b, 0, 400000))\n"
+        "show(code(n.nvmlDeviceGetPowerManagementLimit, b), code(n.nvmlDeviceSetPowerManagementLimit, b, 300000))\n"
+        "show(*[f.nvmlReturn for f in n.nvmlDeviceGetFieldValues(b, [192, (192, 1), (186, 1), 186])])\n",
+    )
+    assert shown == [[0, 0, 0], [3, 3], [3, 0, 0, 0]], "success, whatever the driver answered"
+    assert list(memory.gpus["requested_mw"][:2]) == [700_000, 300_000]
+    assert list(memory.gpus["refused_count"][:2]) == [1, 2]
+
+
+def test_a_mig_instance_has_a_parent_and_no_power(library, memory):
+    memory.gpus["mig_mode"][2], memory.gpus["mig_instances"][2] = 1, 3
+    name = gpu_firmware.mig_uuid(gpu_firmware.gpu_uuid("n01", 2), 1)
+    shown = in_child(
+        library,
+        memory,
+        f"n.nvmlInit(); m = n.nvmlDeviceGetHandleByUUID({name!r})\n"
+        "parent = n.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(m)\n"
+        "show(n.nvmlDeviceIsMigDeviceHandle(m).value, n.nvmlDeviceIsMigDeviceHandle(parent).value)\n"
+        "show(n.nvmlDeviceGetIndex(parent), n.nvmlDeviceGetUUID(m), code(n.nvmlDeviceGetPowerUsage, m))\n"
+        "show(n.nvmlDeviceGetUUID(n.nvmlDeviceGetMigDeviceHandleByIndex(parent, 1)))\n",
+    )
+    assert shown == [[1, 0], [2, name, 2], [name]]
+
+
+def test_profiles_are_added_and_taken_away(library, memory):
+    memory.gpus["profiles_supported"][0] = 1 << 2 | 1 << 6 | 1 << 33
+    shown = in_child(
+        library,
+        memory,
+        "from ctypes import byref\nn.nvmlInit(); h, none = map(n.nvmlDeviceGetHandleByIndex, (0, 1))\n"
+        "asked = n.c_nvmlWorkloadPowerProfileRequestedProfiles_v1_t(); asked.requestedProfilesMask.mask[0] = 1 << 6\n"
+        "asked.requestedProfilesMask.mask[1] = 2\n"
+        "n.nvmlDeviceWorkloadPowerProfileSetRequestedProfiles(h, byref(asked))\n"
+        "asked.requestedProfilesMask.mask[1] = 0; n.nvmlDeviceWorkloadPowerProfileClearRequestedProfiles(h, byref(asked))\n"
+        "now = n.c_nvmlWorkloadPowerProfileCurrentProfiles_v1_t(); n.nvmlDeviceWorkloadPowerProfileGetCurrentProfiles(h, byref(now))\n"
+        "show(list(now.perfProfilesMask.mask)[:2], list(now.requestedProfilesMask.mask)[:2], list(now.enforcedProfilesMask.mask)[:2])\n"
+        "info = n.c_nvmlWorkloadPowerProfileProfilesInfo_v1_t(); n.nvmlDeviceWorkloadPowerProfileGetProfilesInfo(h, byref(info))\n"
+        "asked.requestedProfilesMask.mask[0] = 1\n"
+        "show(list(info.perfProfilesMask.mask)[0], code(n.nvmlDeviceWorkloadPowerProfileSetRequestedProfiles, h, byref(asked)))\n"
+        "now.version = 1; show(code(n.nvmlDeviceWorkloadPowerProfileGetCurrentProfiles, h, byref(now)))\n"
+        "show(code(n.nvmlDeviceWorkloadPowerProfileSetRequestedProfiles, none, byref(asked)))\n",
+    )
+    assert shown == [[[0x44, 2], [0, 2], [0, 2]], [0x44, 2], [25], [3]]
+
+
+def test_smoothing_is_set_in_watts_and_read_in_milliwatts_per_second(library, memory):
+    memory.add_smoothing(1459.0)
+    shown = in_child(
+        library,
+        memory,
+        "from ctypes import byref\nn.nvmlInit(); h = n.nvmlDeviceGetHandleByIndex(0)\n"
+        "def fields(*asked): return [f.value.dVal if f.valueType == 0 else f.value.uiVal for f in n.nvmlDeviceGetFieldValues(h, asked)]\n"
+        "show(*fields(251, 252, 254, 255, 258, 259, 264, (260, 0), (261, 0), (262, 0), (263, 0), 265))\n"
+        "state = n.c_nvmlPowerSmoothingState_v1_t(); state.state = 1; n.nvmlDevicePowerSmoothingSetState(h, byref(state))\n"
+        "preset = n.c_nvmlPowerSmoothingProfile_v1_t(); preset.profileId = 3; preset.paramId = 0; preset.value = 50.0\n"
+        "n.nvmlDevicePowerSmoothingUpdatePresetProfileParam(h, byref(preset))\n"
+        "preset.paramId = 1; preset.value = 150.0; n.nvmlDevicePowerSmoothingUpdatePresetProfileParam(h, byref(preset))\n"
+        "n.nvmlDevicePowerSmoothingActivatePresetProfile(h, byref(preset))\n"
+        "show(*fields(251, 255, 264, (260, 3), (261, 3)))\n"
+        "preset.profileId = 5; show(code(n.nvmlDevicePowerSmoothingActivatePresetProfile, h, byref(preset)))\n",
+    )
+    assert shown == [
+        [0, 1, 1459, 0, 100, 5, 0, 89.99, 20_000, 20_000, 10_000, gpu_firmware.NONE],
+        [1, 729, 3, 50.0, 150_000],
+        [2],
+    ]
+    assert memory.floor_w()[0] == pytest.approx(729.5)
+    assert (memory.floor_w()[1:] == 0).all()
+
+
+def test_a_board_knows_its_place_in_the_structure_of_nvml_h(library, memory):
+    memory.place("1821220000000", slot=5, tray=3)
+    shown = in_child(
+        library,
+        memory,
+        "from ctypes import byref\nn.nvmlInit(); h = n.nvmlDeviceGetHandleByIndex(1); p = n.c_nvmlPlatformInfo_v2_t()\n"
+        "n.nvmlDeviceGetPlatformInfo(h, byref(p)); show(p.chassisSerialNumber, ord(p.slotNumber), ord(p.trayIndex), ord(p.moduleId))\n"
+        "old = n.c_nvmlPlatformInfo_v1_t(); show(code(n.nvmlDeviceGetPlatformInfo, h, byref(old)))\n",
+    )
+    assert shown == [["1821220000000", 5, 3, 2], [25]]
+
+
+def test_a_foreign_writer_wins_and_an_inert_gpu_shows_what_it_does_not_do(library, memory):
+    memory.gpus["foreign_mw"][0] = 650_000
+    memory.gpus["inert"][1] = 1
+    shown = in_child(
+        library,
+        memory,
+        "n.nvmlInit()\nfor h in map(n.nvmlDeviceGetHandleByIndex, (0, 1)):\n"
+        "    n.nvmlDeviceSetPowerManagementLimit(h, 300000)\n"
+        "    show(n.nvmlDeviceGetPowerManagementLimit(h), n.nvmlDeviceGetEnforcedPowerLimit(h))\n",
+    )
+    assert shown == [[650_000, 650_000], [300_000, 300_000]]
+    assert list(memory.enforced_mw()[:2]) == [650_000, 700_000]
+
+
+def test_a_reload_forgets_everything_and_counts_energy_from_zero(library, memory):
+    memory.gpus["energy_mj"], memory.gpus["profiles_requested"] = 9_000, 4
+    memory.gpus["requested_mw"], memory.gpus["locked_clock_max_mhz"] = 300_000, 900
+    memory.reset_limits(1)
+    assert list(memory.gpus["requested_mw"][:2]) == [300_000, 700_000]
+    shown = in_child(
+        library,
+        memory,
+        "n.nvmlInit(); show(*[n.nvmlDeviceGetTotalEnergyConsumption(n.nvmlDeviceGetHandleByIndex(i)) for i in (0, 1)])\n",
+    )
+    assert shown == [[9_000, 0]]
+    memory.reset_limits()
+    assert set(memory.gpus["locked_clock_max_mhz"]) == {gpu_firmware.NONE}
+    assert not memory.gpus["profiles_requested"].any()
+
+
+def test_a_farm_of_8192_gpus_fits_one_driver_and_no_more(library, tmp_path):
+    memory = GpuMemory.create(tmp_path / "farm", gpu_firmware.GPUS_MAX, node="farm")
+    shown = in_child(
+        library,
+        memory,
+        "n.nvmlInit(); h = n.nvmlDeviceGetHandleByIndex(8191); n.nvmlDeviceSetPowerManagementLimit(h, 250000)\n"
+        "show(n.nvmlDeviceGetCount(), n.nvmlDeviceGetPowerManagementLimit(h))\n",
+    )
+    assert shown == [[8192, 250_000]]
+    with pytest.raises(FirmwareError, match="1 to 8192"):
+        GpuMemory.create(tmp_path / "more", 8193, node="farm")

@@ -5,7 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from firmware_sim.gpu_power import MODELS, REGULATION_RATIO, GpuBank, GpuSensors
+from firmware_sim.gpu_power import (
+    CLOCK_IDLE_HZ,
+    DECODE_MEMORY_RATIO,
+    MODELS,
+    REGULATION_RATIO,
+    Floor,
+    GpuBank,
+    GpuSensors,
+)
 from firmware_sim.plant import STEP_S
 
 TRACE = Path(__file__).parents[3] / "shared" / "data" / "gridpilot_v100_step_response.csv"
@@ -98,9 +106,82 @@ def test_energy_is_exact_within_a_step_that_is_longer_than_the_fall():
 
 def test_a_locked_clock_lowers_power_where_a_limit_does_nothing():
     bank = GpuBank(MODELS["H100"], 2, np.random.default_rng(1))
-    for _ in range(40):
+    for _ in range(100):
         bank.step(STEP_S, np.full(2, 300.0), np.full(2, 700.0), np.full(2, 990e6))
     assert (bank.power_w < 130).all()
+    assert not bank.capped.any()
+    assert bank.clock_hz() == pytest.approx(990e6)
+    for _ in range(100):
+        bank.step(STEP_S, np.full(2, 300.0), np.full(2, 700.0))
+    assert bank.power_w == pytest.approx(300, rel=0.01), "a lock that is gone lets go"
+
+
+def test_the_clock_saves_at_most_a_third_of_decoding():
+    bank = GpuBank(MODELS["H200"], 2, np.random.default_rng(1))
+    demand_w = np.full(2, 300.0)
+    memory_w = DECODE_MEMORY_RATIO * (demand_w - bank.model.idle_w)
+    for _ in range(200):
+        bank.step(STEP_S, demand_w, np.full(2, 700.0), np.full(2, 345e6), memory_w=memory_w)
+    assert 1 - bank.power_w / 300 == pytest.approx(0.3, abs=0.02)
+
+
+def test_clocks_change_after_some_10_ms_and_seldom_after_hundreds():
+    bank = GpuBank(MODELS["H200"], 1000, np.random.default_rng(1))
+    full_w, limit_w = np.full(1000, 300.0), np.full(1000, 700.0)
+    for _ in range(20):
+        bank.step(STEP_S, full_w, limit_w)
+    powers_w = []
+    for _ in range(100):
+        bank.step(STEP_S, full_w, limit_w, np.full(1000, 990e6))
+        powers_w.append(bank.power_w)
+    changed_s = ((np.array(powers_w) > 299).sum(axis=0) + 1) * STEP_S
+    assert 0.015 <= np.median(changed_s) <= 0.035
+    assert 0.100 <= np.quantile(changed_s, 0.99) <= 0.355
+    assert changed_s.max() <= 0.355
+
+
+def test_the_clock_shown_is_low_when_idle_and_falls_under_a_cap():
+    bank = GpuBank(MODELS["H100"], 3, np.random.default_rng(1))
+    for _ in range(200):
+        bank.step(STEP_S, np.array([70.0, 690.0, 690.0]), np.array([700.0, 700.0, 350.0]))
+    assert list(bank.capped) == [False, False, True]
+    idle_hz, free_hz, capped_hz = bank.clock_hz()
+    assert (idle_hz, free_hz) == (CLOCK_IDLE_HZ, 1980e6)
+    assert capped_hz == pytest.approx(1980e6 * (275 / 620) ** (1 / 2.4), rel=0.02)
+
+
+def smoothed(demand_w, seconds, *, limit_w=1400.0, bank=None):
+    bank = bank or GpuBank(MODELS["GB300"], 2, np.random.default_rng(1))
+    floor = Floor(*(np.array([on, 0.0]) for on in (900.0, 1000.0, 500.0, 0.2)))  # the second has it off
+    powers_w = []
+    for _ in range(round(seconds / STEP_S)):
+        bank.step(STEP_S, np.full(2, demand_w), np.full(2, limit_w), floor=floor)
+        powers_w.append(bank.power_w)
+    return np.array(powers_w), bank
+
+
+def test_smoothing_lets_power_climb_no_faster_than_its_ramp():
+    powers_w, _ = smoothed(1300.0, 1.5)
+    assert (np.diff(powers_w[:120, 0]) <= 1000.0 * STEP_S * 1.05).all()
+    assert powers_w[-1, 0] == pytest.approx(1300, rel=0.01)
+    assert powers_w[20, 1] > 1200, "without smoothing it is there at once"
+
+
+def test_smoothing_holds_the_floor_for_its_hysteresis_and_comes_down_at_its_ramp():
+    _, bank = smoothed(1300.0, 1.5)
+    powers_w, _ = smoothed(300.0, 1.6, bank=bank)
+    assert powers_w[30:40, 0] == pytest.approx(900, rel=0.01), "burnt, not worked"
+    falling_w_per_s = -np.diff(powers_w[80:200, 0]) / STEP_S
+    assert falling_w_per_s == pytest.approx(500, rel=0.05)
+    assert powers_w[-1] == pytest.approx(300, rel=0.02)
+    assert powers_w[20, 1] == pytest.approx(300, rel=0.02)
+
+
+def test_an_active_floor_forbids_a_shed():
+    _, bank = smoothed(1300.0, 1.5)
+    powers_w, _ = smoothed(1300.0, 0.19, limit_w=500.0, bank=bank)
+    assert powers_w[-1, 0] == pytest.approx(900, rel=0.02)
+    assert powers_w[-1, 1] == pytest.approx(500 * REGULATION_RATIO, rel=0.1)
 
 
 def test_the_instant_sensor_refreshes_ten_times_a_second_on_an_h100_and_the_average_lags_a_second():
