@@ -4,7 +4,7 @@
     confirm   a share is wanted only if every sample of the last `hold_s` wants it: one spike moves nothing
     activate  from READY alone; the baseline is what the block drew at that moment
     hold      a step holds for `sustain_s`, whatever the frequency; a droop follows it down and up
-    recover   at `release_w_per_s`, and after a step no new activation before `rearm_s` is over
+    recover   at `release_w_per_s`; the next activation waits for rest, and after a step for `rearm_s`
 
 A product is a droop (share of the commitment by frequency) or steps (a threshold each), never both. Only low
 frequency counts: a load can shed, and has nothing to offer at 50.2 Hz.
@@ -33,7 +33,9 @@ NOISE_HZ: Final = 0.05  # between two samples, on top of that
 ARM_SHARE_MAX: Final = 0.05  # a droop is never quite at rest; a response that begins here began from rest
 WAKE_SHARE: Final = 0.05  # less than this can wait for the beat
 RISE_ELAPSED_MAX_S: Final = 0.1  # lateness may never add power
+ROUNDING_HZ: Final = 1e-9
 SILENT_ALARM_S: Final = 1.0
+BASELINE_AGE_MAX_S: Final = 10.0
 WILD_TOLD_S: Final = 10.0  # how long a refused sample stays on the panel
 
 
@@ -70,9 +72,10 @@ class FrequencySettings:
         steps: falling thresholds, each with the share it asks for.
         release_hz: a step is held beyond `sustain_s` until this is reached; None: it is not.
         hold_s: how long a crossing must stand before it is believed.
-        delay_s: what it waits on purpose after that, to act after others.
+        delay_s: from the crossing, what it waits on purpose to act after others.
         age_max_s: an older sample is none.
-        frozen_after_s: the same bits for so long are a dead instrument; live frequency moves in the last digit.
+        frozen_after_s: the same bits for so long are a dead instrument; live frequency is never still.
+        over_max_ratio: of what is asked: more is over-delivery; None: the product says nothing of it.
     """
 
     product: str
@@ -90,6 +93,7 @@ class FrequencySettings:
     delay_s: float = 0.0
     age_max_s: float = 0.2
     frozen_after_s: float = 10.0
+    over_max_ratio: float | None = None
 
     def __post_init__(self) -> None:
         complaints = "; ".join(_complaints(self))
@@ -98,28 +102,33 @@ class FrequencySettings:
 
 
 def _complaints(settings: FrequencySettings) -> Iterator[str]:
-    points = settings.droop or settings.steps
-    edge_hz = settings.nominal_hz - settings.dead_band_hz
-    if bool(settings.droop) == bool(settings.steps):
-        yield "give a droop or steps, one of the two"
-    if any(after.hz >= before.hz or after.share < before.share for before, after in pairwise(points)):
-        yield "order its points by falling frequency, with a share that does not fall"
-    if any(not (0.0 <= point.share <= 1.0) for point in points):
-        yield "a share of the commitment is from 0 to 1"
-    if settings.droop and settings.droop[0].share > 0.0:
-        yield "a droop begins with share 0"
-    if points and not points[0].hz <= edge_hz:
-        yield f"{points[0].hz:g} Hz is inside the dead band, which ends at {edge_hz:g} Hz"
-    if points and points[-1].hz < settings.nominal_hz - BELIEVED_HZ:
-        yield f"{points[-1].hz:g} Hz is further from nominal than any sample that is believed"
-    if not (settings.committed_w > 0.0 and settings.release_w_per_s > 0.0 and settings.nominal_hz > 0.0):
+    yield from _shape_complaints(settings)
+    if not min(settings.committed_w, settings.release_w_per_s, settings.nominal_hz) > 0.0:
         yield "committed_w, release_w_per_s and nominal_hz are above 0"
-    if min(settings.full_s, settings.sustain_s, settings.rearm_s, settings.delay_s, settings.dead_band_hz) < 0.0:
+    if not min(settings.sustain_s, settings.rearm_s, settings.delay_s, settings.dead_band_hz) >= 0.0:
         yield "times and the dead band are not below 0"
     if not 0.0 <= settings.hold_s <= HOLD_MAX_S:
         yield f"hold_s is from 0 to {HOLD_MAX_S:g}"
-    if not settings.hold_s + settings.delay_s <= settings.full_s:
-        yield f"hold_s and delay_s leave nothing of the {settings.full_s:g} s that the product gives"
+    if not max(settings.hold_s, settings.delay_s) < settings.full_s:
+        yield f"hold_s or delay_s leaves nothing of the {settings.full_s:g} s that the product gives"
+
+
+def _shape_complaints(settings: FrequencySettings) -> Iterator[str]:
+    points = settings.droop or settings.steps
+    edge_hz = settings.nominal_hz - settings.dead_band_hz
+    if not points or (settings.droop and settings.steps):
+        yield "give a droop or steps, one of the two"
+        return
+    if any(after.hz >= before.hz or after.share < before.share for before, after in pairwise(points)):
+        yield "order its points by falling frequency, with a share that does not fall"
+    if not all(0.0 <= point.share <= 1.0 for point in points):
+        yield "a share of the commitment is from 0 to 1"
+    if settings.droop and settings.droop[0].share > 0.0:
+        yield "a droop begins with share 0"
+    if not points[0].hz <= edge_hz + ROUNDING_HZ:
+        yield f"{points[0].hz:g} Hz is inside the dead band, which ends at {edge_hz:g} Hz"
+    if not points[-1].hz >= settings.nominal_hz - BELIEVED_HZ:
+        yield f"{points[-1].hz:g} Hz is further from nominal than any sample that is believed"
 
 
 class Sample(NamedTuple):
@@ -145,10 +154,11 @@ class FrequencyState(NamedTuple):
     heard: Heard
     share: float = 0.0  # of the commitment, held now
     baseline_w: float = 0.0  # block power when it activated
+    began_at_s: float = NEVER_S  # first sample of the activation: the product's clock runs from here
     activated_at_s: float = NEVER_S
     raised_at_s: float = NEVER_S  # when the share last went up
     crossed_at_s: float = FOREVER_S  # since when more is wanted than is held
-    ready_from_s: float = NEVER_S
+    ready_from_s: float = NEVER_S  # no new activation before
     draw_w: float | None = None  # block power as last known
     draw_at_s: float = NEVER_S
     activations: int = 0
@@ -159,6 +169,7 @@ class _Seen(NamedTuple):
 
     least: float  # share that each of them wants
     most: float  # share that none of them exceeds
+    since_s: float  # moment of the oldest
     lowest_hz: float
 
 
@@ -216,9 +227,8 @@ def share(settings: FrequencySettings, hz: float) -> float:
 
 def wakes(settings: FrequencySettings, state: FrequencyState, hz: float) -> bool:
     """Whether a sample is worth a beat of its own: it asks for clearly more than is held, and may get it."""
-    if state.phase is Phase.WAITING or (state.phase is Phase.RECOVERING and state.at_s < state.ready_from_s):
-        return False
-    return share(settings, hz) > min(state.share + WAKE_SHARE, 1.0 - WAKE_SHARE) and state.share < 1.0
+    may = state.phase in (Phase.READY, Phase.ACTIVE)
+    return may and share(settings, hz) > state.share + WAKE_SHARE
 
 
 # --- hearing ----------------------------------------------------------------------------------------
@@ -256,7 +266,7 @@ def _trail(samples: tuple[Sample, ...], sample: Sample, hold_s: float) -> tuple[
     """With the newest added, and no more than reaches back over `hold_s`."""
     if len(samples) >= SAMPLES_MIN and sample.at_s - samples[-2].at_s < CLOSEST_S:
         samples = samples[:-1]
-    while len(samples) > 1 and samples[1].at_s <= sample.at_s - hold_s:
+    while len(samples) > 1 and sample.at_s - samples[1].at_s >= hold_s:  # as `_seen` reckons it
         samples = samples[1:]
     return (*samples, sample)
 
@@ -269,7 +279,7 @@ def _seen(settings: FrequencySettings, heard: Heard, now_s: float) -> _Seen | No
     if samples[-1].at_s - samples[0].at_s < settings.hold_s or is_frozen(settings, heard):
         return None
     shares = [share(settings, sample.hz) for sample in samples]
-    return _Seen(min(shares), max(shares), min(sample.hz for sample in samples))
+    return _Seen(min(shares), max(shares), samples[0].at_s, min(sample.hz for sample in samples))
 
 
 def is_frozen(settings: FrequencySettings, heard: Heard) -> bool:
@@ -295,7 +305,7 @@ def _stand_by(
     settings: FrequencySettings, state: FrequencyState, seen: _Seen | None, now_s: float, elapsed_s: float
 ) -> FrequencyState:
     del elapsed_s
-    state = _crossed(state, seen, now_s)
+    state = _crossed(state, seen)
     if seen is None or not _is_due(settings, state, now_s):
         return state
     assert state.draw_w is not None  # or it would not be READY
@@ -303,6 +313,7 @@ def _stand_by(
         phase=Phase.ACTIVE,
         share=seen.least,
         baseline_w=state.draw_w,
+        began_at_s=state.crossed_at_s,
         activated_at_s=now_s,
         raised_at_s=now_s,
         crossed_at_s=FOREVER_S,
@@ -314,9 +325,9 @@ def _stand_by(
 def _act(
     settings: FrequencySettings, state: FrequencyState, seen: _Seen | None, now_s: float, elapsed_s: float
 ) -> FrequencyState:
-    state = _crossed(state, seen, now_s)
+    state = _crossed(state, seen)
     if seen is not None and _is_due(settings, state, now_s):
-        return _raised(state, seen, now_s)
+        return state._replace(share=seen.least, raised_at_s=now_s, crossed_at_s=FOREVER_S)
     if seen is not None and settings.droop:
         return _fallen(settings, state, seen.most, elapsed_s)
     back = seen is None or settings.release_hz is None or seen.lowest_hz >= settings.release_hz
@@ -330,10 +341,6 @@ def _recover(
 ) -> FrequencyState:
     if seen is not None and settings.droop:  # sight is back
         return _act(settings, state._replace(phase=Phase.ACTIVE), seen, now_s, elapsed_s)
-    state = _crossed(state, seen, now_s)
-    if seen is not None and now_s >= state.ready_from_s and _is_due(settings, state, now_s):
-        again = _raised(state, seen, now_s)  # the baseline stays: this draw is already curtailed
-        return again._replace(ready_from_s=now_s + settings.rearm_s, activated_at_s=now_s)
     return _fallen(settings, state, 0.0, elapsed_s)
 
 
@@ -345,20 +352,15 @@ _PHASES: Final[dict[Phase, _Step]] = {
 }
 
 
-def _crossed(state: FrequencyState, seen: _Seen | None, now_s: float) -> FrequencyState:
+def _crossed(state: FrequencyState, seen: _Seen | None) -> FrequencyState:
     """Since when more is wanted than is held."""
-    more = seen is not None and seen.least > state.share
-    return state._replace(crossed_at_s=min(state.crossed_at_s, now_s) if more else FOREVER_S)
+    if seen is None or seen.least <= state.share:
+        return state._replace(crossed_at_s=FOREVER_S)
+    return state._replace(crossed_at_s=min(state.crossed_at_s, seen.since_s))
 
 
 def _is_due(settings: FrequencySettings, state: FrequencyState, now_s: float) -> bool:
     return now_s - state.crossed_at_s >= settings.delay_s
-
-
-def _raised(state: FrequencyState, seen: _Seen, now_s: float) -> FrequencyState:
-    return state._replace(
-        phase=Phase.ACTIVE, share=seen.least, raised_at_s=now_s, crossed_at_s=FOREVER_S
-    )
 
 
 def _fallen(
@@ -397,7 +399,15 @@ def alarms(settings: FrequencySettings, state: FrequencyState) -> Iterator[Alarm
             f"{heard.wild} frequency samples since start were beyond what a grid can do, and not used;"
             " check the instrument",
         )
-    if state.phase is Phase.READY and state.draw_w is not None and state.draw_w < settings.committed_w:
+    if state.phase is not Phase.READY or state.draw_w is None:
+        return
+    if state.at_s - state.draw_at_s > BASELINE_AGE_MAX_S:
+        yield Alarm(
+            "frequency baseline",
+            f"block power not measured for {state.at_s - state.draw_at_s:.0f} s: a response of"
+            f" {settings.product} would start from the last known {state.draw_w / 1e3:.2f} kW",
+        )
+    if state.draw_w < settings.committed_w:
         yield Alarm(
             "frequency commitment",
             f"{settings.product}: {settings.committed_w / 1e3:.2f} kW are committed and the block draws"

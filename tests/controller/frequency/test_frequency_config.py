@@ -1,0 +1,105 @@
+"""The `frequency` part of block.yaml: what it means, and what it refuses before anything starts."""
+
+from typing import Any
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from controller.core.frequency import Point
+from controller.core.frequency_presets import PRESETS
+from controller.core.model import Ramp
+from controller.frequency import FrequencyConfig, frequency_device, frequency_errors, frequency_settings
+
+RAMP = Ramp(50e3, 5e3)
+MQTT = {"way": "mqtt", "topic": "grid/hz"}
+METER = {"way": "meter", "profile": "janitza_umg", "url": "modbus+tcp://10.0.0.7"}
+
+
+def config(**changes: Any) -> FrequencyConfig:
+    plain = {"preset": "nordic_ffr_a_short", "committed_kw": 200.0, "input": MQTT}
+    return TypeAdapter(FrequencyConfig).validate_python(
+        {key: value for key, value in {**plain, **changes}.items() if value is not None}
+    )
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_makes_settings_that_a_phasor_stream_can_serve(name):
+    trigger_hz = 49.8 if PRESETS[name].needs_trigger else None
+    one = config(preset=name, trigger_hz=trigger_hz)
+    settings = frequency_settings(one, RAMP)
+    assert settings.committed_w == 200e3
+    assert list(frequency_errors(one, RAMP)) == []
+
+
+def test_the_way_back_is_the_gentler_of_product_and_site():
+    assert frequency_settings(config(), RAMP).release_w_per_s == 5e3
+    assert frequency_settings(config(), Ramp(1e6, 1e6)).release_w_per_s == pytest.approx(40e3)  # 20 %/s
+    assert frequency_settings(config(preset="nordic_ffr_a_long"), Ramp(1e6, 1e6)).release_w_per_s == 1e6
+
+
+def test_a_preset_without_a_threshold_asks_for_that_of_the_contract():
+    with pytest.raises(ValidationError, match="your contract does"):
+        config(preset="eirgrid_ffr")
+    settings = frequency_settings(config(preset="eirgrid_ffr", trigger_hz=49.75), RAMP)
+    assert settings.steps == (Point(49.75, 1.0),)
+
+
+def test_a_product_of_ones_own_is_taken_as_written():
+    own = {
+        "title": "site relay",
+        "nominal_hz": 60,
+        "full_s": 0.5,
+        "sustain_s": 60.0,
+        "steps": ({"hz": 59.7, "share": 1.0},),
+        "release_hz": 59.95,
+    }
+    settings = frequency_settings(config(preset=None, own=own), RAMP)
+    assert (settings.product, settings.nominal_hz, settings.release_hz) == ("site relay", 60.0, 59.95)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"preset": None}, "one of the two"),
+        ({"preset": "ffr"}, "there are ercot_ffr"),
+        ({"preset": "gb_dynamic_containment_low", "trigger_hz": 49.8}, "preset with one step"),
+        ({"input": {"way": "phasor_udp", "listen": "4713", "from": "10.0.0.1"}}, "ADDRESS:PORT"),
+        ({"input": {"way": "phasor_udp", "listen": "h:4713", "from": "pmu"}}, "IPv4"),
+        ({"input": {"way": "phasor_udp", "listen": "h:1", "from": "10.0.0.1", "ask": 4712}}, "id: missing"),
+        ({"input": {"way": "mqtt", "topic": "grid/#"}}, "one topic"),
+        ({"committed_kw": 0.0}, "greater than 0"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_a_remedy(changes, words):
+    with pytest.raises(ValidationError, match=words):
+        config(**changes)
+
+
+def test_an_instrument_too_slow_for_its_product_is_refused():
+    """A meter that averages over ten cycles sees a crossing when ERCOT wants the power gone."""
+    errors = list(frequency_errors(config(preset="ercot_ffr", input=METER), RAMP))
+    assert len(errors) == 1
+    assert "use a faster instrument" in errors[0]
+    assert list(frequency_errors(config(input=METER), RAMP)) == []
+
+
+@pytest.mark.parametrize(
+    ("profile", "point", "words"),
+    [
+        ("em24_meter", "frequency_hz", "steps of 0.1 Hz"),
+        ("iem3000_meter", "frequency_hz", "polled slowly"),
+        ("janitza_umg", "power_w", "a frequency in Hz is needed"),
+    ],
+)
+def test_a_register_that_cannot_show_an_event_is_refused(profile, point, words):
+    errors = list(frequency_errors(config(input={**METER, "profile": profile, "point": point}), RAMP))
+    assert any(words in error for error in errors)
+
+
+def test_a_meter_is_a_field_device_and_one_of_its_values_counts_once():
+    one = config(input=METER)
+    device = frequency_device(one)
+    assert (device.name, device.needs, device.config.poll_s) == ("frequency", "frequency_hz", 0.05)
+    assert frequency_settings(one, RAMP).hold_s == 0.2
+    assert frequency_device(config()) is None
+    assert frequency_device(None) is None
