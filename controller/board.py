@@ -48,6 +48,7 @@ class Board:
         self.cooling: Measurement = UNKNOWN
         self.site: Site = Site()
         self.sheds: tuple[ShedRequest, ...] = ()
+        self.frequency: Measurement = UNKNOWN
         self.refused: dict[str, int] = {}  # reason -> how often
         self.last_refusal: dict[str, str] = {}  # node -> why its newest message was refused, if it was
         self.report_at_s = np.full(nodes, -1.0)  # the node's own clock: orders echo it,
@@ -183,7 +184,15 @@ class Board:
         if self._inlets is None:
             self._inlets = Inlets(self._inlet_w.copy(), self._inlet_good.copy(), self._inlet_at_s.copy())
         return Snapshot(
-            now_s, now_utc_s, self.meter, self._inlets, self.cooling, self._gpus, self.site, self.sheds
+            now_s,
+            now_utc_s,
+            self.meter,
+            self._inlets,
+            self.cooling,
+            self._gpus,
+            self.site,
+            self.sheds,
+            self.frequency,
         )
 
     def refuse(self, why: str, node: str = "") -> str:

@@ -16,6 +16,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from controller.agent.config import MqttConfig, TopicName
 from controller.core.model import FailsafeSettings, Ramp, Settings, ShedLevel, Topology
 from controller.facility.config import facility_errors
+from controller.frequency.config import (
+    FrequencyConfig,
+    frequency_device,
+    frequency_errors,
+    frequency_settings,
+)
 from controller.gateway_config import Device, DeviceConfig, GatewayConfig, device_errors, own_devices
 from controller.site.config import Alert, RampConfig, SiteConfig, site_errors
 from controller.yaml_config import ConfigError, checked, parse
@@ -167,6 +173,7 @@ class BlockConfig(GatewayConfig):
     tiers: dict[str, TierConfig]
     cooling: CoolingConfig | None = None
     shed: ShedConfig | None = None
+    frequency: FrequencyConfig | None = None
     agents: AgentLinkConfig = AgentLinkConfig()
     beat_hz: Annotated[int, Field(ge=2, le=100)] = 20
 
@@ -258,6 +265,9 @@ def settings_of(config: BlockConfig) -> Settings:
         shed_levels=()
         if config.shed is None
         else tuple(ShedLevel(level.name, level.kw * KW) for level in config.shed.levels),
+        frequency=None
+        if config.frequency is None
+        else frequency_settings(config.frequency, ramp_of(site.ramp, site.ramp_margin_ratio)),
     )
 
 
@@ -273,6 +283,10 @@ def _cross_errors(config: GatewayConfig | BlockConfig) -> Iterator[str]:
         yield from _age_errors(config)
         yield from _power_errors(config)
         yield from _shed_errors(config)
+        if config.frequency is not None:
+            yield from frequency_errors(
+                config.frequency, ramp_of(config.site.ramp, config.site.ramp_margin_ratio)
+            )
     yield from device_errors(devices(config))
     yield from facility_errors(config.facility)
 
@@ -321,10 +335,17 @@ def devices(config: GatewayConfig | BlockConfig) -> list[Device]:
             )
         found += (
             Device(
-                f"shed.contacts[{c}]", contact.name, contact, contact.kind or "contact", needs=contact.point
+                f"shed.contacts[{c}]",
+                contact.name,
+                contact,
+                contact.kind or "contact",
+                needs=contact.point,
+                needs_unit="",
             )
             for c, contact in enumerate(config.shed.contacts if config.shed else ())
         )
+        grid = frequency_device(config.frequency)
+        found += [grid] if grid is not None else []
     return [*found, *own_devices(config)]
 
 

@@ -174,7 +174,8 @@ class Device(NamedTuple):
         kind: what it is.
         rack: that it is in; "" for none.
         feed: that it hangs on; "" for none.
-        needs: the point that the law lives by, in W; "" for none.
+        needs: the point that the law lives by; "" for none.
+        needs_unit: its unit; "" for any.
     """
 
     where: str
@@ -184,6 +185,7 @@ class Device(NamedTuple):
     rack: str = ""
     feed: str = ""
     needs: str = ""
+    needs_unit: str = "W"
 
 
 def own_devices(config: GatewayConfig) -> Iterator[Device]:
@@ -260,8 +262,8 @@ def _point_errors(device: Device, profile: Profile) -> Iterator[str]:
                 place = where if key == "point" else f"{where}.{key}"
                 yield f"{place}: profile {config.profile} has no point {name!r}; it has {known}"
     needed = profile.points.get(device.needs)
-    if needed is not None and needed.unit != "W":
-        yield f"{where}: point {device.needs!r} is in {needed.unit}; a power in W is needed"
+    if needed is not None and device.needs_unit not in ("", needed.unit):
+        yield f"{where}: point {device.needs!r} is in {needed.unit or 'no unit'}; {device.needs_unit} is needed"
     if needed is not None and config.points and device.needs not in config.points:
         yield f"{where}.points: {device.needs!r} is needed here; add it"
     for name in config.writes:

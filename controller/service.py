@@ -31,13 +31,14 @@ from controller.core import law, watch
 from controller.core.model import NEVER_S, Decision, Measurement, Site, Snapshot
 from controller.endless import RELOAD, Life, ending, run_and_leave
 from controller.field import Taker
+from controller.frequency import FrequencyDesk
 from controller.gateway import Gateway, block_points
 from controller.journal import Journal
 from controller.notify import notify
 from controller.pure_gateway import PureGateway
 from controller.reload import is_sound
 from controller.site.desk import SiteDesk
-from controller.status import PERIOD_S, StatusFile, block_status
+from controller.status import PERIOD_S, StatusFile, block_status, shed_status, shed_words
 from controller.steps import Steps
 from controller.store import Store, StoreError
 from protocols import agent_link
@@ -48,6 +49,7 @@ REFRESH_S: Final = 5.0  # how often coming windows are looked up in the book
 BEATS_KEPT: Final = 1200  # for the figures in the status: a minute at 20 Hz
 WATCHDOG_S: Final = 0.5
 MIB: Final = 1024 * 1024
+RECORDS: Final = "records"  # of frequency responses
 
 log = structlog.get_logger(__name__)
 
@@ -78,8 +80,10 @@ class Controller:
             clock=(now_s, now_utc_s),
             on_change=self._on_site,
             on_caps=self._board.put_caps,
+            on_called=self._wake,
         )
         self._site.refresh(running, frozenset(), now_utc_s())
+        self._grid = self._frequency_desk(config)
         self._link = self._new_link()
         self._site.attach(self._link)
         facility = self._site.facility
@@ -89,7 +93,11 @@ class Controller:
             config,
             epoch=self._epoch,
             groups=self._points.groups,
-            takers={**_instruments(config, self._board), **self._contacts.takers()},
+            takers={
+                **_instruments(config, self._board),
+                **self._contacts.takers(),
+                **({} if self._grid is None else {"frequency": self._grid.put}),
+            },
             facility=facility,
             settings=settings,
             on_moved=lambda: self._site.moved(now_utc_s()),
@@ -111,6 +119,7 @@ class Controller:
                 "broker": self._link.run,
                 **self._site.runs(),
                 **self._gateway.runs(),
+                **({} if self._grid is None else self._grid.runs()),
                 "beat": self._beat_for_ever,
             }
         )
@@ -150,7 +159,7 @@ class Controller:
         before = self._state
         self._site.before_beat(now_s())
         began_s = now_s()
-        self._board.sheds = self._contacts.requests(began_s)
+        self._board.sheds = (*self._contacts.requests(began_s), *self._site.sheds)
         snapshot = self._board.snapshot(began_s, now_utc_s())
         decision = law.tick(self._settings, before, snapshot)
         self._tick_s.append(now_s() - began_s)
@@ -159,6 +168,10 @@ class Controller:
         self._store.keep_decision(decision)
         self._send(snapshot, decision)
         self._steps.beat(snapshot)
+        if self._grid is not None and decision.state.frequency is not None:
+            metered = snapshot.meter.is_usable(snapshot.now_s, self._settings.meter_age_max_s)
+            block_w = snapshot.meter.value if metered else None
+            self._grid.after_beat(decision.state.frequency, block_w, decision.budget_w)
         self._beats += 1
         self._site.after_beat(snapshot, decision)
         self._journal.record(before, snapshot, decision)
@@ -198,6 +211,23 @@ class Controller:
         self._due[what] = at_s
         return True
 
+    def _frequency_desk(self, config: BlockConfig) -> FrequencyDesk | None:
+        """None: nothing was committed to the grid."""
+        if config.frequency is None or self._settings.frequency is None:
+            return None
+
+        def put(measurement: Measurement) -> None:
+            self._board.frequency = measurement
+
+        return FrequencyDesk(
+            config.frequency,
+            self._settings.frequency,
+            clock=(now_s, now_utc_s),
+            on_measurement=put,
+            wake=self._wake,
+            folder=config.state_dir / RECORDS,
+        )
+
     # --- what comes in ----------------------------------------------------------------------------------
 
     def _new_link(self) -> MqttLink:
@@ -213,6 +243,7 @@ class Controller:
             subscriptions=(
                 Subscription(agent_link.report_topic(block, "+")),
                 *self._site.subscriptions,
+                *(() if self._grid is None else self._grid.subscriptions),
             ),
             username=mqtt.username,
             password=mqtt.password(),
@@ -221,6 +252,8 @@ class Controller:
 
     def _on_message(self, topic: str, payload: bytes, retained: bool) -> None:
         head, tail = self._reports
+        if self._grid is not None and self._grid.on_message(topic, payload, retained):
+            return
         if not (topic.startswith(head) and topic.endswith(tail)):
             self._site.on_message(topic, payload, retained)
             return
@@ -261,6 +294,7 @@ class Controller:
         """The status, the alarms, and the block's points of the process image."""
         now = snapshot.now_s
         broker = {"name": "broker", "up": self._link.connected, "fault": self._link.fault, "age_s": None}
+        shed = shed_status(self._settings, snapshot, decision)
         told = {
             "block": self._config.block,
             "epoch": self._epoch,
@@ -268,19 +302,22 @@ class Controller:
             **block_status(
                 self._settings, snapshot, decision, self._board.last_refusal, self._board.gpu_faults
             ),
-            "alarms": self._gateway.tell(self._conditions(now, decision)),
+            "alarms": self._gateway.tell(self._conditions(now, decision, shed_words(shed))),
             "links": [broker, *self._gateway.links(), *map(dict, self._site.links(now))],
             "site": self._site.told(now, decision),
             "facility": self._gateway.told(),
-            "shed": self._steps.told(),
+            "shed": {**shed, **self._steps.told()},
+            "frequency": None if self._grid is None else self._grid.told(),
             "beat": self._beat_status(),
         }
         self._status.write(told)
         for update in self._points.updates(told, snapshot, decision, now_utc_s()):
             self._gateway.update(update)
 
-    def _conditions(self, now: float, decision: Decision) -> Iterator[tuple[str, str]]:
-        """What is wrong, by key and text: causes before effects."""
+    def _conditions(self, now: float, decision: Decision, called: str) -> Iterator[tuple[str, str]]:
+        """What is wrong, by key and text: causes before effects. `called`: a shed level, and by whom."""
+        if called:
+            yield "shed", called
         for key, fault in (
             ("broker", self._link.fault),
             ("state file", self._store.fault),
@@ -290,6 +327,8 @@ class Controller:
             if fault:
                 yield key, fault
         yield from self._contacts.conditions(now)
+        if self._grid is not None:
+            yield from self._grid.alarms()
         yield from self._site.alarms(now)
         yield from ((f"report {node}", why) for node, why in self._board.last_refusal.items())
         yield from (
@@ -312,6 +351,8 @@ class Controller:
         self._site.close()
         self._journal.close()
         self._steps.close()
+        if self._grid is not None:
+            self._grid.close()
         self._store.close()
 
 

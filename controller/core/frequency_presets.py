@@ -14,7 +14,7 @@ against this one. A figure of None is one that only your contract knows: the con
 
 from typing import Final, Literal, NamedTuple
 
-from controller.core.frequency import Point
+from controller.core.frequency_model import Point
 
 Mark = Literal["S", "2", "M", "own"]
 

@@ -18,7 +18,8 @@ from typing import Final
 
 import numpy as np
 
-from controller.core import base_load, failsafe, ledger, ramp, schedule, sharing, shed, watch
+from controller.core import base_load, failsafe, frequency, ledger, ramp, schedule, sharing, shed, watch
+from controller.core.frequency_model import FrequencyState
 from controller.core.model import (
     NEVER_S,
     NO_LIMIT_W,
@@ -70,6 +71,7 @@ def start(
             sums=(),
         ),
         shedding=shed.start(settings),
+        frequency=None if settings.frequency is None else frequency.start(settings.frequency, now_s),
         seen_at_s=np.full(count, now_s),
         gpus_revision=-1,
         cooling_w=NO_LIMIT_W,
@@ -104,9 +106,10 @@ def tick(settings: Settings, state: State, snapshot: Snapshot) -> Decision:
     # the limits, and the ramp towards the lowest
     cooled = snapshot.cooling.is_usable(now_s, settings.cooling_age_max_s)
     cooling_w = snapshot.cooling.value if cooled else state.cooling_w
+    response = _response(settings, state, snapshot, base)
     sheds = (*snapshot.sheds, *schedule.called(running))
     limits = tuple(
-        _limits(settings, snapshot, sheds, running, ended, links, carried, cooling_w, cooled=cooled)
+        _limits(settings, snapshot, sheds, response, running, ended, links, carried, cooling_w, cooled=cooled)
     )
     binding = min(limits, key=ramp.power_w)
     falls_now = binding.power_w < state.pace.aim_w and not state.pace.falling
@@ -154,6 +157,7 @@ def tick(settings: Settings, state: State, snapshot: Snapshot) -> Decision:
         ledger=orders,
         shares=shares,
         shedding=shedding,
+        frequency=response,
         seen_at_s=seen_at_s,
         gpus_revision=gpus.revision,
         cooling_w=cooling_w,
@@ -177,6 +181,7 @@ def _limits(
     settings: Settings,
     snapshot: Snapshot,
     sheds: tuple[ShedRequest, ...],
+    response: FrequencyState | None,
     running: tuple[Running, ...],
     ended: frozenset[Setpoint],
     links: tuple[Link, ...],
@@ -194,6 +199,10 @@ def _limits(
             yield Limit(cooling_w, "cooling capacity when last heard", protection=True)
         else:
             yield Limit(settings.cooling_blind_w, "cooling not heard")
+    if settings.frequency is not None and response is not None:
+        answer = frequency.limit(settings.frequency, response)
+        if answer is not None:
+            yield answer
     for request in sheds:
         level = settings.shed_levels[request.level]
         yield Limit(level.limit_w, f"shed {level.name} ({request.source})", protection=True)
@@ -213,6 +222,17 @@ def _limits(
         ramp=settings.ramp,
         ceiling_w=settings.feed_rating_w,
     )
+
+
+def _response(settings: Settings, state: State, snapshot: Snapshot, base: BaseLoad) -> FrequencyState | None:
+    """The frequency response; its baseline is what the meter showed in the mean of the last second."""
+    if settings.frequency is None or state.frequency is None:
+        return None
+    draw_w = None
+    if snapshot.meter.is_usable(snapshot.now_s, settings.meter_age_max_s):
+        recent_w = base.meter_w[base.meter_at_s > snapshot.now_s - DRAW_WINDOW_S]
+        draw_w = float(recent_w.mean()) if len(recent_w) else snapshot.meter.value
+    return frequency.step(settings.frequency, state.frequency, snapshot.frequency, draw_w, snapshot.now_s)
 
 
 def _way_up_w_per_s(settings: Settings, carried: Carried | None) -> float:

@@ -19,13 +19,15 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from controller.core.bounds import FOREVER_S as FOREVER_S  # noqa: PLC0414  part of this interface
+from controller.core.bounds import NEVER_S as NEVER_S  # noqa: PLC0414
+from controller.core.bounds import NO_LIMIT_W as NO_LIMIT_W  # noqa: PLC0414
+from controller.core.frequency_model import FrequencySettings, FrequencyState
+
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
-NEVER_S: Final = -1e12
-FOREVER_S: Final = 1e12
-NO_LIMIT_W: Final = 1e12
 LOWEST_PRIORITY: Final = 1_000_000  # what a setpoint without a priority gets; 0 is the highest
 
 
@@ -116,6 +118,7 @@ class Settings:
     witness_tolerance_w: float = 500.0  # PDUs lag behind the meter while the block ramps
     reshare_s: float = 0.5
     shed_levels: tuple[ShedLevel, ...] = ()  # the gentlest first
+    frequency: FrequencySettings | None = None  # what was committed to the grid; None: nothing
 
     @property
     def failsafe_w(self) -> float:
@@ -217,6 +220,7 @@ class Snapshot(NamedTuple):
     gpus: Gpus
     site: Site
     sheds: tuple[ShedRequest, ...] = ()
+    frequency: Measurement = UNKNOWN  # of the grid, Hz
 
 
 # --- what is decided --------------------------------------------------------------------------------
@@ -384,6 +388,7 @@ class State(NamedTuple):
     ledger: Ledger
     shares: Shares
     shedding: Shedding
+    frequency: FrequencyState | None  # None: nothing was committed
     seen_at_s: Floats  # (n) when the GPU's limit was last read
     gpus_revision: int
     cooling_w: float  # capacity when last heard

@@ -15,7 +15,7 @@ from typing import Annotated, Final, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from controller.core.frequency import FrequencySettings, Point
+from controller.core.frequency_model import FrequencySettings, Point
 from controller.core.frequency_presets import PRESETS
 from controller.core.model import Ramp
 from controller.gateway_config import Device, DeviceConfig, profile_of

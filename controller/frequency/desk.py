@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from controller.core import frequency
-from controller.core.frequency import FrequencySettings, FrequencyState
+from controller.core.frequency_model import FrequencySettings, FrequencyState
 from controller.core.model import UNKNOWN, Measurement
 from controller.frequency.config import (
     FrequencyConfig,

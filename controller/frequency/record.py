@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 
 import structlog
 
-from controller.core.frequency import FrequencySettings
+from controller.core.frequency_model import FrequencySettings
 from controller.frequency.score import Row, score
 
 RATE_HZ: Final = 20

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controller.core import frequency, ramp
-from controller.core.frequency import FrequencySettings, Phase, Point
+from controller.core import frequency, frequency_model, ramp
+from controller.core.frequency_model import FrequencySettings, Phase, Point
 from controller.core.frequency_presets import PRESETS
 from controller.core.model import NEVER_S, Limit, Measurement, Ramp
 
@@ -417,7 +417,7 @@ def test_under_anything_it_keeps_its_promises(product, events):
     edge_hz = product.nominal_hz - product.dead_band_hz
     for now_s, before, after in histories(product, events):
         assert 0.0 <= after.share <= 1.0
-        assert len(after.heard.samples) <= 2 * frequency.HOLD_MAX_S / frequency.CLOSEST_S + 2
+        assert len(after.heard.samples) <= 2 * frequency_model.HOLD_MAX_S / frequency.CLOSEST_S + 2
         fallen = before.share - after.share
         assert fallen <= rate_per_s * (now_s - before.at_s) + 1e-9  # never up faster than allowed
         if after.share > before.share:  # only a fresh, good, low sample raises it

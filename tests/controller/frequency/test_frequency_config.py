@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from controller.core.frequency import Point
+from controller.core.frequency_model import Point
 from controller.core.frequency_presets import PRESETS
 from controller.core.model import Ramp
 from controller.frequency import FrequencyConfig, frequency_device, frequency_errors, frequency_settings

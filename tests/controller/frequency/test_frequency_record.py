@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from controller.core.frequency import FrequencySettings, Point
+from controller.core.frequency_model import FrequencySettings, Point
 from controller.frequency import record as records
 from controller.frequency.record import Recorder
 from controller.frequency.score import Row, score
