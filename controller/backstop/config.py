@@ -1,0 +1,115 @@
+"""The `backstop` part of `block.yaml`: where the BMCs are, and what a silent host is held at.
+
+    backstop:
+      after_s: 10
+      limit_w: 300                                   # each GPU of a silent host
+      url_template: https://{node}-bmc.mgmt.example
+      user: powerblock
+      password_file: /etc/powerblock/bmc-password
+      ca: /etc/powerblock/bmc-ca.crt
+      bmcs:
+        n07: {url: https://10.0.7.1, fingerprint: "9f:86:..."}    # signed by itself, as BMCs come
+
+`limit_w` should be the agents' own fallback: then a host that went silent and fell back is not moved at all.
+`lever` names the door to the limit: `gpu` (GB200, GB300, HGX with EnvironmentMetrics), `control` (HPE Cray
+EX), `domain` (Node Manager of DGX H100 and B200: an OEM door, opened only when asked for).
+"""
+
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from controller.yaml_config import ConfigError
+from protocols.redfish import BmcSettings, RedfishConfigError
+
+PASSWORD_MAX_CHARS: Final = 1024  # a file larger than this is not a password
+FAULTS_SHOWN_MAX: Final = 3  # what is wrong with all 144 is said once, twice, and enough
+NODE: Final = "{node}"
+
+Seconds = Annotated[float, Field(gt=0, le=3600)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class BmcEntry(_Strict):
+    """What is special about one node's BMC; what is not given is as for all."""
+
+    url: str | None = None
+    ca: str | None = None
+    fingerprint: str | None = None
+
+
+class BackstopConfig(_Strict):
+    """Settings of the backstop."""
+
+    after_s: Annotated[float, Field(ge=2, le=600)] = 10.0  # a restarted agent is back within 2 s
+    limit_w: Annotated[float, Field(gt=0, le=10_000)]
+    lever: Literal["gpu", "control", "domain"] = "gpu"
+    url_template: str | None = None
+    bmcs: dict[str, BmcEntry] = {}
+    user: str
+    password_file: Path
+    ca: str | None = None
+    fingerprint: str | None = None
+    # Talked to at the same time. A round of eight GPUs takes a BMC 6 s: 144 silent hosts are read every 15 s.
+    # With 16 at a time their proofs would grow old between two rounds.
+    bmcs_max: Annotated[int, Field(ge=1, le=256)] = 64
+    request_max_s: Annotated[float, Field(ge=0.5, le=60)] = 10.0
+    reread_s: Annotated[float, Field(ge=0.5, le=60)] = 3.0  # while a node is held
+    proof_age_max_s: Seconds = 30.0  # a round of a slow BMC takes ten
+    release_after_s: Seconds = 30.0  # the agent obeys again for so long
+    release_w_per_s: Annotated[float, Field(gt=0, le=10_000)] = 20.0  # each GPU, upwards
+
+    def password(self) -> str:
+        """The password, read now. Raises ConfigError."""
+        try:
+            text = self.password_file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"backstop.password_file: {self.password_file}: {error}; make it readable"
+            ) from None
+        if not 0 < len(text) <= PASSWORD_MAX_CHARS:
+            raise ConfigError(
+                f"backstop.password_file: {self.password_file} holds no password; write it there"
+            )
+        return text
+
+    def settings(self, node: str, password: str) -> BmcSettings:
+        """How to reach the BMC of `node`. Raises RedfishConfigError."""
+        own = self.bmcs.get(node, BmcEntry())
+        url = own.url or (self.url_template or "").replace(NODE, node)
+        if not url:
+            raise RedfishConfigError("url: missing; give url_template, or bmcs with a url of this node")
+        has_own_trust = own.ca is not None or own.fingerprint is not None
+        return BmcSettings(
+            url=url,
+            user=self.user,
+            password=password,
+            ca_file=own.ca if has_own_trust else self.ca,
+            fingerprint=own.fingerprint if has_own_trust else self.fingerprint,
+            request_max_s=self.request_max_s,
+        )
+
+
+def backstop_errors(config: BackstopConfig | None, nodes: Collection[str]) -> Iterator[str]:
+    """What only shows beside the rest of the file. `nodes`: all of the block."""
+    if config is None:
+        return
+    if config.url_template is not None and NODE not in config.url_template:
+        yield f"backstop.url_template: one BMC for all nodes; write {NODE} where the node's name belongs"
+    for name in config.bmcs:
+        if name not in nodes:
+            yield f"backstop.bmcs.{name}: no such node under racks; correct the name"
+    faults: list[str] = []
+    for node in nodes:
+        try:
+            config.settings(node, "not read yet")
+        except RedfishConfigError as error:
+            faults.append(f"backstop: BMC of {node}: {error}")
+    yield from faults[:FAULTS_SHOWN_MAX]
+    if len(faults) > FAULTS_SHOWN_MAX:
+        yield f"backstop: BMCs of {len(faults) - FAULTS_SHOWN_MAX} more nodes: likewise"

@@ -1,0 +1,86 @@
+"""The `backstop` part of block.yaml."""
+
+import json
+
+import pytest
+from pydantic import ValidationError
+
+from controller.backstop import BackstopConfig, BmcEntry, backstop_errors
+from controller.yaml_config import ConfigError
+
+PIN = "ab" * 32
+
+
+def config(**kwargs) -> BackstopConfig:
+    wanted = {
+        "limit_w": 300.0,
+        "url_template": "https://{node}-bmc.mgmt.example",
+        "user": "powerblock",
+        "password_file": "/no/such/file",
+        "fingerprint": PIN,
+        **kwargs,
+    }
+    return BackstopConfig.model_validate_json(json.dumps(wanted), strict=True)
+
+
+def test_every_node_has_a_bmc_by_template_or_by_name(tmp_path):
+    made = config(bmcs={"n02": {"url": "https://10.0.7.2", "fingerprint": "cd" * 32}})
+    assert list(backstop_errors(made, ["n01", "n02"])) == []
+    assert made.settings("n01", "p").url == "https://n01-bmc.mgmt.example"
+    assert (made.settings("n02", "p").url, made.settings("n02", "p").fingerprint) == (
+        "https://10.0.7.2",
+        "cd" * 32,
+    )
+
+
+def test_no_backstop_is_no_error():
+    assert list(backstop_errors(None, ["n01"])) == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"url_template": "https://bmc"}, "backstop.url_template: one BMC for all nodes"),
+        ({"url_template": None}, "BMC of n01: url: missing"),
+        (
+            {"fingerprint": None},
+            "BMC of n01: https://n01-bmc.mgmt.example: give exactly one of ca and fingerprint",
+        ),
+        ({"bmcs": {"n09": {}}}, "backstop.bmcs.n09: no such node"),
+        ({"url_template": "http://{node}"}, "BMC of n01: url: http://n01: use https"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_starts(wrong, told):
+    assert any(
+        error.startswith(("backstop: " + told, told)) for error in backstop_errors(config(**wrong), ["n01"])
+    )
+
+
+def test_what_is_wrong_with_all_nodes_is_not_said_of_each():
+    told = list(backstop_errors(config(fingerprint=None), [f"n{number}" for number in range(144)]))
+    assert (len(told), told[-1]) == (4, "backstop: BMCs of 141 more nodes: likewise")
+
+
+def test_own_trust_replaces_that_of_all():
+    made = config(bmcs={"n01": {"fingerprint": "cd" * 32}}, fingerprint=None, ca="/etc/ca.crt")
+    assert made.settings("n01", "p").ca_file is None
+    assert BmcEntry().url is None
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"after_s": 0.5}, {"limit_w": 0}, {"lever": "oem"}, {"insecure": True}, {"user": None}]
+)
+def test_what_cannot_be_is_refused(wrong):
+    with pytest.raises(ValidationError):
+        config(**wrong)
+
+
+def test_the_password_is_read_from_its_file(tmp_path):
+    file = tmp_path / "password"
+    with pytest.raises(ConfigError, match="make it readable"):
+        config(password_file=str(file)).password()
+    file.write_text("\n")
+    with pytest.raises(ConfigError, match="holds no password"):
+        config(password_file=str(file)).password()
+    file.write_text("secret\n")
+    assert config(password_file=str(file)).password() == "secret"
