@@ -46,6 +46,7 @@ class Day:
         )
         self.node_seq = np.zeros(len(self.settings.topology.node_names), dtype=np.int64)
         self.leased = np.ones(len(self.node_seq), dtype=np.bool_)
+        self.proven_w = np.full(GPUS, NO_LIMIT_W)
         self.tables = np.zeros(len(self.node_seq), dtype=np.int64)
         self.site = self.plant.site(self.plan)
         self.cooling = Measurement(self.settings.feed_rating_w, good=True, taken_at_s=self.plant.now_s)
@@ -81,6 +82,7 @@ class Day:
             node_seq=self.node_seq,
             node_leased=self.leased,
             node_table=self.tables,
+            proven_w=self.proven_w,
         )
 
     def _obey(self, decision: Decision) -> None:

@@ -10,6 +10,7 @@ readings cannot be older than that sum. A node that has heard nothing from us ye
 age, which the law treats as it treats all that is unknown.
 """
 
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Final
 
@@ -68,6 +69,7 @@ class Board:
         self._constraints_w: list[list[tuple[float, float]]] = [[] for _ in range(nodes)]  # as last told
         self._misfits: list[list[str]] = [[] for _ in range(nodes)]
         self._cap_w = np.full(count, NO_LIMIT_W)
+        self._proven_w = np.full(count, NO_LIMIT_W)
         self._node_at_s = np.full(nodes, NEVER_S)
         self._node_seq = np.zeros(nodes, dtype=np.int64)
         self._node_leased = np.zeros(nodes, dtype=np.bool_)
@@ -90,6 +92,14 @@ class Board:
         """What single GPUs are asked to stay under, (n) W; NO_LIMIT_W: nothing."""
         self._cap_w = cap_w.copy()
         self._gpus = None
+
+    def put_proven(self, limits_w: Mapping[str, Sequence[float]]) -> None:
+        """What BMCs were read to enforce, by node, W per GPU; nodes that are not named: nothing."""
+        proven_w = np.full(len(self._proven_w), NO_LIMIT_W)
+        for name, node_w in limits_w.items():
+            proven_w[self._slices[self._index[name]]] = np.minimum(node_w, NO_LIMIT_W)
+        if not np.array_equal(proven_w, self._proven_w):
+            self._proven_w, self._gpus = proven_w, None
 
     def put_report(self, report: Report, now_s: float) -> str:
         """Take a report in. Returns why it was refused, or an empty string."""
@@ -167,6 +177,11 @@ class Board:
             for gpu in np.flatnonzero(~sound)
         ]
 
+    def heard(self, name: str) -> tuple[float, int, bool]:
+        """Of a node: a moment its readings are not older than, its newest order of ours, whether leased."""
+        node = self._index[name]
+        return float(self._node_at_s[node]), int(self._node_seq[node]), bool(self._node_leased[node])
+
     def snapshot(self, now_s: float, now_utc_s: float) -> Snapshot:
         if self._gpus is None:
             self._gpus = Gpus(
@@ -176,6 +191,7 @@ class Board:
                 min_w=self._min_w.copy(),
                 max_w=self._max_w.copy(),
                 cap_w=self._cap_w.copy(),
+                proven_w=self._proven_w,
                 node_at_s=self._node_at_s.copy(),
                 node_seq=self._node_seq.copy(),
                 node_leased=self._node_leased.copy(),

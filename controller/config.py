@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from controller.agent.config import MqttConfig, TopicName
+from controller.backstop.config import BackstopConfig, backstop_errors
 from controller.core.model import FailsafeSettings, Ramp, Settings, ShedLevel, Topology
 from controller.facility.config import facility_errors
 from controller.frequency.config import (
@@ -174,6 +175,7 @@ class BlockConfig(GatewayConfig):
     cooling: CoolingConfig | None = None
     shed: ShedConfig | None = None
     frequency: FrequencyConfig | None = None
+    backstop: BackstopConfig | None = None
     agents: AgentLinkConfig = AgentLinkConfig()
     beat_hz: Annotated[int, Field(ge=2, le=100)] = 20
 
@@ -283,6 +285,7 @@ def _cross_errors(config: GatewayConfig | BlockConfig) -> Iterator[str]:
         yield from _age_errors(config)
         yield from _power_errors(config)
         yield from _shed_errors(config)
+        yield from backstop_errors(config.backstop, [node.name for node in config.nodes])
         if config.frequency is not None:
             yield from frequency_errors(
                 config.frequency, ramp_of(config.site.ramp, config.site.ramp_margin_ratio)

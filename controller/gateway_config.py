@@ -263,7 +263,8 @@ def _point_errors(device: Device, profile: Profile) -> Iterator[str]:
                 yield f"{place}: profile {config.profile} has no point {name!r}; it has {known}"
     needed = profile.points.get(device.needs)
     if needed is not None and device.needs_unit not in ("", needed.unit):
-        yield f"{where}: point {device.needs!r} is in {needed.unit or 'no unit'}; {device.needs_unit} is needed"
+        unit = needed.unit or "no unit"
+        yield f"{where}: point {device.needs!r} is in {unit}; {device.needs_unit} is needed"
     if needed is not None and config.points and device.needs not in config.points:
         yield f"{where}.points: {device.needs!r} is needed here; add it"
     for name in config.writes:

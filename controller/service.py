@@ -22,7 +22,9 @@ from typing import Final
 import numpy as np
 import structlog
 
-from controller.actuate import Actuate, Heard
+from controller.actuate import Actuate
+from controller.actuate import Heard as NodesHeard
+from controller.backstop import Backstop, Heard
 from controller.board import Board
 from controller.clock import now_s, now_utc_s
 from controller.config import BlockConfig, ConfigError, GatewayConfig, load_config, settings_of
@@ -84,6 +86,7 @@ class Controller:
         )
         self._site.refresh(running, frozenset(), now_utc_s())
         self._grid = self._frequency_desk(config)
+        self._backstop = self._new_backstop(config)
         self._link = self._new_link()
         self._site.attach(self._link)
         facility = self._site.facility
@@ -120,6 +123,7 @@ class Controller:
                 **self._site.runs(),
                 **self._gateway.runs(),
                 **({} if self._grid is None else self._grid.runs()),
+                **({} if self._backstop is None else {"backstop": self._backstop.run}),
                 "beat": self._beat_for_ever,
             }
         )
@@ -159,6 +163,8 @@ class Controller:
         before = self._state
         self._site.before_beat(now_s())
         began_s = now_s()
+        if self._backstop is not None:
+            self._board.put_proven({one.node: one.limit_w for one in self._backstop.proven(began_s)})
         self._board.sheds = (*self._contacts.requests(began_s), *self._site.sheds)
         snapshot = self._board.snapshot(began_s, now_utc_s())
         decision = law.tick(self._settings, before, snapshot)
@@ -194,7 +200,7 @@ class Controller:
 
     def _send(self, snapshot: Snapshot, decision: Decision) -> None:
         block, names, gpus = self._config.block, self._settings.topology.node_names, snapshot.gpus
-        heard = Heard(
+        heard = NodesHeard(
             confirmed_seq=gpus.node_seq.tolist(),
             report_at_s=self._board.report_at_s.tolist(),
             known_at_s=self._board.known_at_s.tolist(),
@@ -227,6 +233,19 @@ class Controller:
             wake=self._wake,
             folder=config.state_dir / RECORDS,
         )
+
+    def _new_backstop(self, config: BlockConfig) -> Backstop | None:
+        """Raises ConfigError. None: none is configured."""
+        if config.backstop is None:
+            return None
+        started_s, nodes = now_s(), {node.name: node.gpus for node in config.nodes}
+
+        def hear(node: str) -> Heard:
+            heard_s, seq, leased = self._board.heard(node)
+            wanted = self._state.ledger.node_seq[-1][self._nodes[node]]
+            return Heard(now_s() - max(heard_s, started_s), leased and seq >= wanted)
+
+        return Backstop(config.backstop, nodes, hear, config.state_dir)
 
     # --- what comes in ----------------------------------------------------------------------------------
 
@@ -308,6 +327,7 @@ class Controller:
             "facility": self._gateway.told(),
             "shed": {**shed, **self._steps.told()},
             "frequency": None if self._grid is None else self._grid.told(),
+            "backstop": [] if self._backstop is None else self._backstop.told(now),
             "beat": self._beat_status(),
         }
         self._status.write(told)
@@ -329,6 +349,8 @@ class Controller:
         yield from self._contacts.conditions(now)
         if self._grid is not None:
             yield from self._grid.alarms()
+        if self._backstop is not None:
+            yield from self._backstop.conditions()
         yield from self._site.alarms(now)
         yield from ((f"report {node}", why) for node, why in self._board.last_refusal.items())
         yield from (

@@ -4,7 +4,7 @@ An order is a wish until its GPU has been read back at or under it, and its powe
 So the ledger keeps one row per order that might still be in force somewhere. A row is void for a GPU once
 a *later* row was acknowledged there and `settle_s` has passed. What a GPU may hold is the highest of its
 rows that are not void, or what it reports if that is more, or, once it has been silent for longer than a
-host needs to reboot, the most that the device can do.
+host needs to reboot, the most that the device can do, as far as its BMC does not hold it below that.
 
 A lost order, a late one, an agent that died between writing and answering: all are the same case here.
 """
@@ -46,7 +46,7 @@ def take_in(
     silent = now_s - seen_at_s > settings.silent_max_after_s
     if np.count_nonzero(silent):
         most_w = np.maximum(gpus.max_w, settings.topology.gpu_max_w)  # whatever the device says of itself
-        held_w = np.where(silent, np.maximum(held_w, most_w), held_w)
+        held_w = np.where(silent, np.minimum(np.maximum(held_w, most_w), gpus.proven_w), held_w)
     return ledger, Standing(held_w, _present_w(settings, ledger, gpus, readable), waited_s)
 
 

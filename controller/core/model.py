@@ -164,6 +164,7 @@ class Gpus:
     min_w: Floats  # (n) the device's own constraints
     max_w: Floats  # (n)
     cap_w: Floats  # (n) what the site's infrastructure asks of single GPUs; NO_LIMIT_W: nothing
+    proven_w: Floats  # (n) what a BMC was read to enforce, whatever its host does; NO_LIMIT_W: nothing
     node_at_s: Floats  # (nodes) a moment that the node's readings are not older than
     node_seq: Ints  # (nodes) newest of our orders that the node says is in force; 0: none
     node_leased: Bools  # (nodes) the node obeys us; else it waits, fell back or only observes

@@ -63,6 +63,7 @@ def gpus(
     max_w=MAX_W,
     cap_w=NO_LIMIT_W,
     table=0,
+    proven_w=NO_LIMIT_W,
 ) -> Gpus:
     """What the agents report; numbers stand for all GPUs or nodes alike."""
     return Gpus(
@@ -72,6 +73,7 @@ def gpus(
         min_w=np.full(4, min_w),
         max_w=np.full(4, max_w),
         cap_w=np.broadcast_to(cap_w, 4).astype(float),
+        proven_w=np.broadcast_to(proven_w, 4).astype(float),
         node_at_s=np.broadcast_to(at_s, 2).astype(float),
         node_seq=np.broadcast_to(seq, 2).astype(np.int64),
         node_leased=np.broadcast_to(leased, 2).astype(bool),
