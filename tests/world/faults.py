@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
+from protocols.agent_link import Order
 from tests.world.nodes import MAX_W, MIN_W
 
 if TYPE_CHECKING:
@@ -126,6 +127,73 @@ def _statement_missing(world: "World", _gpu: int, _agent: "Agent") -> Heal:
     world.site_states = False
     return partial(setattr, world, "site_states", True)
 
+
+def _host_reboots(world: "World", _gpu: int, agent: "Agent") -> Heal:
+    """The agent is gone, the driver forgot its limits, and the work comes back at full power before anyone."""
+    agent.up = False
+    world.truth.limit_w[agent.members] = MAX_W
+    world.truth.demand_w[agent.members] = MAX_W
+    world.disturbed_at_s = world.now_s
+    return lambda: agent.start(world.now_s)
+
+
+def _racks_partitioned(world: "World", _gpu: int, _agent: "Agent") -> Heal:
+    """Some nodes lose the network all at once."""
+    names = {agent.name for agent in world.agents[: max(1, len(world.agents) // 2)]}
+    world.network.cut |= names
+    return partial(world.network.cut.difference_update, names)
+
+
+def _agent_acts_not(_world: "World", _gpu: int, agent: "Agent") -> Heal:
+    """It confirms what it is told, shows it as its limit, and leaves the GPUs as they are."""
+    agent.inert = True
+    return partial(setattr, agent, "inert", False)
+
+
+def _lowered_by_another(world: "World", gpu: int, _agent: "Agent") -> Heal:
+    """Somebody else on the host writes limits, too."""
+    world.truth.limit_w[gpu] = min(world.truth.limit_w[gpu], world.scale_rng.uniform(MIN_W, 500.0))
+    return None
+
+
+def _stale_flood(world: "World", _gpu: int, _agent: "Agent") -> Heal:
+    """A broker that was replaced, or a bad script, sends again what was sent before."""
+    world.network.again = 8
+    return partial(setattr, world.network, "again", 0)
+
+
+def _second_controller(world: "World", _gpu: int, _agent: "Agent") -> Heal:
+    """Started by mistake. An older one is refused; a newer one takes the block, until somebody restarts ours."""
+    newer = world.scale_rng.random() < 0.5
+    epoch = max(0, world.disk.epoch + (1 if newer else -1))
+    for number, agent in enumerate(world.agents):
+        own_s = world.now_s + agent.clock_offset_s
+        order = Order(
+            epoch=epoch,
+            seq=1,
+            sent_at_s=world.now_s,
+            echo_at_s=own_s,
+            known_at_s=own_s,
+            lease_s=1.0,
+            limits_w=(MAX_W,) * len(agent.members),
+        )
+        world.network.send(world.now_s, str(number), order, via=agent.name)
+    if not newer:
+        return None
+    world.disturbed_at_s = world.now_s
+    world.disk.epoch = epoch
+    return world.start_controller
+
+
+BLOCK_SCALE = {
+    "host reboots": Fault(2, 3.0, 12.0, _host_reboots),
+    "racks partitioned": Fault(3, 2.0, 2.0, _racks_partitioned),
+    "agent acts not": Fault(2, 1.0, 12.0, _agent_acts_not),
+    "lowered by another": Fault(2, 0.0, 0.0, _lowered_by_another),
+    "stale flood": Fault(2, 1.0, 10.0, _stale_flood),
+    "second controller": Fault(2, 0.5, 3.0, _second_controller),
+}
+"""What many hosts bring with them; drawn from a stream of their own as well."""
 
 LATER = {
     "gpu disobeys": Fault(2, 2.0, 15.0, _gpu_disobeys),

@@ -1,6 +1,7 @@
 """What lies between the law and the drivers: a network that loses things, and agents with the real lease."""
 
 import heapq
+from collections import deque
 from dataclasses import dataclass, field
 from random import Random
 
@@ -25,6 +26,8 @@ class Network:
     cut: set = field(default_factory=set)  # names of cut-off ends
     queue: list = field(default_factory=list)
     number: int = 0
+    again: int = 0  # so many old messages to agents with every new one
+    old: deque = field(default_factory=lambda: deque(maxlen=200))
 
     def send(self, now_s: float, to: str, message: object, via: str) -> None:
         if via in self.cut or self.rng.random() < self.loss:
@@ -35,6 +38,11 @@ class Network:
                 delay_s += self.rng.uniform(0.0, self.late_s)
             self.number += 1
             heapq.heappush(self.queue, (now_s + delay_s, self.number, to, message))
+        if to.isdecimal():
+            self.old.append((to, message))
+            for _ in range(self.again):
+                self.number += 1
+                heapq.heappush(self.queue, (now_s + 0.01, self.number, *self.rng.choice(self.old)))
 
     def heal(self) -> None:
         self.loss = self.twice = self.late_s = 0.0
@@ -58,6 +66,7 @@ class Agent:
     clock_offset_s: float
     up: bool = True
     deaf_to_writes: bool = False  # the driver blocks
+    inert: bool = False  # confirms and shows what it is told, and writes nothing
     boots: int = 0
     lease: leases.Lease | None = None
     echo_sent_at_s: float = -1.0
@@ -128,7 +137,7 @@ class Agent:
         ]
 
     def write(self, found_w: list) -> None:
-        if self.deaf_to_writes or tuple(found_w) == self.lease.held_w:
+        if self.deaf_to_writes or self.inert or tuple(found_w) == self.lease.held_w:
             return
         found = [None if w is None else leases.Found(w, MIN_W, MAX_W) for w in found_w]
         for write in leases.due(self.lease, found):
@@ -139,6 +148,12 @@ class Agent:
     def report(self, now_s: float, network: Network) -> None:
         own_s, t = now_s + self.clock_offset_s, self.truth
         noise_w = t.rng.gauss(0.0, 2.0)
+        shown_w = t.limit_w[self.members].tolist()
+        if self.inert:
+            shown_w = [
+                shown if held is None else held
+                for shown, held in zip(shown_w, self.lease.held_w, strict=True)
+            ]
         gpus = tuple(
             Gpu(
                 uuid="",
@@ -151,7 +166,7 @@ class Agent:
             )
             for power_w, limit_w, lost in zip(
                 t.power_w[self.members].tolist(),
-                t.limit_w[self.members].tolist(),
+                shown_w,
                 t.lost[self.members].tolist(),
                 strict=True,
             )

@@ -34,7 +34,7 @@ from controller.core.model import (
 )
 from tests.world.checkers import Broken, Checkers, Moment
 from tests.world.facility import Meter, Truth
-from tests.world.faults import FAULTS, LATER
+from tests.world.faults import BLOCK_SCALE, FAULTS, LATER, Fault
 from tests.world.nodes import MAX_W, MIN_W, Agent, Network
 
 LENGTH_S = 60.0
@@ -129,6 +129,7 @@ class World:
         if later and Random(f"beat {seed}").random() < SLOW_RATIO:
             self.dt_s = 0.1
         self.later_rng = Random(f"later {seed}")
+        self.scale_rng = Random(f"block scale {seed}")
         tight = later and self.later_rng.random() < 0.4  # racks that their inlets hold
         self.settings = settings_for(rng, self.dt_s, 0.5 if tight else 1.0)
         self.second_silent_s, self.second_plan, self.second_next_s = (0.0, 0.0), (), 0.5
@@ -190,7 +191,13 @@ class World:
         self.checkers = Checkers(self.settings)
         self.timeline = self._draw_faults() if faults else []
         if faults and later:
-            self.timeline = sorted([*self.timeline, *self._draw_later()])
+            self.timeline = sorted(
+                [
+                    *self.timeline,
+                    *self._draw_more(LATER, self.later_rng, (0, 0, 1, 2)),
+                    *self._draw_more(BLOCK_SCALE, self.scale_rng, (0, 0, 1, 1, 2)),
+                ]
+            )
         self.ending: list[tuple[float, int, str, object]] = []
         self.log: list[str] = []
         self.now_s = 1000.0
@@ -288,14 +295,15 @@ class World:
             timeline.append((at_s, name, min(length_s, FAULTS_UNTIL_S - at_s)))
         return sorted(timeline)
 
-    def _draw_later(self) -> list[tuple[float, str, float]]:
-        rng, names = self.later_rng, list(LATER)
-        weights = [LATER[name].weight for name in names]
-        drawn = rng.choices(names, weights=weights, k=rng.choice((0, 0, 1, 2)))
+    def _draw_more(
+        self, faults: dict[str, Fault], rng: Random, counts: tuple[int, ...]
+    ) -> list[tuple[float, str, float]]:
+        names = list(faults)
+        drawn = rng.choices(names, weights=[faults[name].weight for name in names], k=rng.choice(counts))
         timeline = []
         for name in drawn:
             at_s = rng.uniform(FAULTS_FROM_S, FAULTS_UNTIL_S - 2.0)
-            length_s = rng.uniform(LATER[name].shortest_s, LATER[name].longest_s)
+            length_s = rng.uniform(faults[name].shortest_s, faults[name].longest_s)
             timeline.append((at_s, name, min(length_s, FAULTS_UNTIL_S - at_s)))
         return timeline
 
@@ -327,6 +335,8 @@ class World:
             self._deliver(to, message)
         for agent in self.agents:
             agent.step(now_s, network)
+        if any(agent.inert for agent in self.agents):
+            self.disturbed_at_s = now_s  # what its GPUs hold is not what anybody is told
         self.truth.step(self.dt_s, now_s)
         self._measure()
         decided = self._decide()
@@ -456,7 +466,16 @@ class World:
 
     def _break(self, name: str, length_s: float) -> None:
         self.log.append(f"{self.now_s - self.start_s:6.2f} s  {name} for {length_s:.2f} s")
-        fault, rng = (FAULTS[name], self.rng) if name in FAULTS else (LATER[name], self.later_rng)
+        table, rng = next(
+            (table, rng)
+            for table, rng in (
+                (FAULTS, self.rng),
+                (LATER, self.later_rng),
+                (BLOCK_SCALE, self.scale_rng),
+            )
+            if name in table
+        )
+        fault = table[name]
         gpu, agent = rng.randrange(len(self.truth.limit_w)), rng.choice(self.agents)
         heal = fault.strike(self, gpu, agent)
         if heal is not None:
