@@ -3,7 +3,7 @@
 On the hosts: run (block controller or gateway), serve (OPC UA, Modbus,
 DSX Exchange, metrics), agent (on every GPU host).
 For people: check, status, alarms, signals, explain, replay, map; they read
-and touch nothing. command is the block's own panel.
+and touch nothing. command and shed are the block's own panel.
 On site, with field devices: scan, probe, points, read, watch, write, capture,
 playback, checkout; only write --confirm changes anything.
 
@@ -59,11 +59,31 @@ def serve(block_path: BlockPath) -> None:
 def agent(
     node_path: Annotated[Path, typer.Argument(metavar="NODE.yaml", help="configuration of this GPU host")],
     observe: Annotated[bool, typer.Option("--observe", help="read and report, never write a limit")] = False,
+    restore: Annotated[
+        bool, typer.Option("--restore", help="put limits, clocks and profiles back as found, and end")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="with --restore: only show it")] = False,
 ) -> None:
     """Obey the controller on this GPU host, and fall back by itself when it is not heard."""
+    from controller.agent import restore as restoring
     from controller.agent.service import main
 
-    raise typer.Exit(main(node_path, observe))
+    if dry_run and not restore:
+        _give_up("--dry-run belongs to --restore; to run an agent that writes nothing use --observe")
+    if restore and observe:
+        _give_up("--restore writes and --observe never does: give one of them")
+    raise typer.Exit(restoring.main(node_path, dry_run=dry_run) if restore else main(node_path, observe))
+
+
+@app.command("agent-farm", hidden=True)
+def agent_farm(
+    farm_path: Annotated[Path, typer.Argument(metavar="FARM.yaml", help="nodes, one node.yaml each")],
+    observe: Annotated[bool, typer.Option("--observe", help="read and report, never write a limit")] = False,
+) -> None:
+    """Run the agents of many nodes in one process: for benches and rehearsals, not for hosts."""
+    from controller.agent.farm import main
+
+    raise typer.Exit(main(farm_path, observe))
 
 
 @app.command()
@@ -147,6 +167,45 @@ def command(
     _show(view.as_json(outcome) if as_json else view.render(outcome))
     if outcome.result is Result.REJECTED:
         raise typer.Exit(EXIT_NEGATIVE)
+
+
+@app.command()
+def shed(
+    block_path: BlockPath,
+    level: Annotated[str | None, typer.Argument(metavar="[LEVEL]", help="as in `shed.levels`")] = None,
+    valid_for: Annotated[
+        str | None, typer.Option("--for", metavar="TIME", help="how long: 90s, 10m, 2h; else until --end")
+    ] = None,
+    end: Annotated[bool, typer.Option("--end", help="withdraw the call")] = False,
+    writer: Annotated[
+        str | None, typer.Option("--of", metavar="WRITER", help="whose call to withdraw: 'opcua alice'")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Call a level of shedding at once, as from the block's own panel; or show them, and the last call."""
+    import asyncio
+
+    from controller.clock import now_utc_s
+    from controller.image.model import Result
+    from controller.views import command as panel
+    from controller.views import shed as view
+    from controller.views.status import look
+
+    config = _load(block_path)
+    try:
+        wanted = view.wanted(level, valid_for, end=end, writer=writer)
+    except panel.CommandError as error:
+        _give_up(str(error))
+    if wanted is not None:
+        outcome = asyncio.run(panel.carry_out(config.run_dir, wanted))
+        _show(panel.as_json(outcome) if as_json else panel.render(outcome))
+        if outcome.result is Result.REJECTED:
+            raise typer.Exit(EXIT_NEGATIVE)
+        return
+    seen = look(config.run_dir / "status.json", now_utc_s())
+    _show(view.as_json(seen.told) if as_json else view.render(seen.told, now_utc_s()))
+    if seen.fault:
+        _negative(seen.fault)
 
 
 @app.command()

@@ -22,7 +22,14 @@ from controller.alarms import AlarmDesk
 from controller.core.model import FOREVER_S, NEVER_S, Ramp, Settings
 from controller.image.model import Command, Outcome, Result, Role, Words
 from controller.lines import Lines
-from controller.site.facility import CRITICAL_EQUIPMENT, PRIORITIES, Facility, Mode, Slot
+from controller.site.facility import (
+    CRITICAL_EQUIPMENT,
+    PRIORITIES,
+    SHED_LEVELS_MAX,
+    Facility,
+    Mode,
+    Slot,
+)
 from controller.site.facility import OPERATOR as OPERATOR  # noqa: PLC0414  part of this interface
 from controller.site.history import Room
 from protocols.reading import DeviceError, Written
@@ -63,7 +70,10 @@ class Release(_Strict, frozen=True):
 
 
 class Shed(_Strict, frozen=True):
-    level: Words
+    """`level`: its name; or `number`, from 1 on, the gentlest first, for those who cannot write words."""
+
+    level: Words = ""
+    number: Annotated[int, msgspec.Meta(ge=1, le=SHED_LEVELS_MAX)] | None = None
     valid_for_s: Seconds | None = None
 
 
@@ -271,15 +281,18 @@ class CommandDesk:
         self, result: Result, before: float | None, words: list[str], slot: Slot | None = None
     ) -> Outcome:
         """What the facility asks has changed: onto the disk, to the law, and back to whoever asked."""
-        unkept = self._on_moved()
+        words += self._kept()
         facility = self._facility
-        if unkept:
-            words.append(f"in force, but not on disk: {unkept}")
         first = facility.limits[0] if facility.limits else None
-        if slot is not None and slot.shed_level < 0 and first is not None and first.place != slot.place:
+        if slot is not None and first is not None and first.place != slot.place:
             words.append(f"stands behind {first.id} at {first.asks_w:.0f} W")
         value = facility.limit_w if slot is None else slot.limit_w
         return Outcome(result=result, reason="; ".join(words), value=value, was=before)
+
+    def _kept(self) -> list[str]:
+        """To the law, and onto the disk; why it is not there."""
+        unkept = self._on_moved()
+        return [f"in force, but not on disk: {unkept}"] if unkept else []
 
     def _release(self, command: Command, said: Release) -> Outcome:
         before, writer = self._facility.limit_w, said.writer or writer_of(command)
@@ -295,10 +308,13 @@ class CommandDesk:
     def _shed(self, command: Command, said: Shed) -> Outcome:
         levels = () if self._settings is None else self._settings.shed_levels
         names = [level.name for level in levels]
-        if said.level not in names:
+        wanted = said.level
+        if said.number is not None:
+            wanted = names[said.number - 1] if said.number <= len(names) else f"number {said.number}"
+        if wanted not in names:
             known = ", ".join(names) or "none are configured, see `shed.levels` in block.yaml"
-            return _rejected(f"level: no level {said.level!r}; known: {known}")
-        number, before = names.index(said.level), self._facility.limit_w
+            return _rejected(f"level: no level {wanted!r}; known: {known}")
+        number, facility = names.index(wanted), self._facility
         ends_utc_s = FOREVER_S if said.valid_for_s is None else self._now_utc_s() + said.valid_for_s
         slot = Slot(
             writer_of(command),
@@ -308,18 +324,23 @@ class CommandDesk:
             local=command.local,
             shed_level=number,
         )
-        refusal = self._facility.put(slot, self._now_s())
+        refusal = facility.put(slot, self._now_s())
         if refusal:
             return _rejected(refusal)
-        return self._moved(Result.ACCEPTED, before, [], slot)
+        words, first = self._kept(), facility.calls[0]
+        if first.place != slot.place:
+            words.append(f"stands behind {first.id} of level {names[first.shed_level]}")
+        return Outcome(result=Result.ACCEPTED, reason="; ".join(words), value=slot.limit_w)
 
     def _end_shed(self, command: Command, said: EndShed) -> Outcome:
-        before, writer = self._facility.limit_w, said.writer or writer_of(command)
+        writer = said.writer or writer_of(command)
         if self._is_foreign(command, writer):
             return _rejected(f"{writer}'s call is for an engineer, or the block's own panel, to end")
         if not self._facility.release(writer, None, shed=True):
             return _rejected(f"{writer} has called no level of shedding")
-        return self._moved(Result.ACCEPTED, before, [])
+        words = self._kept()
+        words += [f"{slot.id} still stands" for slot in self._facility.calls[:1]]
+        return Outcome(result=Result.ACCEPTED, reason="; ".join(words))
 
     async def _set_mode(self, command: Command, said: SetMode) -> Outcome:
         """Answered when no earlier write is under way any more: somebody may be about to touch the plant."""

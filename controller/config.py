@@ -142,6 +142,7 @@ class ContactConfig(DeviceConfig):
     poll_s: Annotated[float, Field(ge=0.01, le=60)] = 0.05
     age_max_s: Seconds = 1.0
     lost_calls: bool = False  # a contact that cannot be read counts as closed; else as it was last seen
+    frozen_after_s: Seconds | None = None  # a relay may rest for years
 
 
 class ShedConfig(_Strict):
@@ -340,7 +341,7 @@ def devices(config: GatewayConfig | BlockConfig) -> list[Device]:
             Device(
                 f"shed.contacts[{c}]",
                 contact.name,
-                contact,
+                contact if contact.points else contact.model_copy(update={"points": (contact.point,)}),
                 contact.kind or "contact",
                 needs=contact.point,
                 needs_unit="",

@@ -133,23 +133,32 @@ class Gateway:
             yield {"name": link.name, "up": link.up, "fault": link.fault, "age_s": age_s}
 
     def told(self) -> dict[str, Any]:
-        """The facility's part of the status."""
-        facility = self._facility
+        """The facility's part of the status: power limits as slots, and who calls a level of shedding."""
+        facility, at_s = self._facility, now_s()
+        calls = [
+            {
+                "writer": slot.writer,
+                "level": slot.shed_level,
+                "remaining_s": facility.remaining_s(slot, at_s),
+                "counts": number == 0,
+            }
+            for number, slot in enumerate(facility.calls)
+        ]
         slots = [
             {
                 "writer": slot.writer,
                 "priority": slot.priority,
                 "limit_w": slot.limit_w,
                 "then_w": slot.then_w,
-                "remaining_s": facility.remaining_s(slot, now_s()),
+                "remaining_s": facility.remaining_s(slot, at_s),
                 "heartbeat_timeout_s": slot.heartbeat_timeout_s,
                 "ramp_w_per_s": None if slot.ramp is None else slot.ramp.down_w_per_s,
                 "over": slot.is_over,
                 "counts": number == 0,
             }
-            for number, slot in enumerate(facility.slots)
+            for number, slot in enumerate(facility.limits)
         ]
-        return {"mode": facility.mode, "limit_w": facility.limit_w, "slots": slots}
+        return {"mode": facility.mode, "limit_w": facility.limit_w, "slots": slots, "calls": calls}
 
     def close(self) -> None:
         self.commands.close()

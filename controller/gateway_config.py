@@ -251,7 +251,7 @@ def opcua_security(device: DeviceConfig) -> Security:
 def _point_errors(device: Device, profile: Profile) -> Iterator[str]:
     config, where, known = device.config, device.where, ", ".join(profile.points)
     asked = {
-        "points": config.points,
+        "points": tuple(name for name in config.points if name != device.needs),
         "writes": tuple(config.writes),
         "alarms": tuple(config.alarms),
         "point": (device.needs,),

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 import structlog
 
-from controller.core import base_load, watch
+from controller.core import base_load, schedule, shed, watch
 from controller.core.model import Decision, Floats, Ints, Limit, Settings, Snapshot
 
 VERSION: Final = 3
@@ -98,6 +98,29 @@ def block_status(
             )
         ],
     }
+
+
+def shed_status(settings: Settings, snapshot: Snapshot, decision: Decision) -> dict[str, Any]:
+    """Levels of shedding, what is called now and by whom, and how many nodes would obey a call."""
+    levels = settings.shed_levels
+    requests = (*snapshot.sheds, *schedule.called(decision.state.running))
+    deepest = max((request.level for request in requests), default=shed.NO_LEVEL)
+    return {
+        "level": None if deepest == shed.NO_LEVEL else levels[deepest].name,
+        "called": [{"level": levels[one.level].name, "by": one.source} for one in requests],
+        "levels": [level._asdict() for level in levels],
+        "armed": int(shed.armed(decision.state.shedding, snapshot).sum()),
+        "nodes": len(settings.topology.node_names),
+    }
+
+
+def shed_words(told: Mapping[str, Any]) -> str:
+    """Who calls what, of `shed_status`; empty: nobody calls."""
+    if told["level"] is None:
+        return ""
+    return f"level {told['level']} is called: " + ", ".join(
+        one["by"] + ("" if one["level"] == told["level"] else f" ({one['level']})") for one in told["called"]
+    )
 
 
 def _sums(members: Ints, power_w: Floats, count: int) -> list[float | None]:

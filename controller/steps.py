@@ -34,7 +34,7 @@ FILES_MAX: Final = 4
 
 
 class Histogram:
-    """Lengths of time, counted by bucket as Prometheus does it: cumulative, with sum and count."""
+    """Lengths of time, counted by bucket; the last one is for all that is longer."""
 
     def __init__(self) -> None:
         self._counts = [0] * (len(BUCKETS_S) + 1)

@@ -33,7 +33,7 @@ from controller.alarms.model import (
 )
 from controller.alarms.table import LEFT_OUT, AlarmSettings, Entry
 
-KIND_MAX: Final = 64  # more of one kind is one fault, not many
+KIND_MAX: Final = 80  # more of one kind is one fault, not many
 CHATTER_COUNT: Final = 3  # three in a minute is what ISA-18.2 calls chattering
 CHATTER_S: Final = 60.0
 CASCADE_S: Final = 30.0  # from a lost broker to the last alarm that follows from it

@@ -104,6 +104,27 @@ BLOCK: Final = (
         off_delay_s=LINK_OFF_S,
     ),
     Entry(
+        pattern="shed",
+        priority=Priority.HIGH,
+        meaning="a level of shedding is called; the text says which, and by whom",
+        by_itself="every GPU went to its entry in the table at once; the power comes back by the agreed ramp"
+        " when the call ends",
+        response="`powerblock shed` shows what came of it; if `shortfall` stands beside it, shed by hand. Is"
+        " the reason real? Who called it ends it",
+        group="block",
+        off_delay_s=0.0,
+    ),
+    Entry(
+        pattern="contact …",
+        priority=Priority.HIGH,
+        meaning="this contact cannot be read; the text says what it counts as",
+        by_itself="counts as it was last seen, or as closed where `lost_calls` is set",
+        response="wire, address, unit id of its PLC. Until it is back nobody can call by it, and a call by it"
+        " does not end",
+        group="block",
+        off_delay_s=LINK_OFF_S,
+    ),
+    Entry(
         pattern="report …",
         priority=Priority.MEDIUM,
         meaning="this node's newest report was refused; the text says why",
@@ -217,6 +238,14 @@ BLOCK: Final = (
         priority=Priority.LOW,
         meaning="`signals.jsonl` cannot be written",
         by_itself="goes on; lines are lost and counted",
+        response="free the disk",
+        group="disk",
+    ),
+    Entry(
+        pattern="shed record",
+        priority=Priority.LOW,
+        meaning="`sheds.jsonl` cannot be written",
+        by_itself="calls are carried out all the same; how long their steps took is lost",
         response="free the disk",
         group="disk",
     ),

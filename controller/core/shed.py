@@ -59,10 +59,10 @@ def start(settings: Settings) -> Shedding:
 
 
 def armed(shedding: Shedding, snapshot: Snapshot) -> Bools:
-    """(nodes) that have the newest table of theirs and obey us."""
-    gpus = snapshot.gpus
-    has_table = gpus.node_table >= shedding.table.node_version
-    return has_table & (shedding.table.node_version > 0) & gpus.node_leased
+    """(nodes) that have the newest table of theirs and obey us; none before every level was divided once."""
+    gpus, table = snapshot.gpus, shedding.table
+    has_table = gpus.node_table >= table.node_version
+    return has_table & (table.node_version > 0) & gpus.node_leased & (shedding.turn >= len(table.limits_w))
 
 
 def plan(settings: Settings, shedding: Shedding, snapshot: Snapshot, now: Now) -> Shedding:

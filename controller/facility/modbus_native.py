@@ -26,6 +26,7 @@ from controller.facility.register_map import (
     NONE_U32,
     REQUEST,
     REQUEST_AT,
+    SHED_AT,
     TAIL_WORDS,
     TEXT_WORDS,
     Field,
@@ -226,6 +227,11 @@ def _mode(said: Said, _heartbeat_timeout_s: float) -> Arguments:
     return {"mode": MODES[said["SP_Mode"]]}
 
 
+def _shed(said: Said, _heartbeat_timeout_s: float) -> Arguments:
+    held: Arguments = {"valid_for_s": float(said["SP_ValidFor_s"])} if said["SP_ValidFor_s"] else {}
+    return {"number": said["SP_Request"] - SHED_AT, **held}
+
+
 def _nothing(_said: Said, _heartbeat_timeout_s: float) -> Arguments:
     return {}
 
@@ -236,4 +242,6 @@ ARGUMENTS: Final = {
     "set_mode": _mode,
     "acknowledge": _nothing,
     "reset": _nothing,
+    "shed": _shed,
+    "end_shed": _nothing,
 }

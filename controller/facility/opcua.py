@@ -103,6 +103,16 @@ METHODS: Final[tuple[tuple[str, str, str, tuple[_Given, ...]], ...]] = (
     ),
     ("Release", "release", "withdraw our limits", ()),
     ("ReleasePriority", "release", "withdraw our limit of one priority", (PRIORITY,)),
+    (
+        "Shed",
+        "shed",
+        "call a level of shedding: an emergency, at once and without a ramp",
+        (
+            _Given("level", WORDS, "its name, as in block.yaml"),
+            _Given("valid_for_s", ASKED, "how long, s; 0: until EndShed", optional=True),
+        ),
+    ),
+    ("EndShed", "end_shed", "withdraw our call; the power comes back by the agreed ramp", ()),
     ("SetMode", "set_mode", "switch who may", (_Given("mode", WORDS, "remote, local or off"),)),
     ("Heartbeat", "heartbeat", "we are still here", ()),
     ("Acknowledge", "acknowledge", "an alarm was seen", (KEY_OR_ALL,)),

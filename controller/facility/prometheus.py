@@ -10,6 +10,7 @@ every outlet of every PDU:
     powerblock_age_seconds{...,quantity="power_watts"} 0.1
     powerblock_state{...,quantity="mode",state="limited"} 1        the one that it is in
     powerblock_device_info{...,kind="device",name="pdu-1",profile="xerus_pdu",rack="r1",...} 1
+    powerblock_shed_step_seconds_bucket{block="hall-a",step="confirmed",le="0.02"} 3        a histogram
 
 A value that is missing or stale has no sample, only a quality of 0; so has every one while the controller is
 not heard. Texts are no metrics. Labels come from
@@ -25,8 +26,10 @@ import asyncio
 import re
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import Final, NamedTuple
 
+import msgspec
 from aiohttp import web
 
 from controller.clock import now_s
@@ -36,6 +39,7 @@ from controller.image.image import GroupCells
 from controller.image.model import Group, Point, Quality
 
 PREFIX: Final = "powerblock"
+BLOCK, SHED_STEPS = "block", "shed_steps"  # group and point whose text tells how long calls took
 CHUNK: Final = 200  # points in one turn of the loop: half a millisecond
 SCRAPES_MAX: Final = 4  # at a time; each holds its text in memory
 CLOSE_WAIT_S: Final = 1.0
@@ -120,6 +124,14 @@ class Fact(NamedTuple):
     name: str
     help: str
     values: Callable[[], Iterable[tuple[Mapping[str, str], float]]]  # by labels
+
+
+class Lengths(msgspec.Struct, frozen=True):
+    """How often a step took how long: upper ends of buckets, what fell into each; the last has no end."""
+
+    buckets_s: tuple[float, ...]
+    counts: tuple[int, ...]
+    sum_s: float
 
 
 class _Sample(NamedTuple):
@@ -256,6 +268,26 @@ class Prometheus:
         if is_open:
             yield "# EOF\n"
 
+    def _steps(self, *, is_open: bool) -> Iterator[str]:
+        """How long every step of calls of shed levels took, where the controller tells it."""
+        told = self._told_steps()
+        if not told:
+            return
+        name = f"{PREFIX}_shed_step_seconds"
+        text = "from the signal that called a level to this step"
+        yield _head(name, text, "seconds", kind="histogram", is_open=is_open)
+        for step, lengths in told.items():
+            yield from _histogram(name, {"block": self._name, "step": step}, lengths)
+
+    def _told_steps(self) -> Mapping[str, Lengths]:
+        blocks = (cells for cells in self._feed.image.groups if cells.group.path == BLOCK)
+        for cells in blocks:
+            place = cells.places.get(SHED_STEPS)
+            value = None if place is None else cells.cell(place, now_s()).value
+            if isinstance(value, str) and self._feed.alive:
+                return msgspec.json.decode(value, type=dict[str, Lengths])
+        return {}
+
     def _rest(self, *, is_open: bool) -> Iterator[str]:
         yield _head(f"{PREFIX}_device", "what a group is", "", kind="info", is_open=is_open)
         yield "".join(self._info)
@@ -269,11 +301,21 @@ class Prometheus:
             counts[place] = counts.get(place, 0) + 1
         for (priority, state), count in sorted(counts.items()):
             yield f"{PREFIX}_alarms{_labelled(own | {'priority': priority, 'state': state})} {count}\n"
+        yield from self._steps(is_open=is_open)
         for fact in self._facts:
             name = f"{PREFIX}_{fact.name}"
             yield _head(name, fact.help, "", is_open=is_open)
             for labels, value in fact.values():
                 yield f"{name}{_labelled(own | dict(labels))} {value:.12g}\n"
+
+
+def _histogram(name: str, labels: Mapping[str, str], lengths: Lengths) -> Iterator[str]:
+    """Buckets count all that is not longer than their end."""
+    ends = [*map(str, lengths.buckets_s), "+Inf"]
+    for end, count in zip(ends, accumulate(lengths.counts), strict=True):
+        yield f"{name}_bucket{_labelled({**labels, 'le': end})} {count}\n"
+    yield f"{name}_sum{_labelled(labels)} {lengths.sum_s:.12g}\n"
+    yield f"{name}_count{_labelled(labels)} {sum(lengths.counts)}\n"
 
 
 def _lines(

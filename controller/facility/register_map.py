@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from typing import Final, Literal
 
 from controller.image.model import Group, Point
+from controller.site.facility import SHED_LEVELS_MAX
 
 MAP_VERSION: Final = 1  # of the rules on this page
 ADDRESSES: Final = 0x10000
@@ -115,7 +116,16 @@ STATUS: Final = (
     Field("limit_source", "text", "whose limit binds"),
 )
 
-ACTIONS: Final = {1: "set_power_limit", 2: "release", 3: "set_mode", 4: "acknowledge", 5: "reset"}
+SHED_AT: Final = 6  # SP_Request of the first level, less one; there are SHED_LEVELS_MAX of them
+ACTIONS: Final = {
+    1: "set_power_limit",
+    2: "release",
+    3: "set_mode",
+    4: "acknowledge",
+    5: "reset",
+    SHED_AT: "end_shed",
+    **dict.fromkeys(range(SHED_AT + 1, SHED_AT + 1 + SHED_LEVELS_MAX), "shed"),
+}
 MODES: Final = {0: "remote", 1: "local", 2: "off"}
 
 REQUEST: Final = (
@@ -123,8 +133,10 @@ REQUEST: Final = (
         "SP_Request",
         "u16",
         "what to do when SP_Seq changes",
-        highest=5,
-        states="0 nothing, 1 set limit, 2 release, 3 set switch, 4 acknowledge alarms, 5 reset alarms",
+        highest=max(ACTIONS),
+        states="0 nothing, 1 set limit, 2 release, 3 set switch, 4 acknowledge alarms, 5 reset alarms,"
+        f" {SHED_AT} end our call of a shed level, {SHED_AT + 1} to {max(ACTIONS)} call level 1 to"
+        f" {SHED_LEVELS_MAX}, the gentlest first",
     ),
     Field("SP_Limit_W", "f32", "limit of the block", unit="W", highest=1e9),
     Field("SP_Ramp_W_per_s", "f32", "rate of change; 0: the block's own", unit="W/s", highest=1e9),

@@ -12,12 +12,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import ceil
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 
 from controller.core.model import NO_LIMIT_W, Decision, Mode, Settings, Snapshot
 from controller.image.model import WORDS_MAX, Group, Point, Value
 from controller.image.wire import Update
 from controller.site.facility import MODES
+from controller.status import shed_words
 
 STALE_S: Final = 5.0
 NODE_STALE_S: Final = 10.0
@@ -128,7 +130,15 @@ class BlockPoints:
             self._least_w,
             MODE_NUMBERS[decision.mode.value],
             told["why"][:WORDS_MAX],
+            *self._shed(told["shed"]),
         ]
+
+    def _shed(self, told: Mapping[str, Any]) -> list[Value]:
+        """Level, who calls it, how many nodes would obey a call, and how long the steps of calls took."""
+        names = [level["name"] for level in told["levels"]]
+        level = 0 if told["level"] is None else 1 + names.index(told["level"])
+        steps = msgspec.json.encode(told["steps"]).decode()
+        return [float(level), shed_words(told)[:WORDS_MAX], float(told["armed"]), steps]
 
     def _turn(self, nodes: int) -> Iterator[int]:
         """The nodes whose turn it is."""
@@ -192,6 +202,18 @@ def _groups(
             _power("least_w", "the least that the block can be brought to"),
             Point(name="mode", title="towards the site", states=MODE_STATES, stale_after_s=STALE_S),
             Point(name="why", title="the last decision in a sentence", text=True, stale_after_s=STALE_S),
+            Point(
+                name="shed_level",
+                title="of shedding, called now",
+                states={
+                    0: "none",
+                    **dict(enumerate((level.name for level in settings.shed_levels), start=1)),
+                },
+                stale_after_s=STALE_S,
+            ),
+            Point(name="shed_by", title="who calls it", text=True, stale_after_s=STALE_S),
+            Point(name="shed_armed", title="nodes that would obey a call at once", stale_after_s=STALE_S),
+            Point(name="shed_steps", title="how long calls took; JSON", text=True, stale_after_s=STALE_S),
         ),
     )
     return [

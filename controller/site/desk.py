@@ -24,7 +24,7 @@ import structlog
 
 from controller.config import BlockConfig, settings_of
 from controller.core import schedule
-from controller.core.model import NEVER_S, Decision, Floats, Running, Setpoint, Site, Snapshot
+from controller.core.model import NEVER_S, Decision, Floats, Running, Setpoint, ShedRequest, Site, Snapshot
 from controller.site import config as sites
 from controller.site.config import FACILITY, DsxFlexConfig, OpenAdrMqttConfig, OpenAdrVtnConfig
 from controller.site.dsx import DsxFlex
@@ -70,6 +70,7 @@ class SiteDesk:
         clock: monotonic and wall clock, s.
         on_change: called with what the law should hear, as soon as it is other than before.
         on_caps: called with caps of single GPUs, (n) W, when they have changed.
+        on_called: called when a source calls another level of shedding than before, or none any more.
     """
 
     def __init__(
@@ -80,12 +81,13 @@ class SiteDesk:
         clock: tuple[Callable[[], float], Callable[[], float]],
         on_change: Callable[[Site], None],
         on_caps: Callable[[Floats], None],
+        on_called: Callable[[], None] = lambda: None,
     ) -> None:
         self.site = Site()
         self.signals: deque[Signal] = deque(maxlen=SIGNALS_KEPT)
         self.counts: Counter[str] = Counter()
         self.history = History(config.state_dir)
-        self._store, self._on_change, self._on_caps = store, on_change, on_caps
+        self._store, self._on_change, self._on_caps, self._on_called = store, on_change, on_caps, on_called
         self._caps: tuple[Floats, ...] = ()
         self._now_s, self._now_utc_s = clock
         kept = store.book or {}
@@ -97,6 +99,7 @@ class SiteDesk:
         }
         self.sources[FACILITY] = self.facility
         self._watched = [self.sources[one.name] for one in config.site.watched]
+        self.sheds = self._called()
         self._waiting = {name: Waiting() for name in self.sources}
         for name, source in self.sources.items():
             source.has_room = partial(Waiting.has_room, self._waiting[name])
@@ -304,6 +307,14 @@ class SiteDesk:
         setpoints = tuple(sorted(chosen, key=_order))
         if setpoints != self.site.setpoints:
             self._publish(replace(self.site, setpoints=setpoints))
+        sheds = self._called()
+        if sheds != self.sheds:
+            self.sheds = sheds
+            self._on_called()
+
+    def _called(self) -> tuple[ShedRequest, ...]:
+        """Levels of shedding that are called otherwise than by a window."""
+        return tuple(request for source in self.sources.values() for request in source.sheds)
 
     def _publish(self, site: Site) -> None:
         self.site = site
@@ -386,8 +397,9 @@ class SiteDesk:
     def _opened_facility(self, config: BlockConfig, kept: Any) -> Facility:
         settings = settings_of(config)
         least_w = block_w(settings, settings.topology.gpu_min_w)
+        levels_w = [level.limit_w for level in settings.shed_levels]
         try:
-            return Facility(least_w, kept)
+            return Facility(least_w, kept, levels_w)
         except msgspec.ValidationError as error:
             self._store.set_book_aside(str(error))
             return Facility(least_w)
@@ -411,7 +423,9 @@ def _standing(setpoints: Sequence[Setpoint], decision: Decision) -> Iterator[dic
         if winner != setpoint:
             stands = f"yields to {winner.id}, which has priority"
         else:
-            stands = "binds" if schedule.name(setpoint) == binding else f"above {binding}"
+            own = schedule.name(setpoint)
+            binds = own == binding or (setpoint.shed_level >= 0 and f"({own})" in binding)
+            stands = "binds" if binds else f"above {binding}"
         yield {**asdict(setpoint), "stands": stands}
     coming = islice((one for one in setpoints if one not in opened), SETPOINTS_SHOWN_MAX)
     yield from ({**asdict(setpoint), "stands": ""} for setpoint in coming)

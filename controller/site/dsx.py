@@ -15,7 +15,7 @@ The answers (status, breach, enforcement) are `told`'s.
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, Final
 
-from controller.core.model import NEVER_S, Contact, Decision, Floats, Settings, Snapshot
+from controller.core.model import NEVER_S, Contact, Decision, Floats, Settings, ShedRequest, Snapshot
 from controller.site.config import DsxFlexConfig
 from controller.site.heartbeat import Pulse
 from controller.site.keys import KeyFile, key_files, signer_file
@@ -32,6 +32,8 @@ from protocols.mqtt import Subscription
 from protocols.openadr import Heartbeat
 
 SILENT: Final = "nothing was heard of it any more"
+CALLED: Final = "a level of shedding is called"
+CALLED_NO_MORE: Final = "calls no level of shedding any more"
 
 
 class DsxFlex:
@@ -68,14 +70,15 @@ class DsxFlex:
         self._bodies, self._alerts = Bodies(), Seen()
         feeds = policy.feeds
         self.book = load_target.LoadTargetBook(feeds)
-        self._shedding = Shedding(settings)
+        self.sheds: tuple[ShedRequest, ...] = ()
+        self._shedding = Shedding(settings, self.name, policy.feeds, policy.breach_level)
         if kept is not None:
             said = wire.an_object(kept, "kept load targets")
             self.book = load_target.LoadTargetBook.from_dict(feeds, said.get("book"))
             digests = wire.a_list(said.get("bodies", []), "kept bodies", BODIES_MAX)
             self._bodies = Bodies(tuple(wire.a_text(one, "kept bodies") for one in digests))
             self._shedding.reopen(said.get("alerts"))
-            self.cap_w = self._shedding.cap_w
+            self.cap_w, self.sheds = self._shedding.cap_w, self._shedding.requests
         self.outlook = Outlook(policy.of_dsx, policy.ways.spread_max_s)
         self._learn()
         wanted = [
@@ -155,22 +158,21 @@ class DsxFlex:
         if said in self._alerts:
             return None
         alert = breach.read_alert(data)
-        results = self._shedding.take(alert, arrival.now_s, arrival.now_utc_s)
+        is_own = said.source.rpartition("/")[2] == self._config.agent_id or self.told.raised(alert.breach_id)
+        before, now_utc_s = self.sheds, arrival.now_utc_s
+        results = self._shedding.take(alert, arrival.now_s, now_utc_s, may_call=not is_own)
         self._alerts.enter(said)
-        if not results:
-            return None
-        self._capped()
-        phase: enforcement.Phase = "reverted" if alert.status == "resolved" else "applied"
-        self.told.enforced(alert, phase, results, said.trace, arrival.now_utc_s)
-        reason = f"{phase}: {enforcement.overall_code(results)} of {len(results)} hints"
-        return Signal(
-            arrival.now_utc_s,
-            self.name,
-            said.source,
-            f"breach {alert.breach_id}",
-            accepted=True,
-            reason=reason,
-        )
+        if results or before or self._shedding.requests:
+            self._carried_out()
+        came = []
+        if results:
+            phase: enforcement.Phase = "reverted" if alert.status == "resolved" else "applied"
+            self.told.enforced(alert, phase, results, said.trace, now_utc_s)
+            came.append(f"{phase}: {enforcement.overall_code(results)} of {len(results)} hints")
+        if self.sheds != before:
+            came.append(CALLED if len(self.sheds) > len(before) else CALLED_NO_MORE)
+        about = f"breach {alert.breach_id}"
+        return Signal(now_utc_s, self.name, said.source, about, True, "; ".join(came)) if came else None
 
     def _judged(self, arrival: Arrival, said: Envelope | None, verdict: load_target.Verdict) -> Signal | None:
         """A repeat is a sign of life and not worth a line; the same message twice is not even that."""
@@ -197,8 +199,8 @@ class DsxFlex:
         sent = Heartbeat(said.time_utc_s, None, None)
         return not pulse.refusal(sent, arrival.now_s, retained=arrival.retained)
 
-    def _capped(self) -> None:
-        self.cap_w = self._shedding.cap_w
+    def _carried_out(self) -> None:
+        self.cap_w, self.sheds = self._shedding.cap_w, self._shedding.requests
         self.revision += 1
 
     def _learn(self) -> None:
@@ -223,14 +225,15 @@ class DsxFlex:
     def tell(self, snapshot: Snapshot, decision: Decision) -> None:
         forgotten = self._shedding.forgotten(snapshot.now_s, snapshot.now_utc_s)
         if forgotten:
-            self._capped()
+            self._carried_out()
         for shed in forgotten:
             self._reverted(shed, snapshot.now_utc_s)
         self.told.beat(snapshot, decision)
 
     def _reverted(self, shed: Shed, at_utc_s: float) -> None:
-        """Caps of a breach that fell silent are gone, and nobody asked for that."""
-        self.told.enforced(shed.alert, "reverted", shed.results, None, at_utc_s)
+        """Caps and calls of a breach that fell silent are gone, and nobody asked for that."""
+        if shed.results:
+            self.told.enforced(shed.alert, "reverted", shed.results, None, at_utc_s)
         about = f"breach {shed.alert.breach_id}"
         self.pending.append(Signal(at_utc_s, self.name, self.name, about, True, f"reverted: {SILENT}"))
         del self.pending[:-BREACHES_MAX]

@@ -12,15 +12,17 @@ The switch. In LOCAL slots of the block's own panel stand before all others; wit
 counting, so that turning the switch moves no power. In REMOTE priority alone decides. OFF brings the block to
 the least that it can draw, whoever wants what; whoever turns it back leaves a slot behind that holds that
 power until it is released: nothing starts by itself.
+
+A call of a level of shedding is a slot as well, beside the power limits: of those the lowest binds, too.
 """
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Literal, get_args
 
 import msgspec
 
-from controller.core.model import FOREVER_S, Contact, Decision, Floats, Ramp, Setpoint, Snapshot
+from controller.core.model import FOREVER_S, Contact, Decision, Floats, Ramp, Setpoint, ShedRequest, Snapshot
 from controller.site.config import FACILITY as NAME
 from controller.site.outlook import Outlook
 from controller.site.source import Arrival, Signal
@@ -40,6 +42,7 @@ SLOTS_MAX: Final = 32  # as many again for those above operators: safety finds a
 OPERATOR: Final = 8
 CRITICAL_EQUIPMENT: Final = 5  # where calls of shed levels stand
 BEHIND_THE_PANEL: Final = 100  # added to priorities of all others in LOCAL
+SHED_LEVELS_MAX: Final = 8  # a level each for more than anybody can tell apart in an emergency
 LAPSES_MAX: Final = 32
 
 Mode = Literal["remote", "local", "off"]
@@ -86,8 +89,9 @@ class Slot:
 
     @property
     def id(self) -> str:
-        what = "" if self.shed_level < 0 else ", shed"
-        return f"{self.writer} ({PRIORITIES[self.priority]}{what})"
+        return (
+            f"{self.writer} ({PRIORITIES[self.priority]})" if self.shed_level < 0 else f"{self.writer}'s call"
+        )
 
     def setpoints(self, rank: int) -> Iterator[Setpoint]:
         """In the law's words, with its fallback, which stands behind it from the start: no gap between them.
@@ -125,14 +129,16 @@ class Facility:
     Args:
         least_w: what the block draws at most with all GPUs at their lowest limits: where OFF leads.
         kept: as `kept` gave it.
+        shed_levels_w: power of every level of shedding, the gentlest first.
     """
 
-    def __init__(self, least_w: float, kept: Any = None) -> None:
+    def __init__(self, least_w: float, kept: Any = None, shed_levels_w: Sequence[float] = ()) -> None:
         self.name = NAME
         self.outlook = Outlook(lambda setpoint: setpoint, 0.0)
         self.contact = Contact()
         self.wire: MqttWire | None = None
         self.cap_w: Floats | None = None
+        self.sheds: tuple[ShedRequest, ...] = ()  # its calls are windows
         self.has_room: Callable[[], bool] = lambda: True
         self.pending: list[Signal] = []
         self.revision = 0
@@ -145,7 +151,7 @@ class Facility:
         self._ends_at_s: dict[Place, float] = {}  # on the clock that does not step
         self._lapsed: dict[str, str] = {}  # writers that fell silent, until they speak again
         if kept is not None:
-            self._reopen(kept)
+            self._reopen(kept, shed_levels_w)
         self._learn()
 
     @property
@@ -157,6 +163,11 @@ class Facility:
     def limits(self) -> tuple[Slot, ...]:
         """Those that set a power limit, in that order."""
         return tuple(slot for slot in self.slots if slot.shed_level < 0)
+
+    @property
+    def calls(self) -> tuple[Slot, ...]:
+        """Those that call a level of shedding, in that order."""
+        return tuple(slot for slot in self.slots if slot.shed_level >= 0)
 
     @property
     def limit_w(self) -> float | None:
@@ -299,11 +310,26 @@ class Facility:
         self.outlook.learn(sorted(windows, key=lambda one: one.starts_utc_s))
         self.revision += 1
 
-    def _reopen(self, kept: Any) -> None:
+    def _reopen(self, kept: Any, shed_levels_w: Sequence[float] = ()) -> None:
         """Raises msgspec.ValidationError."""
         said = msgspec.convert(kept, _Kept)
         self.mode, self._since_utc_s = said.mode, said.since_utc_s
-        self._slots = {slot.place: slot for slot in said.slots if slot.priority in PRIORITIES}
+        slots = (_called_again(slot, shed_levels_w) for slot in said.slots if slot.priority in PRIORITIES)
+        self._slots = {slot.place: slot for slot in slots}
+
+
+def _called_again(slot: Slot, shed_levels_w: Sequence[float]) -> Slot:
+    """A call after a start, when levels may be others than before: its power is what was meant.
+
+    It calls the gentlest level that sheds as much, or the deepest; without levels it is a power limit.
+    """
+    if slot.shed_level < 0:
+        return slot
+    if not shed_levels_w:
+        return replace(slot, shed_level=-1)
+    enough = (number for number, level_w in enumerate(shed_levels_w) if level_w <= slot.limit_w)
+    number = next(enough, len(shed_levels_w) - 1)
+    return replace(slot, shed_level=number, limit_w=shed_levels_w[number])
 
 
 class _Kept(msgspec.Struct, frozen=True):

@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 import structlog
 
-from controller.core.model import NEVER_S, NO_LIMIT_W, Contact, Decision, Settings, Snapshot
+from controller.core.model import NEVER_S, NO_LIMIT_W, Contact, Decision, Settings, ShedRequest, Snapshot
 from controller.metering import Metering
 from controller.site.config import OpenAdrMqttConfig, OpenAdrVtnConfig
 from controller.site.outlook import Outlook
@@ -44,6 +44,7 @@ class OpenAdrSource:
         self.outlook = Outlook(policy.of_openadr, policy.ways.spread_max_s, policy.horizon_s)
         self.contact = Contact()
         self.cap_w = None
+        self.sheds: tuple[ShedRequest, ...] = ()
         self.has_room: Callable[[], bool] = lambda: True
         self.pending: list[Signal] = []
         self.revision = 0

@@ -23,6 +23,7 @@ import numpy as np
 
 from controller.config import KW, BlockConfig, ramp_of, settings_of
 from controller.core.model import NO_LIMIT_W, Floats, Ramp, Setpoint, Settings
+from controller.core.shed import NO_LEVEL
 from controller.site.config import RampConfig, Source, StepConfig
 from controller.site.outlook import HORIZON_S
 from protocols import openadr
@@ -146,6 +147,7 @@ class Policy:
     ways: Ways
     feeds: Mapping[str, float]  # DSX: share of the block's power, by feed tag
     floors_w: float  # DSX: what best effort leaves, the block with every tier at its floor
+    breach_level: int = NO_LEVEL  # DSX: of shedding, that a critical breach of one of these feeds calls
     horizon_s: float = HORIZON_S  # how far ahead a window may begin to bind
 
     @property
@@ -167,7 +169,7 @@ class Policy:
             priority=fallback + window.priority,
             arrive_at_start=way.arrive_at_start,
             ramp=way.ramp,
-            shed_level=self.meanings.sheds.get(window.type, -1),
+            shed_level=self.meanings.sheds.get(window.type, NO_LEVEL),
         )
 
     def of_dsx(self, window: load_target.Window) -> Setpoint:
@@ -284,6 +286,7 @@ def policy_of(config: BlockConfig, source: Source) -> Policy:
         feeds=getattr(source, "feeds", {}),
         horizon_s=max(HORIZON_S, settings.feed_rating_w / slowest_w_per_s + settings.lead_s),
         floors_w=block_w(settings, np.clip(topology.gpu_floor_w, topology.gpu_min_w, topology.gpu_max_w)),
+        breach_level=shed.level(shed.critical_breach) if shed and shed.critical_breach else NO_LEVEL,
     )
 
 

@@ -6,20 +6,25 @@ block's power is shared out as ever. A node's power is taken to be its GPUs', it
 `throttle` is a cap at the least; `suspend`, chassis and whatever is not ours are skipped, and the answer
 says so.
 
-A cap lasts until its breach is resolved, across restarts; an alert that comes after that caps no more. The
+A critical breach of a feed of this block calls a level of shedding beside that, where one was agreed: once
+critical, it calls until it is over. A breach that this block has raised itself never does, or the block would
+go on shedding because it sheds too late.
+
+Both last until their breach is resolved, across restarts; an alert that comes after that counts no more. The
 contract bounds neither, so a breach of which nothing was heard for `SILENT_MAX_S` is taken for over: an
 adviser that died must not hold GPUs down for ever.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import msgspec
 import numpy as np
 
-from controller.core.model import NO_LIMIT_W, Floats, Settings
+from controller.core.model import NO_LIMIT_W, Floats, Settings, ShedRequest
+from controller.core.shed import NO_LEVEL
 from protocols.dsx_flex.breach import Alert, ShedHint, alert_data, read_alert
 from protocols.dsx_flex.enforcement import Result
 from protocols.dsx_flex.load_target import REMEDY_KEPT
@@ -32,11 +37,12 @@ RESOLVED_MAX: Final = 1024  # breaches that are over and remembered, 40 kB on di
 
 @dataclass(frozen=True)
 class Shed:
-    """One breach whose hints are carried out."""
+    """One breach whose hints are carried out, or that calls a level of shedding."""
 
     alert: Alert
     cap_w: Floats  # (n)
     results: tuple[Result, ...]
+    calls: bool
     heard_at_s: float  # nan: by a program before this one, by a clock that is gone
     heard_utc_s: float  # for the disk: another start has another monotonic clock
 
@@ -44,6 +50,7 @@ class Shed:
 class _KeptShed(msgspec.Struct):
     alert: dict[str, Any]
     heard_utc_s: float
+    calls: bool = False
 
 
 class _Kept(msgspec.Struct):
@@ -52,10 +59,19 @@ class _Kept(msgspec.Struct):
 
 
 class Shedding:
-    """Caps in force, by breach."""
+    """Caps and calls in force, by breach.
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    Args:
+        settings: of the law.
+        source: whose breaches these are.
+        feeds: of this block.
+        level: that a critical breach of one of them calls; NO_LEVEL: none.
+    """
+
+    def __init__(
+        self, settings: Settings, source: str = "", feeds: Iterable[str] = (), level: int = NO_LEVEL
+    ) -> None:
+        self._settings, self._source, self._feeds, self._level = settings, source, frozenset(feeds), level
         self._sheds: dict[str, Shed] = {}
         self._resolved: dict[str, None] = {}  # breach ids, the oldest first
 
@@ -66,10 +82,18 @@ class Shedding:
         lowest_w: Floats = np.minimum.reduce([none, *(shed.cap_w for shed in self._sheds.values())])
         return lowest_w
 
-    def take(self, alert: Alert, now_s: float, now_utc_s: float) -> tuple[Result, ...]:
+    @property
+    def requests(self) -> tuple[ShedRequest, ...]:
+        """What is called now: one of every feed."""
+        feeds = dict.fromkeys(shed.alert.feed for shed in self._sheds.values() if shed.calls)
+        return tuple(ShedRequest(f"{self._source}: critical breach of {feed}", self._level) for feed in feeds)
+
+    def take(
+        self, alert: Alert, now_s: float, now_utc_s: float, *, may_call: bool = True
+    ) -> tuple[Result, ...]:
         """Carry an alert's hints out, or take them back when it is resolved. What came of each of ours.
 
-        Returns nothing where no hint is for this block.
+        Returns nothing where no hint is for this block. `may_call`: the breach is somebody else's.
 
         Raises:
             DsxFlexError: its breach was resolved before.
@@ -81,18 +105,24 @@ class Shedding:
             return () if shed is None else shed.results
         cap_w = np.full(len(self._settings.topology.gpu_node), NO_LIMIT_W)
         results = tuple(self._carried_out(alert, cap_w))
-        if results and breach_id in self._resolved:
+        calls = may_call and self._is_ours_and_critical(alert)
+        if (results or calls) and breach_id in self._resolved:
             raise DsxFlexError(f"breach_id: {breach_id} was resolved before; give a new breach a new id")
-        if any(result.code == "applied" for result in results):
-            self._sheds.pop(breach_id, None)
-            self._sheds[breach_id] = Shed(alert, cap_w, results, now_s, now_utc_s)
+        caps = any(result.code == "applied" for result in results)
+        if caps or calls:
+            made = Shed(alert, cap_w, results, calls, now_s, now_utc_s)
+            before = self._sheds.pop(breach_id, None)
+            self._sheds[breach_id] = made if before is None else _went_on(before, made, caps=caps)
             while len(self._sheds) > BREACHES_MAX:
                 del self._sheds[next(iter(self._sheds))]
         return results
 
+    def _is_ours_and_critical(self, alert: Alert) -> bool:
+        return self._level != NO_LEVEL and alert.severity == "critical" and alert.feed in self._feeds
+
     def kept(self) -> dict[str, Any]:
         """The alerts whose hints are in force and the breaches that are over, for JSON."""
-        sheds = [_KeptShed(alert_data(one.alert), one.heard_utc_s) for one in self._sheds.values()]
+        sheds = [_KeptShed(alert_data(one.alert), one.heard_utc_s, one.calls) for one in self._sheds.values()]
         said: dict[str, Any] = msgspec.to_builtins(_Kept(sheds, list(self._resolved)))
         return said
 
@@ -109,7 +139,7 @@ class Shedding:
         except msgspec.ValidationError as error:
             raise DsxFlexError(f"kept alerts: {error}; {REMEDY_KEPT}") from error
         for one in said.sheds[-BREACHES_MAX:]:
-            self.take(read_alert(one.alert), math.nan, one.heard_utc_s)
+            self.take(read_alert(one.alert), math.nan, one.heard_utc_s, may_call=one.calls)
         self._resolved = dict.fromkeys(said.resolved[-RESOLVED_MAX:])
 
     def forgotten(self, now_s: float, now_utc_s: float) -> tuple[Shed, ...]:
@@ -155,6 +185,18 @@ class Shedding:
         return (
             members[int(index) : int(index) + 1] if index.isdecimal() and int(index) < len(members) else None
         )
+
+
+def _went_on(before: Shed, made: Shed, *, caps: bool) -> Shed:
+    """A breach of which more was heard: new hints replace old ones, none leave them, and a call stays."""
+    calls = before.calls or made.calls
+    alert = replace(made.alert, severity="critical") if calls else made.alert
+    if caps:
+        return replace(made, alert=alert, calls=calls)
+    hints = before.alert.hints
+    return replace(
+        made, alert=replace(alert, hints=hints), cap_w=before.cap_w, results=before.results, calls=calls
+    )
 
 
 def _timed(shed: Shed, now_s: float, now_utc_s: float) -> Shed:

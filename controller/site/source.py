@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
-from controller.core.model import Contact, Decision, Floats, Snapshot
+from controller.core.model import Contact, Decision, Floats, ShedRequest, Snapshot
 from controller.site.outlook import Outlook
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ class Source(Protocol):
         contact: its signs of life.
         wire: its MQTT side; None: it has none.
         cap_w: what it asks of single GPUs, (n); a new array when that changes; None: nothing ever.
+        sheds: levels of shedding that it calls otherwise than by a window.
         has_room: whether more may be told to it now; whoever can wait asks before.
         pending: signals of its own making, for the desk to note.
         revision: grows when its windows change.
@@ -70,6 +71,7 @@ class Source(Protocol):
     contact: Contact
     wire: "MqttWire | None"
     cap_w: Floats | None
+    sheds: tuple[ShedRequest, ...]
     has_room: Callable[[], bool]
     pending: list[Signal]
     revision: int

@@ -29,6 +29,7 @@ from protocols.dsx_flex.load_target import LoadTargetBook, Window
 from protocols.dsx_flex.wire import DsxFlexError
 
 TRACES_MAX: Final = 64  # commands whose trace is remembered
+OWN_MAX: Final = 64  # breaches that we raised, and know again when somebody repeats them
 HINTS_MAX: Final = 64  # nodes named in an alert, those that can give most first
 METER_AGE_MAX_S: Final = 2.0
 FOLLOWS_RATIO: Final = 0.9  # of the budget: a block that draws less does not rise with it any more
@@ -66,6 +67,7 @@ class Told:
         self._rating = power_state.FeedRating(least_w, most_w, most_w)
         self._events = {feed: power_state.PowerEvents(period_s=config.period_s) for feed in self._feeds}
         self._breaches = {feed: BreachWatch(feed) for feed in self._feeds}
+        self._own: dict[str, None] = {}  # breach ids, the oldest first
         self._said: dict[str, power_state.Happening] = {}
         self._traces: dict[str, Trace] = {}
         self._newest = ""  # correlation id of the newest command
@@ -78,6 +80,10 @@ class Told:
         self._traces[said.thread_id] = said.trace
         while len(self._traces) > TRACES_MAX:
             del self._traces[next(iter(self._traces))]
+
+    def raised(self, breach_id: str) -> bool:
+        """Whether that breach is one of those that we have raised."""
+        return breach_id.lower() in self._own
 
     @property
     def fault(self) -> str:
@@ -160,7 +166,7 @@ class Told:
             metered_w=feed_w,
             target_w=line_w,
             correlation_id=thread,
-            make_breach_id=lambda: str(uuid.uuid4()),
+            make_breach_id=self._breach_id,
         )
         if alert is not None:
             # What GPUs cannot give, only a host that goes off can; feeds and breakers are for people to cut.
@@ -172,6 +178,13 @@ class Told:
             )
             make = partial(breach.alert_data, advised)
             self._send(topics.POWER_BREACH_ALERT, make, snapshot.now_utc_s, thread)
+
+    def _breach_id(self) -> str:
+        breach_id = str(uuid.uuid4())
+        self._own[breach_id] = None
+        if len(self._own) > OWN_MAX:
+            del self._own[next(iter(self._own))]
+        return breach_id
 
     def _hints(self, snapshot: Snapshot) -> tuple[breach.ShedHint, ...]:
         """Nodes that could still give, the light tiers and the hungry first."""

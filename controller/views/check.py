@@ -21,7 +21,7 @@ from rich.tree import Tree
 
 from controller.agent.config import MqttConfig
 from controller.config import BlockConfig, InletConfig, NodeEntry, RackConfig, settings_of
-from controller.core.model import Settings
+from controller.core.model import Settings, ShedLevel
 from controller.site.config import DsxFlexConfig, OpenAdrVtnConfig, RampConfig, Source
 from controller.site.keys import key_files, signer_file
 from controller.site.openadr import ven_settings
@@ -50,6 +50,16 @@ class RackFacts:
 
 
 @dataclass(frozen=True)
+class ShedFacts:
+    """A level of shedding, and who calls it."""
+
+    name: str
+    limit_w: float
+    callers: tuple[str, ...]
+    missing_w: float  # above it with every GPU at its least; 0: it can be reached
+
+
+@dataclass(frozen=True)
 class BlockFacts:
     """What follows from the configuration; W at the meter, base load at its assumed most."""
 
@@ -64,6 +74,7 @@ class BlockFacts:
     failsafe_fall_s: float  # from full to the failsafe limit, obeying included
     failsafe_rise_s: float  # and back
     racks: tuple[RackFacts, ...]
+    sheds: tuple[ShedFacts, ...]
 
 
 def facts(config: BlockConfig) -> BlockFacts:
@@ -89,7 +100,27 @@ def facts(config: BlockConfig) -> BlockFacts:
         failsafe_fall_s=above_failsafe_w / settings.ramp.down_w_per_s + settings.lead_s,
         failsafe_rise_s=above_failsafe_w / settings.ramp.up_w_per_s,
         racks=tuple(_rack_facts(settings, index) for index in range(len(topology.rack_names))),
+        sheds=tuple(
+            ShedFacts(
+                level.name, level.limit_w, tuple(_callers(config, level)), max(0.0, least_w - level.limit_w)
+            )
+            for level in settings.shed_levels
+        ),
     )
+
+
+def _callers(config: BlockConfig, level: ShedLevel) -> Iterator[str]:
+    """Who calls that level by himself; people may call any."""
+    shed = config.shed
+    if shed is None:
+        return
+    for contact in shed.contacts:
+        if contact.level == level.name:
+            lost = ", and while it cannot be read" if contact.lost_calls else ""
+            yield f"contact {contact.name} ({contact.point} = {contact.closed:g}{lost})"
+    yield from (str(alert) for alert, name in shed.alerts.items() if name == level.name)
+    if shed.critical_breach == level.name:
+        yield "a critical breach of a feed, told over DSX Flex"
 
 
 def _rack_facts(settings: Settings, rack: int) -> RackFacts:
@@ -116,6 +147,7 @@ def warnings(config: BlockConfig, found: BlockFacts) -> Iterator[str]:
     yield from _tier_warnings(config)
     yield from _device_warnings(config)
     yield from _source_warnings(config)
+    yield from _shed_warnings(config, found)
 
 
 def _block_warnings(config: BlockConfig, found: BlockFacts) -> Iterator[str]:
@@ -146,6 +178,22 @@ def _block_warnings(config: BlockConfig, found: BlockFacts) -> Iterator[str]:
             f"the failsafe limit is released {span(config.site.failsafe_release_after_s)} after the site was"
             " lost: the block then opens up while its site is blind"
         )
+
+
+def _shed_warnings(config: BlockConfig, found: BlockFacts) -> Iterator[str]:
+    for level in found.sheds:
+        if level.missing_w > 0.0:
+            yield (
+                f"shed level {level.name} of {kw(level.limit_w)} may not be reached: base load and GPUs at"
+                f" their least draw up to {kw(found.least_w)}"
+            )
+    shed, sources = config.shed, config.site.sources
+    if shed is None:
+        return
+    if shed.critical_breach and not any(getattr(source, "advisers", None) for source in sources):
+        yield "shed.critical_breach: no source of kind dsx_flex has advisers, so nobody can tell of a breach"
+    if shed.alerts and all(isinstance(source, DsxFlexConfig) for source in sources):
+        yield "shed.alerts: no source speaks OpenADR, so no alert can arrive"
 
 
 def _source_warnings(config: BlockConfig) -> Iterator[str]:
@@ -305,6 +353,10 @@ def _tree(config: BlockConfig, found: BlockFacts) -> Tree:
     signals = tree.add(Text("signals, the lowest of which binds"))
     for source in config.site.sources:
         signals.add(_source(config, source))
+    if found.sheds:
+        sheds = tree.add(Text("levels of shedding, by tables and without a ramp; people may call any"))
+        for level in found.sheds:
+            sheds.add(_level(level))
     for rack, rack_found in zip(config.racks, found.racks, strict=True):
         branch = tree.add(
             Text.assemble(
@@ -371,6 +423,15 @@ def _source(config: BlockConfig, source: Source) -> Text:
     if unset:
         said.append(f"; not agreed: {', '.join(unset)}", style="dim")
     return said
+
+
+def _level(level: ShedFacts) -> Text:
+    return Text.assemble(
+        (level.name, "bold"),
+        f"  {kw(level.limit_w)}  ",
+        (f"may not be reached, {kw(level.missing_w)} are missing; ", "yellow") if level.missing_w else "",
+        "called by " + "; ".join(level.callers) if level.callers else ("called by nobody else", "dim"),
+    )
 
 
 def _inlet(inlet: InletConfig, rack: RackConfig) -> Text:

@@ -17,6 +17,7 @@ FOREVER_UTC_S: Final = 253_402_300_799.0  # the last second a calendar knows; la
 DAY_S: Final = 86_400.0
 HOUR_S: Final = 3_600.0
 MINUTE_S: Final = 60.0
+UNITS_S: Final = {"s": 1.0, "m": MINUTE_S, "h": HOUR_S, "d": DAY_S}
 MARK: Final = "┃"
 BAR_COLUMNS_MIN: Final = 8  # shorter ones say nothing
 
@@ -44,6 +45,22 @@ def span(length_s: float) -> str:
             whole, rest = f"{whole_s // unit_s:.0f} {unit}", int(whole_s % unit_s // part_s)
             return f"{whole} {rest:02d} {part}" if rest else whole
     return f"{whole_s} s"
+
+
+def short(length_s: float | None) -> str:
+    """A moment's length: `0.4 ms`, `15 ms`, `1.20 s`; one that was not seen is a question mark."""
+    if length_s is None:
+        return "?"
+    if length_s >= 1.0:
+        return f"{length_s:.2f} s"
+    return f"{1e3 * length_s:.1f} ms" if length_s < 0.01 else f"{1e3 * length_s:.0f} ms"
+
+
+def length_s(text: str) -> float:
+    """A length of time as people type it: `90s`, `15m`, `2h`, `1d`. Raises ValueError."""
+    if text[-1:] not in UNITS_S or not text[:-1].isdecimal():
+        raise ValueError(f"{text!r} is no length of time; write 90s, 15m, 2h")
+    return int(text[:-1]) * UNITS_S[text[-1]]
 
 
 def relative(at_utc_s: float, now_utc_s: float) -> str:

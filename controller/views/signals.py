@@ -6,6 +6,7 @@ whether it counted and since when it held.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -15,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from controller.site import history
-from controller.views.figures import kw, moment
+from controller.views.figures import kw, length_s, moment
 
 ROWS_MAX: Final = 500  # on a terminal; more is asked for as JSON
 
@@ -78,8 +79,7 @@ def _untold(line: dict[str, Any]) -> str:
 
 def moment_of(text: str, now_utc_s: float) -> float:
     """`2026-11-21T18:00:00Z`, or a length of time before now: `90s`, `15m`, `2h`, `1d`. Raises ValueError."""
-    units_s = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
-    if text[-1:] in units_s and text[:-1].isdecimal():
-        return now_utc_s - int(text[:-1]) * units_s[text[-1]]
+    with suppress(ValueError):
+        return now_utc_s - length_s(text)
     at = datetime.fromisoformat(text)
     return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()

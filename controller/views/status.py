@@ -5,7 +5,7 @@ draws, what binds it and why. Racks, nodes, links and the site follow. Long list
 first and say how many they leave out. The file is taken at its word; only its age is judged here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -81,7 +81,7 @@ def render(seen: Seen, now_utc_s: float, width: int) -> RenderableType:
         parts.append(_alarms(told))
     if "binding" not in told:  # a gateway without GPUs
         return Group(*parts, _switch(told), _links(told))
-    parts += [_block(told), _switch(told)]
+    parts += [_block(told), _switch(told), *_shed(told)]
     tables = [_limits(told), _racks(told), _nodes(told), _links(told)]
     parts += _side_by_side(tables) if width >= WIDE else tables
     parts += [_site(told, now_utc_s), _beat(told, now_utc_s)]
@@ -123,6 +123,17 @@ def _switch(told: dict[str, Any]) -> RenderableType:
     for slot in facility["slots"][:ROWS_MAX]:
         said.append(f"   {kw(slot['limit_w'])} by {slot['writer']}, priority {slot['priority']}")
     return said
+
+
+def _shed(told: dict[str, Any]) -> Iterator[Text]:
+    """A level of shedding that is called."""
+    shed = told.get("shed")
+    if shed and shed["level"] is not None:
+        limit_w = next(one["limit_w"] for one in shed["levels"] if one["name"] == shed["level"])
+        callers = ", ".join(one["by"] for one in shed["called"][:ROWS_MAX])
+        yield Text.assemble(
+            ("shed ", "dim"), (f"{shed['level']} {kw(limit_w)}", "bold red"), f"   called by {callers}"
+        )
 
 
 def _shown_alarms(told: dict[str, Any]) -> list[dict[str, Any]]:

@@ -1,8 +1,10 @@
 """block.yaml: what it becomes, and every error at once with its place and its remedy."""
 
+import copy
+
 import pytest
 
-from controller.config import ConfigError, GatewayConfig, load_block, load_config, settings_of
+from controller.config import ConfigError, GatewayConfig, devices, load_block, load_config, settings_of
 
 
 def errors(path) -> list[str]:
@@ -73,7 +75,7 @@ def test_the_margin_is_a_share_of_the_rating_or_what_is_said_nothing_included(bl
         ),
         ({"meter.poll_s": 0.6}, "meter.age_max_s: 1 is less than two polls of 0.6 s; poll more often"),
         ({"meter.profile": "nix"}, "meter.profile: no built-in profile 'nix'"),
-        ({"meter.point": "frequency_hz"}, "meter: point 'frequency_hz' is in Hz; a power in W is needed"),
+        ({"meter.point": "frequency_hz"}, "meter: point 'frequency_hz' is in Hz; W is needed"),
         ({"meter.point": "nix"}, "meter: profile pm5000_meter has no point 'nix'; it has"),
         (
             {"meter.url": "modbus://10.0.0.1"},
@@ -224,3 +226,81 @@ def test_a_block_that_lost_its_racks_is_told_so_and_not_taken_for_a_gateway(bloc
     text = path.read_text()
     path.write_text(text.replace("racks:", "rakcs:"))
     assert any("racks: missing" in line for line in errors(path))
+
+
+# --- levels of shedding --------------------------------------------------------------------------------
+
+CONTACT = {
+    "name": "stop",
+    "profile": "liebert_branch",
+    "url": "modbus+tcp://10.0.0.9",
+    "point": "neutral_overcurrent",
+    "level": "deep",
+}
+SHED = {
+    "levels": [{"name": "gentle", "kw": 10.0}, {"name": "deep", "kw": 8.6}],
+    "alerts": {"ALERT_GRID_EMERGENCY": "deep"},
+    "critical_breach": "gentle",
+    "contacts": [CONTACT],
+}
+
+
+def test_levels_of_shedding_are_watts_in_the_law_and_contacts_are_devices(block_with):
+    config = load_block(block_with({"shed": SHED}))
+    levels = settings_of(config).shed_levels
+    assert [(level.name, level.limit_w) for level in levels] == [("gentle", 10_000.0), ("deep", 8_600.0)]
+    assert ("shed.contacts[0]", "stop", "contact") in [
+        (device.where, device.name, device.kind) for device in devices(config)
+    ]
+    assert settings_of(load_block(block_with())).shed_levels == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"shed.levels": []}, "shed.levels: Tuple should have at least 1 item"),
+        ({"shed.levels.1.kw": -1}, "shed.levels[1].kw: Input should be greater than 0"),
+        ({"shed.levels.1.name": "a/b"}, "shed.levels[1].name: "),
+        ({"shed.levels.1.kw": 11.0}, "shed.levels: order them by kw, the gentlest first"),
+        ({"shed.levels.1.kw": 10.0}, "shed.levels: order them by kw, the gentlest first"),
+        ({"shed.levels.0.kw": 14.0}, "shed.levels: 'gentle' sheds nothing: the feed carries 14 kW anyway"),
+        ({"shed.alerts": {"ALERT_NIX": "deep"}}, "shed.alerts.ALERT_NIX"),
+        (
+            {"shed.alerts": {"ALERT_BLACK_START": "nix"}},
+            "shed.alerts.ALERT_BLACK_START: no level 'nix'; name one of: gentle, deep",
+        ),
+        ({"shed.critical_breach": "nix"}, "shed.critical_breach: no level 'nix'; name one of: gentle, deep"),
+        (
+            {"shed.contacts.0.level": "nix"},
+            "shed.contacts[0].level: no level 'nix'; name one of: gentle, deep",
+        ),
+        (
+            {"site.meanings": {"alerts_kw": {"ALERT_GRID_EMERGENCY": 9}}},
+            "shed.alerts.ALERT_GRID_EMERGENCY: site.meanings.alerts_kw has it, too; leave one of them out",
+        ),
+        ({"shed.contacts.0.point": "nix"}, "shed.contacts[0]: profile liebert_branch has no point"),
+        ({"shed.contacts.0.age_max_s": 0.05}, "shed.contacts[0].age_max_s: 0.05 is less than two polls"),
+        ({"shed.contacts.0.name": "r1-a"}, "racks[0].inlets[0], shed.contacts[0]: 'r1-a' is used 2 times"),
+        ({"shed.contacts.0.lost_cals": True}, "shed.contacts[0].lost_cals: no such setting"),
+    ],
+)
+def test_what_is_wrong_with_shedding_is_named_with_its_remedy(block_with, changes, sentence):
+    shed = {"shed": copy.deepcopy(SHED)}
+    found = errors(block_with(shed | changes))
+    assert len(found) == 1
+    assert found[0].startswith(f"block.yaml: {sentence}")
+
+
+def test_a_level_that_is_named_twice_is_an_error(block_with):
+    levels = [{"name": "deep", "kw": 10.0}, {"name": "deep", "kw": 8.6}]
+    found = errors(block_with({"shed": {"levels": levels}}))
+    assert found == ["block.yaml: shed.levels: 'deep' is used twice; give each its own name"]
+
+
+def test_of_a_contacts_plc_only_its_own_point_is_read_unless_more_are_named(block_with):
+    """A whole PLC twenty times a second would be slow, and the call late."""
+    for points, read in ((None, ("neutral_overcurrent",)), (["neutral_overcurrent", "power_w"],) * 2):
+        shed = copy.deepcopy(SHED)
+        shed["contacts"][0] |= {} if points is None else {"points": points}
+        (contact,) = [one for one in devices(load_block(block_with({"shed": shed}))) if one.name == "stop"]
+        assert contact.config.points == tuple(read)

@@ -280,6 +280,16 @@ def test_status_shows_what_binds_and_what_is_wrong(run_dir, columns):
         assert said in words(shown.stdout), said
 
 
+def test_status_shows_a_level_that_is_called_and_by_whom(run_dir):
+    levels = [{"name": "gentle", "limit_w": 4000.0}, {"name": "deep", "limit_w": 3000.0}]
+    called = [{"level": "deep", "by": "stop"}, {"level": "gentle", "by": "alice"}]
+    calm = {"level": None, "called": [], "levels": levels}
+    folder = run_dir(shed=calm | {"level": "deep", "called": called})
+    shown = words(powerblock("status", "--run-dir", folder, "--once").stdout)
+    assert "shed deep 3.00 kW called by stop, alice" in shown
+    assert "called by" not in powerblock("status", "--run-dir", run_dir(shed=calm), "--once").stdout
+
+
 def test_status_says_when_nobody_writes_it(tmp_path):
     shown = powerblock("status", "--run-dir", tmp_path, "--once")
     assert shown.exit_code == 1

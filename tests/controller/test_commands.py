@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from controller.commands import VERBS, CommandDesk
-from controller.config import settings_of
+from controller.config import load_block, settings_of
 from controller.image.model import Command, Outcome, Result, Role
 from controller.site.facility import Facility
 from protocols.reading import DeviceError, Written
@@ -49,9 +49,12 @@ class Desk:
         return await self.desk.carry_out(command)
 
 
+SHED = {"levels": [{"name": "gentle", "kw": 10.0}, {"name": "deep", "kw": 8.6}]}
+
+
 @pytest.fixture
-def desk(tmp_path: Path, config):
-    made = Desk(tmp_path, settings_of(config))
+def desk(tmp_path: Path, block_with):
+    made = Desk(tmp_path, settings_of(load_block(block_with({"shed": SHED}))))
     yield made
     made.desk.close()
 
@@ -62,6 +65,7 @@ ARGUMENTS = {
     "write": {"device": "cdu", "point": "p", "value": 1.0},
     "shelve": {"key": "meter", "for_s": 60.0},
     "out_of_service": {"key": "meter"},
+    "shed": {"level": "deep"},
 }
 
 
@@ -70,6 +74,8 @@ ARGUMENTS = {
 async def test_nobody_without_the_role_has_anything_done(desk: Desk, verb: str, role: Role):
     if verb in ("release", "heartbeat"):
         await desk.do("set_power_limit", limit_w=9000.0, heartbeat_timeout_s=60.0)
+    if verb == "end_shed":
+        await desk.do("shed", level="gentle")
     outcome = await desk.do(verb, role, **ARGUMENTS.get(verb, {}))
     allowed = role >= VERBS[verb].role
     assert (outcome.result is not Result.REJECTED) == allowed
@@ -261,3 +267,76 @@ async def test_local_is_answered_when_no_write_of_before_is_under_way(desk: Desk
     go_on.set()
     assert (await turn).result is Result.ACCEPTED
     assert write.done()
+
+
+# --- levels of shedding ------------------------------------------------------------------------------
+
+
+async def test_a_level_is_called_by_its_name_or_its_number_and_ended_by_its_caller(desk: Desk):
+    called = await desk.do("shed", level="deep", valid_for_s=60.0)
+    assert (called.result, called.value, called.was, called.reason) == (Result.ACCEPTED, 8600.0, None, "")
+    (slot,) = desk.facility.calls
+    assert (slot.writer, slot.shed_level, slot.ends_utc_s) == ("opcua alice", 1, 1060.0)
+    assert (await desk.do("shed", number=1)).value == 10_000.0
+    (slot,) = desk.facility.calls
+    assert slot.shed_level == 0, "a writer calls one level at a time"
+    assert (await desk.do("end_shed")).result is Result.ACCEPTED
+    assert (desk.facility.calls, desk.moved) == ((), 3)
+    assert "has called no level of shedding" in (await desk.do("end_shed")).reason
+
+
+@pytest.mark.parametrize(
+    "arguments", [{}, {"level": "DEEP"}, {"number": 3}, {"number": 0}, {"number": 1.5}, {"level": 1.0}]
+)
+async def test_a_level_that_is_none_is_refused_and_what_is_known_is_said(desk: Desk, arguments: dict):
+    outcome = await desk.do("shed", **arguments)
+    assert outcome.result is Result.REJECTED
+    assert ("known: gentle, deep" in outcome.reason) or outcome.reason.startswith("shed: ")
+    assert desk.facility.calls == ()
+
+
+async def test_a_block_without_levels_says_where_they_are_configured(tmp_path: Path, config):
+    bare = Desk(tmp_path, settings_of(config))
+    assert "none are configured, see `shed.levels`" in (await bare.do("shed", level="deep")).reason
+    bare.desk.close()
+
+
+async def test_a_deeper_call_of_somebody_else_stands_before_and_after_and_that_is_said(desk: Desk):
+    await desk.do("shed", local=True, level="deep")
+    bob = Command(verb="shed", arguments={"level": "gentle"}, by="bob", role=Role.OPERATE, via="opcua")
+    assert (await desk.desk.carry_out(bob)).reason == "stands behind opcua alice's call of level deep"
+    theirs = msgspec.structs.replace(bob, verb="end_shed", arguments={"writer": "opcua alice"})
+    assert "is for an engineer" in (await desk.desk.carry_out(theirs)).reason
+    assert len(desk.facility.calls) == 2
+    ended = msgspec.structs.replace(bob, verb="end_shed", arguments={})
+    assert (await desk.desk.carry_out(ended)).reason == "opcua alice's call still stands"
+    engineer = msgspec.structs.replace(theirs, role=Role.ENGINEER)
+    assert (await desk.desk.carry_out(engineer)).result is Result.ACCEPTED
+    assert desk.facility.calls == ()
+
+
+async def test_a_call_is_no_power_limit_and_a_release_does_not_end_it(desk: Desk):
+    await desk.do("shed", level="deep")
+    await desk.do("set_power_limit", limit_w=9000.0)
+    assert (desk.facility.limit_w, len(desk.facility.limits)) == (9000.0, 1)
+    await desk.do("release")
+    assert [slot.shed_level for slot in desk.facility.calls] == [1]
+
+
+async def test_a_call_that_is_not_on_disk_is_in_force_and_says_so(desk: Desk):
+    desk.disk = "full"
+    assert "in force, but not on disk: full" in (await desk.do("shed", level="deep")).reason
+    assert len(desk.facility.calls) == 1
+
+
+@pytest.mark.parametrize("verb", ["shed", "end_shed"])
+async def test_who_may_only_look_and_who_is_not_at_the_panel_in_local_calls_and_ends_nothing(
+    desk: Desk, verb: str
+):
+    await desk.do("shed", level="gentle")
+    arguments = {"level": "deep"} if verb == "shed" else {}
+    assert "needs the role operate" in (await desk.do(verb, Role.OBSERVE, **arguments)).reason
+    await desk.do("set_mode", local=True, mode="local")
+    assert "switched to LOCAL" in (await desk.do(verb, **arguments)).reason
+    assert [slot.shed_level for slot in desk.facility.calls] == [0]
+    assert (await desk.do(verb, local=True, **arguments)).result is Result.ACCEPTED

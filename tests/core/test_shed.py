@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from controller.core.model import NO_LIMIT_W, ShedLevel, ShedRequest
+from controller.core import shed
+from controller.core.model import NO_LIMIT_W, Contact, ShedLevel, ShedRequest, Site
 from tests.core.blocks import MAX_W, settings
-from tests.core.test_law import BASE_W, TICK_S, Block
+from tests.core.test_law import BASE_W, TICK_S, Block, setpoint
 
 LEVELS = (ShedLevel("gentle", 2400.0), ShedLevel("deep", 1800.0))
 GENTLE, DEEP = 0, 1
@@ -88,6 +89,21 @@ def test_without_any_table_the_law_sheds_by_orders_alone(block):
     assert decision.gpu_limits_w.sum() + decision.base_w <= LEVELS[DEEP].limit_w + 4
 
 
+def test_a_level_that_was_never_divided_is_not_called_by_a_table_that_keeps_everything_up():
+    """A second after the start the gentlest level is in the table, and the deepest has not had its turn."""
+    block = Prepared()
+    block.state = block.state._replace(
+        shedding=shed.start(block.settings)._replace(
+            turn=1,
+            turned_at_s=block.now_s,
+            table=shed.start(block.settings).table._replace(version=1, node_version=np.array([1, 1])),
+        )
+    )
+    decision = block.ask(("contact", DEEP))
+    assert decision.state.shedding.call is None
+    assert decision.gpu_limits_w.sum() + decision.base_w <= LEVELS[DEEP].limit_w + 4
+
+
 def test_the_way_back_is_the_agreed_ramp(block):
     for _ in range(40):
         block.ask(("contact", DEEP))
@@ -121,3 +137,17 @@ def test_caps_on_single_gpus_hold_in_the_tables_too():
     for _ in range(60):
         block.tick(site=block.site(), cap_w=cap_w)
     assert block.state.shedding.table.limits_w[GENTLE][0] <= 250.0
+
+
+def test_a_call_by_a_window_is_the_same_call_and_of_it_and_a_power_limit_the_lower_binds(block):
+    called = setpoint(2400.0, source="facility", kind="shed", shed_level=GENTLE)
+    contact = Contact(block.now_s, block.now_s)
+    decision = block.tick(site=Site((contact,), (called,)))
+    assert decision.state.shedding.call.level == GENTLE
+    assert (decision.binding.source, decision.binding.power_w) == ("shed gentle (facility e/0)", 2400.0)
+    limit = setpoint(1700.0, source="facility", kind="power limit")
+    for _ in range(40):
+        contact = Contact(block.now_s, block.now_s)
+        decision = block.tick(site=Site((contact,), (called, limit)))
+    assert decision.binding.power_w == 1700.0
+    assert [one.power_w for one in decision.limits if one.source.startswith("shed")] == [2400.0]

@@ -15,6 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from controller.commands import VERBS, CommandDesk
+from controller.core.model import ShedLevel
 from controller.facility import modbus_sunspec
 from controller.facility.bms_requests import STEP_S, Ask, Present
 from controller.facility.config import BmsRequestConfig
@@ -177,7 +178,7 @@ class _Desk:
         folder = tempfile.mkdtemp(prefix="powerblock-fuzz-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         self.facility = Facility(4000.0)
-        self.settings = settings()
+        self.settings = settings(shed_levels=(ShedLevel("gentle", 4500.0), ShedLevel("deep", 4200.0)))
         self.moved = self.written = self.ordered = 0
         self.desk = CommandDesk(
             Path(folder),

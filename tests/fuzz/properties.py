@@ -41,7 +41,7 @@ from protocols.openadr import (
 )
 from protocols.ven import Ven, VenSettings, reading
 from protocols.ven.faults import TEXT_MAX_CHARS, VtnFault
-from tests.fuzz import facility, field, modbus_client
+from tests.fuzz import facility, field, link, modbus_client
 from tests.protocols.dsx_flex import dsx_parts
 from tests.protocols.openadr_said import T0_UTC_S, event, interval, notification
 
@@ -239,6 +239,7 @@ PROPERTIES: Final[Mapping[str, Callable[[bytes], int | None]]] = {
     "image": facility.image,
     "command": facility.command,
     "bms": facility.bms,
+    "link": link.link,
 }
 MESSAGES: Final[Counter[str]] = (
     Counter()

@@ -9,6 +9,7 @@ from typing import Any, Final
 import msgspec
 
 from controller.image import model, wire
+from protocols.agent_link import VERSION
 from protocols.dsx_flex import load_target
 from protocols.dsx_flex.breach import alert_data
 from protocols.dsx_flex.enforcement import Enforcement, Result, enforcement_data
@@ -18,6 +19,7 @@ from protocols.dsx_flex.topics import POWER_BREACH_ALERT, POWER_BREACH_ENFORCEME
 from protocols.openadr import TYPES
 from protocols.profile.file import BUILTIN
 from tests.controller.facility.modbus_site import GROUPS
+from tests.fuzz import link
 from tests.protocols.dsx_flex import dsx_parts
 from tests.protocols.dsx_flex.dsx_parts import ALERT, HINTS
 from tests.protocols.openadr_said import START, T0_UTC_S, event, interval
@@ -96,18 +98,35 @@ COMMANDS = [
         "acknowledge": {"key": ""},
         "shelve": {"key": "meter", "for_s": 60.0, "reason": "repair"},
         "out_of_service": {"key": "meter", "reason": "gone"},
+        "shed": {"level": "deep", "valid_for_s": 60.0},
+        "end_shed": {"writer": "opcua alice"},
     }.items()
 ]
 COMMANDS.append(
     {"verb": "set_mode", "arguments": {"mode": "local"}, "by": "p", "role": 2, "via": "panel", "local": True}
 )
 COMMANDS += [COMMANDS[0:3], [COMMANDS[-1], *COMMANDS[:4]], [COMMANDS[0] | {"by": str(n)} for n in range(40)]]
+COMMANDS.append(COMMAND | {"verb": "shed", "arguments": {"number": 2}})
 READINGS = [
     {"value": value, "timestamp": 1_795_200_000_000, "quality": quality}
     for value, quality in ((30.0, 1), (None, 0), (-1, 1), (1, 1), (0.0, 2))
 ]
 
+NODE_GPU = {"power_w": 250.5, "limit_w": 300.0, "enforced_w": 300.0, "min_w": 200.0, "max_w": 700.0}
+LINK = [
+    msgspec.to_builtins(link.HELD),
+    msgspec.to_builtins(link.HELD) | {"seq": 7, "clocks_mhz": [1200, 0], "boot": "a"},
+    {"v": VERSION, "epoch": 3, "version": 9, "levels": [{"limits_w": [300, 250]}, {"limits_w": [200.0, 0]}]},
+    {"v": VERSION, "epoch": 3, "seq": 7, "version": 9, "level": 1, "sent_at_s": 100.5},
+    {
+        "v": VERSION, "node": "n0", "boot": "b", "at_s": 42.0, "echo_sent_at_s": 100.5, "echo_age_s": 0.1, "epoch": 3,
+        "seq": 7, "mode": "leased", "gpus": [NODE_GPU, NODE_GPU | {"fault": "gone", "power_w": None}],
+        "table_epoch": 3, "table": 9, "obeyed_in_s": 0.004,
+    },
+]  # fmt: skip
+
 SAID: Final = {
+    "link": LINK,
     "openadr": OPENADR,
     "heartbeat": HEARTBEATS,
     "dsx": DSX,

@@ -363,7 +363,7 @@ async def test_what_is_not_done_as_asked_says_so_in_words(outcome, result, code)
     [
         {"SP_Request": 1, "SP_Limit_W": math.nan},
         {"SP_Request": 1, "SP_Limit_W": -1.0},
-        {"SP_Request": 9},
+        {"SP_Request": 99},
         {"SP_Request": 3, "SP_Mode": 7},
     ],
 )
@@ -559,3 +559,30 @@ def test_a_configuration_that_cannot_be_meant_is_refused_with_its_remedy(changes
 def test_without_more_said_a_server_listens_on_loopback_and_nobody_writes():
     made = ModbusServerConfig(allow=("10.0.0.0/8",))
     assert (made.host, made.port, made.write_allow) == ("127.0.0.1", 502, ())
+
+
+# --- levels of shedding ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("said", "asked"),
+    [
+        ({"SP_Request": 7}, ("shed", {"number": 1})),
+        ({"SP_Request": 14, "SP_ValidFor_s": 600}, ("shed", {"number": 8, "valid_for_s": 600.0})),
+        ({"SP_Request": 6}, ("end_shed", {})),
+    ],
+)
+async def test_a_level_of_shedding_is_called_by_its_number_and_ended(said, asked):
+    site = Site()
+    async with serving(site) as facility, master_of(facility) as master:
+        await master.request(**said, SP_Seq=5)
+        assert (await master.decided(5))["SP_Result"] == 1
+    assert site.asked == [asked]
+
+
+async def test_a_call_is_no_limit_in_the_answer():
+    site = Site()
+    site.outcomes["shed"] = Outcome(result=Result.ACCEPTED, value=8600.0)
+    async with serving(site) as facility, master_of(facility) as master:
+        await master.request(SP_Request=8, SP_Seq=5)
+        assert math.isnan((await master.decided(5))["SP_Set_W"])

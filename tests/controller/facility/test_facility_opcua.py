@@ -534,7 +534,7 @@ async def test_nobody_without_the_role_writes_or_calls(site):
         level = (await read(client, FLOW, ua.AttributeIds.UserAccessLevel)).Value.Value
         assert not level & ua.AccessLevel.CurrentWrite.mask
         browsed = await client.get_node(ua.NodeId("Control", 2)).get_methods()
-        assert len(browsed) == 12
+        assert len(browsed) == 14
         for node in browsed:
             inputs = [ua.Variant(1.0) for _ in range(6)]
             asked = ua.CallMethodRequest(ua.NodeId("Control", 2), node.nodeid, inputs)
@@ -775,3 +775,16 @@ async def test_history_that_is_not_kept_is_said_not_to_be(client):
             details, ua.TimestampsToReturn.Both, False, [ua.HistoryReadValueId(ua.NodeId(id_, 2))]
         )
         assert (await client.uaclient.history_read(asked))[0].StatusCode.name == status
+
+
+async def test_a_level_of_shedding_is_called_by_its_name_and_ended(site, client):
+    """An outage is no time to look numbers up."""
+    assert (await call(client, "Control/Shed", "deep", 600.0))[0] == "Good"
+    assert (await call(client, "Control/Shed", "gentle", 0.0))[0] == "Good"
+    assert (await call(client, "Control/EndShed"))[0] == "Good"
+    assert [(one.verb, one.arguments) for one in site.plant.commands] == [
+        ("shed", {"level": "deep", "valid_for_s": 600.0}),
+        ("shed", {"level": "gentle"}),
+        ("end_shed", {}),
+    ]
+    assert (await call(client, "Control/Shed", 2.0, 0.0))[0] == "BadInvalidArgument"

@@ -1,15 +1,21 @@
 """Metrics: read over HTTP by the parsers of Prometheus' own client library."""
 
 import asyncio
+import json
+import math
 
 import aiohttp
 import pytest
 from facility_feed import Plant, pdu, served
 
+from controller.config import load_block
 from controller.facility.config import PrometheusConfig
-from controller.facility.prometheus import CHUNK, Fact, Name, Prometheus, named
+from controller.facility.prometheus import BLOCK as BLOCK_PATH
+from controller.facility.prometheus import CHUNK, SHED_STEPS, Fact, Name, Prometheus, named
+from controller.gateway import catalogue
 from controller.image.block import FACILITY
 from controller.image.model import AlarmView, Group, Point
+from controller.steps import STEPS, Histogram
 from protocols.profile import builtin_profiles, load_profile
 from tests.brokers import until
 
@@ -244,3 +250,69 @@ async def test_a_scrape_of_a_large_block_leaves_the_loop_its_turns(tmp_path):
         other.cancel()
     assert len(samples(text)) > 7200
     assert turns >= 2400 // CHUNK
+
+
+# --- histograms of the steps of a shed -------------------------------------------------------------------
+
+SHED_POINTS = (
+    Point(name="shed_level", states={0: "none", 1: "gentle", 2: "deep"}),
+    Point(name="shed_by", text=True),
+    Point(name="shed_armed"),
+    Point(name="shed_steps", text=True),
+)
+SHED = Group(path="block", kind="block", points=(Point(name="power_w", unit="W"), *SHED_POINTS))
+
+
+def told_steps(*lengths_s):
+    """What the controller tells after calls whose nodes had all confirmed after so long, each."""
+    histograms = {step: Histogram() for step in STEPS}
+    for length_s in lengths_s:
+        histograms["confirmed"].add(length_s)
+    return json.dumps({step: histogram.told() for step, histogram in histograms.items()})
+
+
+@pytest.mark.parametrize(("headers", "families"), [(None, plain_families), (OPEN, open_families)])
+async def test_the_steps_of_calls_are_histograms_as_prometheus_knows_them(tmp_path, headers, families):
+    async with Plant(tmp_path, [SHED]) as plant:
+        server = server_of(plant)
+        async with served(server):
+            plant.tell("block", 8000.0, 2.0, "contact", 144.0, told_steps(0.004, 0.019, 0.02, 0.03, 99.0))
+            await until(lambda: plant.feed.image.groups[0].values[0] == 8000.0)
+            _, text = await scrape(server, headers)
+    (family,) = [one for one in families(text) if one.name == "powerblock_shed_step_seconds"]
+    assert family.type == "histogram"
+    read = samples(text, families)
+    bucket = {
+        float(dict(labels)["le"]): value
+        for (name, labels), value in read.items()
+        if name == "powerblock_shed_step_seconds_bucket" and dict(labels)["step"] == "confirmed"
+    }
+    assert (bucket[0.002], bucket[0.005], bucket[0.02], bucket[0.05]) == (0, 1, 3, 4)
+    assert (bucket[5.0], bucket[math.inf]) == (4, 5)
+    assert list(bucket.values()) == sorted(bucket.values()), "buckets count all that is not longer"
+    assert 'powerblock_shed_step_seconds_bucket{block="hall-a",step="confirmed",le="0.02"} 3' in text
+    assert read[series("powerblock_shed_step_seconds_count", step="confirmed")] == 5
+    assert read[series("powerblock_shed_step_seconds_sum", step="confirmed")] == pytest.approx(99.073)
+    assert read[series("powerblock_shed_step_seconds_count", step="moved")] == 0
+    assert read[series("powerblock_shed_level", kind="block", name="block", part="")] == 2
+
+
+async def test_without_a_controller_and_without_calls_there_are_no_histograms(tmp_path):
+    async with Plant(tmp_path, [SHED]) as plant:
+        server = server_of(plant)
+        async with served(server):
+            plant.tell("block", 8000.0, 0.0, "", 0.0, None)
+            await until(lambda: plant.feed.image.groups[0].values[0] == 8000.0)
+            assert "shed_step" not in (await scrape(server))[1]
+            plant.tell("block", 8001.0, 0.0, "", 0.0, told_steps(0.01))
+            await until(lambda: plant.feed.image.groups[0].values[0] == 8001.0)
+            assert "shed_step" in (await scrape(server))[1]
+            await plant.die()
+            await until(lambda: not plant.feed.alive)
+            assert "shed_step" not in (await scrape(server))[1]
+
+
+def test_the_blocks_own_group_has_the_point_that_histograms_are_made_from(block_with):
+    group = next(one for one in catalogue(load_block(block_with())) if one.path == BLOCK_PATH)
+    assert [point.name for point in group.points][-4:] == [point.name for point in SHED_POINTS]
+    assert SHED_POINTS[-1].name == SHED_STEPS

@@ -1,11 +1,14 @@
 """DSX Flex as a source: who may steer the block, and what a command becomes."""
 
 import json
+import uuid
 
 import pytest
 
+from controller.clock import now_s, now_utc_s
 from controller.core import law
 from controller.core.model import Contact
+from controller.service import Controller
 from controller.yaml_config import ConfigError
 from protocols.dsx_flex import signing, topics
 from protocols.mqtt import PAYLOAD_MAX_BYTES
@@ -378,3 +381,98 @@ def restarted(infra, block_with, folder):
 def pass_time(site, at_s):
     seen = snapshot(NOW_S + at_s, now_utc_s=UTC_S + at_s)
     site.source.tell(seen, law.tick(SETTINGS, law.start(SETTINGS, NOW_S + at_s), seen))
+
+
+# --- a critical breach calls a level of shedding ------------------------------------------------------------
+
+LEVELS = {"levels": [{"name": "gentle", "kw": 10.0}, {"name": "deep", "kw": 8.6}], "critical_breach": "deep"}
+
+
+@pytest.fixture
+def agreed(block_with, tmp_path):
+    """`agreed(kept=None)`: a block that sheds on a critical breach, and hears the hall and itself."""
+
+    def made(kept=None):
+        def with_levels(changes):
+            return block_with(changes | {"shed": LEVELS})
+
+        advisers = {name: str(tmp_path / f"{name}.pub.pem") for name in (HALL, "block-1")}
+        return Site(with_levels, tmp_path, kept=kept, infra_id="block-1-infra", advisers=advisers)
+
+    return made
+
+
+def test_a_critical_breach_without_any_hint_calls_the_level_and_answers_nothing(agreed):
+    site = agreed()
+    revision = site.source.revision
+    signal = advise(site)
+    assert (signal.accepted, signal.reason) == (True, "a level of shedding is called")
+    assert [(one.source, one.level) for one in site.source.sheds] == [("dsx: critical breach of main-a", 1)]
+    assert site.source.revision > revision, "it is on disk with the next beat, and wakes one"
+    assert site.wire.data("powerbreach/enforcement") == []
+    assert advise(site, at_s=1.0) is None, "a repeat is no news"
+    assert advise(site, status="resolved", at_s=2.0).reason == "calls no level of shedding any more"
+    assert site.source.sheds == ()
+
+
+def test_a_breach_with_hints_is_answered_and_calls_beside_that(agreed):
+    site = agreed()
+    signal = advise(site, hint("node-a"))
+    assert signal.reason == "applied: success of 1 hints; a level of shedding is called"
+    assert (site.source.cap_w[:8] == 300.0).all()
+
+
+def test_our_own_alert_does_not_make_us_shed_deeper_nor_does_its_echo(agreed, monkeypatch):
+    site = agreed()
+    assert advise(site, sender="block-1") is None
+    assert site.source.sheds == ()
+    monkeypatch.setattr(uuid, "uuid4", lambda: uuid.UUID(BREACH))
+    site.source.told._breach_id()
+    assert advise(site, sender=HALL, at_s=1.0) is None
+    assert site.source.sheds == ()
+
+
+def test_a_call_of_a_breach_survives_a_restart_and_the_silence_of_its_adviser_ends_it(agreed):
+    site = agreed()
+    advise(site)
+    again = agreed(json.loads(json.dumps(site.source.kept())))
+    assert len(again.source.sheds) == 1
+    pass_time(again, 10.0)
+    assert len(again.source.sheds) == 1
+    pass_time(again, 3611.0)
+    assert again.source.sheds == ()
+    assert again.wire.data("powerbreach/enforcement") == []
+    assert [signal.reason for signal in again.source.pending] == [
+        "reverted: nothing was heard of it any more"
+    ]
+
+
+def test_a_call_that_was_kept_is_none_where_the_level_is_not_agreed_any_more(agreed, block_with, tmp_path):
+    site = agreed()
+    advise(site)
+    again = restarted(site, block_with, tmp_path)
+    assert again.source.sheds == ()
+
+
+async def test_a_critical_breach_wakes_the_controller_and_binds_in_its_next_beat(agreed):
+    site = agreed()
+    controller = Controller(site.config)
+    try:
+        utc_s = now_utc_s()
+        payload = site.message(
+            alert(), sender=HALL, kind=topics.POWER_BREACH_ALERT, role="agent", at_s=utc_s - UTC_S
+        )
+        controller._on_message(f"grid/v1/dsx-flex-agent/{HALL}/powerbreach", payload, False)
+        assert controller._wished
+        controller._beat()
+        assert "dsx: critical breach of main-a" in [one.source for one in controller._board.sheds]
+        kept = json.loads((site.config.state_dir / "book.json").read_text())["dsx"]["alerts"]["sheds"]
+        assert [one["calls"] for one in kept] == [True], "a restart goes on shedding"
+        assert "shed deep (dsx: critical breach of main-a)" in [
+            limit.source
+            for limit in law.tick(
+                controller._settings, controller._state, controller._board.snapshot(now_s(), utc_s)
+            ).limits
+        ]
+    finally:
+        controller.close()

@@ -8,7 +8,7 @@ import pytest
 
 from controller.core import schedule
 from controller.core.model import FOREVER_S, Ramp, Setpoint
-from controller.site.facility import Facility, Slot
+from controller.site.facility import CRITICAL_EQUIPMENT, Facility, Slot
 
 LEAST_W = 3000.0
 ALICE = Slot("opcua alice", 8, 9000.0)
@@ -251,3 +251,73 @@ def test_slots_are_bounded_and_a_full_house_still_lets_a_writer_change_its_own()
     assert facility.limit_w == 1.0
     assert facility.put(replace(ALICE, writer="safety", priority=1), 0.0) == ""
     assert ALICE.ends_utc_s == FOREVER_S
+
+
+# --- calls of levels of shedding ----------------------------------------------------------------------
+
+LEVELS_W = (10_000.0, 8_600.0)
+CALL = Slot("opcua alice", CRITICAL_EQUIPMENT, 8_600.0, shed_level=1)
+
+
+def called(block: Block) -> list[tuple[str, int]]:
+    """What one beat calls."""
+    block.limit_w()
+    return [(request.source, request.level) for request in schedule.called(block.running)]
+
+
+def test_a_call_is_a_level_and_no_power_limit_and_a_limit_beside_it_holds():
+    block = Block()
+    block.put(CALL)
+    assert (block.limit_w(), block.facility.limit_w) == (None, None)
+    assert called(block) == [("facility opcua alice's call", 1)]
+    block.put(replace(ALICE, limit_w=6000.0))
+    assert block.limit_w() == 6000.0
+    assert called(block) == [("facility opcua alice's call", 1)]
+    block.facility.release("opcua alice", None)
+    assert len(called(block)) == 1, "a released limit ends no call"
+    assert block.facility.release("opcua alice", None, shed=True) == 1
+    assert called(block) == []
+
+
+@pytest.mark.parametrize("step_s", [-3600.0, 3600.0])
+def test_a_call_ends_when_its_time_is_up_whatever_the_wall_clock_does(step_s: float):
+    block = Block()
+    block.put(replace(CALL, ends_utc_s=160.0))
+    assert len(called(block)) == 1
+    block.wait(59.0, wall_steps_s=step_s)
+    assert len(called(block)) == 1
+    block.wait(1.5)
+    assert called(block) == []
+    block.limit_w()
+    assert block.facility.slots == ()
+
+
+def test_in_remote_the_deeper_call_counts_and_in_local_that_of_the_panel():
+    block = Block()
+    block.put(CALL)
+    block.put(Slot("panel bob", CRITICAL_EQUIPMENT, 10_000.0, local=True, shed_level=0))
+    assert called(block) == [("facility opcua alice's call", 1)]
+    turn(block, "local")
+    assert called(block) == [("facility panel bob's call", 0)]
+
+
+def restarted(facility: Facility, levels_w: tuple[float, ...]) -> Facility:
+    return Facility(LEAST_W, msgspec.json.decode(msgspec.json.encode(facility.kept())), levels_w)
+
+
+@pytest.mark.parametrize(
+    ("levels_w", "level", "limit_w"),
+    [
+        (LEVELS_W, 1, None),
+        ((12_000.0, *LEVELS_W), 2, None),  # a level was put before it
+        ((9_000.0, 8_000.0), 1, None),  # the gentlest that sheds as much
+        ((9_000.0,), 0, None),  # none does: the deepest
+        ((), None, 8_600.0),  # none is left: what was meant is a power
+    ],
+)
+def test_a_call_survives_a_restart_by_its_power_even_when_the_levels_have_changed(levels_w, level, limit_w):
+    block = Block()
+    block.put(CALL)
+    again = Block(restarted(block.facility, levels_w))
+    assert [one for _, one in called(again)] == ([] if level is None else [level])
+    assert again.limit_w() == limit_w

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from controller.config import load_block
+from controller.core import schedule
 from controller.core.model import NO_LIMIT_W, Ramp
 from controller.site.policy import ACTS, FALLBACK_PRIORITY, PLAIN, Way, Ways, acted_on, policy_of
 from protocols.dsx_flex import load_target
@@ -186,3 +187,46 @@ def test_a_slow_ramp_lets_the_law_see_further_ahead(block_with):
     slow = {"site.ramp.down_kw_per_s": 0.001}
     config = load_block(block_with(slow))
     assert policy_of(config, config.site.sources[0]).horizon_s > 14_000.0
+
+
+# --- alerts that call a level of shedding ---------------------------------------------------------------
+
+SHED = {
+    "levels": [{"name": "gentle", "kw": 10.0}, {"name": "deep", "kw": 8.6}],
+    "alerts": {"ALERT_GRID_EMERGENCY": "deep", "ALERT_BLACK_START": "gentle"},
+}
+
+
+@pytest.mark.parametrize(
+    ("payload_type", "level", "limit_w"),
+    [
+        ("ALERT_GRID_EMERGENCY", 1, 8_600.0),
+        ("ALERT_BLACK_START", 0, 10_000.0),
+        ("IMPORT_CAPACITY_LIMIT", -1, 1.0),
+    ],
+)
+def test_an_alert_calls_the_level_that_was_agreed_for_it_and_nothing_else_does(
+    block_with, payload_type, level, limit_w
+):
+    config = load_block(block_with({"shed": SHED}))
+    policy = policy_of(config, config.site.sources[0])
+    setpoint = policy.of_openadr(window(payload_type))
+    assert (setpoint.shed_level, setpoint.limit_w) == (level, limit_w)
+    assert "ALERT_POSSIBLE_OUTAGE" not in policy.acts_on, "no level and no power was agreed for it"
+    assert policy.breach_level == -1
+
+
+def test_an_alert_that_calls_is_no_limit_of_its_own_and_opens_and_ends_with_its_window(block_with):
+    config = load_block(block_with({"shed": SHED}))
+    alert = policy_of(config, config.site.sources[0]).of_openadr(window("ALERT_GRID_EMERGENCY"))
+    running, ended = (), frozenset()
+    for now_s, calls in ((0.0, 0), (START, 1), (END - 1.0, 1), (END, 0)):
+        running, ended = schedule.open_windows(running, ended, (alert,), now_s, now_s)
+        assert [one.level for one in schedule.called(running)] == [1] * calls
+        way = {"now_utc_s": now_s, "lead_s": 0.0, "ramp": Ramp(1.0, 1.0)}
+        assert list(schedule.limits(running, ended, (alert,), **way)) == []
+
+
+def test_a_critical_breach_has_its_level(block_with):
+    config = load_block(block_with({"shed": SHED | {"critical_breach": "deep"}}))
+    assert policy_of(config, config.site.sources[0]).breach_level == 1
