@@ -1,9 +1,10 @@
 """Messages between the block controller and its GPU node agents, over MQTT.
 
-Four messages, each complete in itself, so that the newest one wins and a lost one costs nothing: an `Order`
-(controller to agent: limits for all GPUs of the node), a `Report` (agent to controller: what they draw and
-hold, and which order is in force), a `Table` (controller to agent: what each GPU does at every level of
-shedding) and a `Call` (controller to all agents at once: do what your table says of this level).
+Five messages, each complete in itself, so that the newest one wins and a lost one costs nothing: an `Order`
+(controller to agent: limits for all GPUs of the node), a `Report` (agent to controller, ten times a second:
+what they draw and hold, and which order is in force), `Facts` (agent to controller, now and then: what these
+GPUs are), a `Table` (controller to agent: what each GPU does at every level of shedding) and a `Call`
+(controller to all agents at once: do what your table says of this level).
 
 A call is an order that needs no lease, because it only lowers: every GPU goes to what it holds or to its
 entry in the table, whichever is less. It is confirmed by its number, as an order is.
@@ -22,9 +23,11 @@ import msgspec
 VERSION: Final = 2
 MESSAGE_MAX_BYTES: Final = 64 * 1024  # 72 GPUs need 4 kB; anything near this is not ours
 LIMIT_MAX_W: Final = 1e6  # a thousand times any GPU: more is a unit mistake
+CLOCK_MAX_MHZ: Final = 10_000  # three times any GPU: more is a unit mistake
 
 # A whole number that every JSON reader keeps exact and every 64 bit array can hold.
 Count = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
+Mhz = Annotated[int, msgspec.Meta(ge=0, le=CLOCK_MAX_MHZ)]
 
 
 class LinkError(ValueError):
@@ -42,12 +45,15 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     known_at_s: float  # `at_s` of the newest report whose readings went into this decision; below 0: none
     lease_s: float  # right to hold these limits, counted from `echo_at_s` on the agent's clock
     limits_w: tuple[float, ...]
+    clocks_mhz: tuple[Mhz, ...] = ()  # ceiling of the SM clock per GPU, 0: none; empty: none for any of them
+    boot: str = ""  # random per controller process: tells two of one epoch apart
 
 
 class Level(msgspec.Struct, frozen=True, kw_only=True):
     """One level of shedding for one node, in NVML index order."""
 
     limits_w: tuple[float, ...]
+    clocks_mhz: tuple[Mhz, ...] = ()  # as in an order
 
 
 class Table(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,18 +76,28 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     )
     level: Count
     sent_at_s: float
+    boot: str = ""  # as in an order
 
 
-class Gpu(msgspec.Struct, frozen=True, kw_only=True):
-    """One GPU as the driver tells it. `fault` is empty when all is well, else a sentence."""
+class Gpu(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One GPU as the driver tells it. `fault` is empty when all is well, else a sentence.
 
-    uuid: str
+    What stands at its default is not sent: most of it, most of the time.
+    """
+
+    uuid: str = ""  # told in `Facts`; here only where there is no report without
     power_w: float | None
     limit_w: float | None  # requested limit read back from the driver
     enforced_w: float | None  # lowest of all limiters, out-of-band ones included
     min_w: float
     max_w: float
     fault: str = ""
+    notice: str = ""  # something to know that is no fault: put right, or somebody else's doing
+    clock_mhz: Mhz | None = None  # of the SMs, now
+    ceiling_mhz: Mhz = 0  # SM clock ceiling of ours in force, as ordered; 0: none
+    capped: bool = False  # the limit holds the clocks down at this moment
+    lever: str = ""  # what moves its power now: "cap", "clock", "none"; empty: not known yet
+    floor_w: float | None = 0.0  # power smoothing keeps it at this, whatever the limit; None: unknown
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,11 +116,73 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     table_epoch: Count = 0  # of the shed table in memory, and its version; 0: none
     table: Count = 0
     obeyed_in_s: float = -1.0  # from the arrival of the order or call in force to its last limit read back
+    refused: dict[str, Count] = {}  # orders refused since this agent's start, by reason
+    rivals_s: float = -1.0  # how long ago a controller other than the one in force was heard; below 0: never
 
 
-M = TypeVar("M", Order, Report, Table, Call)
+class Place(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a board sits, as GB200 and GB300 know it; see `protocols.nvml.Platform`."""
 
-ORDER, TABLE, CALL = "order", "table", "call"  # last levels of the topics
+    chassis_serial: str
+    slot: int
+    tray: int
+    host_id: int
+    module_id: int
+
+
+class Smoothing(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Power smoothing of a Blackwell GPU; see `protocols.nvml.Smoothing`. None: hidden from the host."""
+
+    enabled: bool | None = None
+    floor_w: float | None = None
+    ceiling_w: float | None = None
+    preset: int | None = None
+    ramp_up_w_per_s: float | None = None
+    ramp_down_w_per_s: float | None = None
+    hysteresis_s: float | None = None
+    immediate: bool | None = None
+    lifetime_ratio: float | None = None
+
+
+class GpuFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What one GPU is. A GPU that was never read has an empty UUID and nothing else but its fallback."""
+
+    fallback_w: float  # what it goes down to when this agent is left alone
+    uuid: str = ""
+    name: str = ""
+    min_w: float = 0.0
+    max_w: float = 0.0
+    default_w: float = 0.0
+    found_w: float | None = None  # its limit when this agent first saw it
+    clock_min_mhz: Mhz = 0
+    clock_max_mhz: Mhz = 0  # 0: unknown
+    module: int = -1  # number of the module in this node whose limit it shares; below 0: it has its own
+    mig: bool = False
+    persistence: bool | None = None
+    place: Place | None = None
+    smoothing: Smoothing | None = None  # None: it has none
+    profiles: tuple[int, ...] = ()  # workload power profiles it supports
+    profiles_requested: tuple[int, ...] = ()
+    locked_mhz: tuple[Mhz, Mhz] | None = None  # the site's own clock lock, as node.yaml names it
+
+
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
+    """What changes seldom, sent when it does and every ten seconds."""
+
+    v: int = VERSION
+    node: str
+    boot: str
+    at_s: float  # agent's monotonic clock
+    driver: str  # its version
+    lease_max_s: float
+    waiting_max_s: float | None
+    fallback_ramp_w_per_s: float
+    gpus: tuple[GpuFacts, ...]
+
+
+M = TypeVar("M", Order, Report, Table, Call, Facts)
+
+ORDER, TABLE, CALL, REPORT, FACTS = "order", "table", "call", "report", "facts"  # last levels of the topics
 
 
 def order_topic(block: str, node: str) -> str:
@@ -122,7 +200,12 @@ def call_topic(block: str) -> str:
 
 def report_topic(block: str, node: str) -> str:
     """Topic of one node's reports; node `+` subscribes to all of a block."""
-    return f"powerblock/{block}/agent/{node}/report"
+    return f"powerblock/{block}/agent/{node}/{REPORT}"
+
+
+def facts_topic(block: str, node: str) -> str:
+    """Topic of one node's facts; node `+` subscribes to all of a block."""
+    return f"powerblock/{block}/agent/{node}/{FACTS}"
 
 
 _encoder = msgspec.json.Encoder()
@@ -130,16 +213,17 @@ _order_decoder = msgspec.json.Decoder(Order)
 _report_decoder = msgspec.json.Decoder(Report)
 _table_decoder = msgspec.json.Decoder(Table)
 _call_decoder = msgspec.json.Decoder(Call)
+_facts_decoder = msgspec.json.Decoder(Facts)
 
 
-def encode(message: Order | Report | Table | Call) -> bytes:
+def encode(message: Order | Report | Table | Call | Facts) -> bytes:
     return _encoder.encode(message)
 
 
 def decode_order(payload: bytes) -> Order:
     """Raises LinkError on anything that is not an order of this version."""
     order = _decode(_order_decoder, payload)
-    _check_limits(f"order {order.epoch}/{order.seq}", order.limits_w)
+    _check_limits(f"order {order.epoch}/{order.seq}", order.limits_w, order.clocks_mhz)
     return order
 
 
@@ -147,7 +231,7 @@ def decode_table(payload: bytes) -> Table:
     """Raises LinkError on anything that is not a shed table of this version."""
     table = _decode(_table_decoder, payload)
     for level in table.levels:
-        _check_limits(f"table {table.epoch}/{table.version}", level.limits_w)
+        _check_limits(f"table {table.epoch}/{table.version}", level.limits_w, level.clocks_mhz)
     return table
 
 
@@ -156,9 +240,16 @@ def decode_call(payload: bytes) -> Call:
     return _decode(_call_decoder, payload)
 
 
-def _check_limits(what: str, limits_w: tuple[float, ...]) -> None:
+def decode_facts(payload: bytes) -> Facts:
+    """Raises LinkError on anything that is not facts of this version."""
+    return _decode(_facts_decoder, payload)
+
+
+def _check_limits(what: str, limits_w: tuple[float, ...], clocks_mhz: tuple[int, ...]) -> None:
     if not all(0.0 <= limit_w < LIMIT_MAX_W for limit_w in limits_w):
         raise LinkError(f"{what}: a limit is not a power in W: {limits_w}")
+    if clocks_mhz and len(clocks_mhz) != len(limits_w):
+        raise LinkError(f"{what}: {len(clocks_mhz)} clock ceilings for {len(limits_w)} GPUs")
 
 
 def decode_report(payload: bytes) -> Report:

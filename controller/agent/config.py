@@ -10,12 +10,22 @@
 
 `fallback_w` is the one number nobody can guess: what each GPU may draw when the controller is not heard.
 The block is safe only if the fallback limits of all nodes together fit under the feed with everything else.
+
+What few hosts need:
+
+    gpus: {count: 4, per_module: 2}  # GPUs in a row that share one limit, where it is the module's
+    clock_lock_mhz: [345, 1410]      # the site's own lock: our ceilings stay below, release brings it back
+    profiles: [6]                    # workload power profiles to request beside those found (Blackwell)
+    smoothing: {preset: 1}           # preset of power smoothing to make the active one (Blackwell)
+
+A clock lock cannot be read from the driver. A site that locks clocks must name its lock here, or it is gone
+when the controller takes a ceiling away.
 """
 
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from controller.yaml_config import ConfigError, load
 from protocols.mqtt import Tls
@@ -27,11 +37,30 @@ PASSWORD_MAX_CHARS: Final = 1024  # a file larger than this is not a password
 
 # Part of an MQTT topic: no levels, no wildcards.
 TopicName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+CLOCK_MAX_MHZ: Final = 10_000  # three times any GPU
+PROFILES_MAX: Final = 255  # bits of the driver's mask
+PRESETS_MAX: Final = 5
+
 PowerW = Annotated[float, Field(gt=0, le=10_000)]  # the largest module in sight is 2.9 kW
 
 
 def _one_or_many(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else (value,)
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _rising(range_mhz: tuple[int, int]) -> tuple[int, int]:
+    if range_mhz[0] > range_mhz[1]:
+        raise ValueError("give the lower clock first")
+    return range_mhz
+
+
+Mhz = Annotated[int, Field(gt=0, le=CLOCK_MAX_MHZ)]
+ClockRange = Annotated[tuple[Mhz, Mhz], BeforeValidator(_tuple), AfterValidator(_rising)]
+Profile = Annotated[int, Field(ge=0, lt=PROFILES_MAX)]
 
 
 class _Strict(BaseModel):
@@ -71,6 +100,11 @@ class MqttConfig(_Strict):
 
 class GpusConfig(_Strict):
     count: Annotated[int, Field(ge=1, le=GPUS_MAX)]
+    per_module: Annotated[int, Field(ge=1, le=8)] = 1
+
+
+class SmoothingConfig(_Strict):
+    preset: Annotated[int, Field(ge=0, lt=PRESETS_MAX)]
 
 
 class NodeConfig(_Strict):
@@ -88,6 +122,9 @@ class NodeConfig(_Strict):
     lease_max_s: Annotated[float, Field(ge=0.5, le=60)] = 10.0
     waiting_max_s: Annotated[float, Field(ge=1, le=3600)] | None = 30.0  # null: wait for ever
     call_deadline_s: Annotated[float, Field(ge=0.05, le=5)] = 0.25  # a healthy call takes 1 to 30 ms
+    clock_lock_mhz: ClockRange | None = None
+    profiles: Annotated[tuple[Profile, ...], BeforeValidator(_tuple)] = ()
+    smoothing: SmoothingConfig | None = None
     state_dir: Path
 
     @model_validator(mode="after")

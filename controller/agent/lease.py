@@ -22,6 +22,13 @@ One rule guards every road up: a limit rises only by an order that is strictly n
 The same order repeated, as a controller does that knows nothing new, may lower a limit and never raise one.
 Nor may an order that was decided on readings from before this agent was first leased, or before it fell
 back (`known_at_s`): whoever decided it could not know what these GPUs have come to hold.
+
+Ceilings of the SM clock are held by the same rule: lowered at once, raised or taken away only by such an
+order. No fallback exists for them: when a right lapses, the limits ramp and the ceilings stay as they are.
+
+Two controllers cannot both be obeyed. The newer epoch wins, since it answers our own reports; the older one
+gives itself away by answering a report from after that, and one of the same epoch by another name
+(`boot`). Both are refused as a second controller, counted, and told to whoever listens to our reports.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -58,7 +65,8 @@ class Refusal(StrEnum):
 
     OBSERVING = "this agent only observes"
     OTHER_GPU_COUNT = "it is for another number of GPUs"
-    OVERTAKEN = "a newer order is in force: a second controller, or a message that came late"
+    SECOND_CONTROLLER = "another controller is in force here: two are running, stop one of them"
+    OVERTAKEN = "a newer order is in force: this message came late"
     NO_REPORT_HEARD = "it answers no report: the controller must hear this agent first"
     EARLIER_AGENT = "it answers a report of an agent before this one"
     FUTURE_REPORT = "it answers a report this agent has not sent yet"
@@ -81,6 +89,10 @@ class Order(Protocol):
     def lease_s(self) -> float: ...
     @property
     def limits_w(self) -> tuple[float, ...]: ...
+    @property
+    def clocks_mhz(self) -> tuple[int, ...]: ...
+    @property
+    def boot(self) -> str: ...
 
 
 class Call(Protocol):
@@ -90,6 +102,8 @@ class Call(Protocol):
     def epoch(self) -> int: ...
     @property
     def seq(self) -> int: ...
+    @property
+    def boot(self) -> str: ...
 
 
 class Found(NamedTuple):
@@ -104,6 +118,18 @@ class Write(NamedTuple):
     gpu: int
     limit_w: float
     lower_only: bool = False  # to be written only where the driver, asked once more, holds more
+
+
+class Ceiling(NamedTuple):
+    """What is known of one GPU's ceiling; no driver tells it. `sure`: set since the GPU last began anew."""
+
+    asked_mhz: int | None  # None: never ours; 0: none of ours any more
+    sure: bool = True
+
+
+class ClockWrite(NamedTuple):
+    gpu: int
+    ceiling_mhz: int  # 0: none
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +150,14 @@ class Lease(NamedTuple):
     until_s: float  # end of the present right: of the lease, or of waiting
     ramped_at_s: float  # up to when the fallback ramp has come
     held_w: tuple[float | None, ...]  # None: this GPU is left as it is
+    held_mhz: tuple[int | None, ...]  # None: its clocks are left as they are; 0: no ceiling
     newest: tuple[int, int] = (0, 0)  # (epoch, seq) of the newest order obeyed
     lowers_only: bool = False  # it was decided without knowing what this agent has come to hold
     answers_from_s: float = 0.0  # only orders decided on readings taken since may raise
     refused: Mapping[Refusal, int] = MappingProxyType({})
+    boot: str = ""  # of the controller in force
+    epoch_from_s: float = 0.0  # since when it is in force
+    rival_at_s: float = -1.0  # when a second controller was heard last; below 0: never
 
 
 def begin(settings: LeaseSettings, now_s: float, *, observe: bool) -> Lease:
@@ -139,6 +169,7 @@ def begin(settings: LeaseSettings, now_s: float, *, observe: bool) -> Lease:
         until_s=inf if waits_for_ever else now_s + (settings.waiting_max_s or 0.0),
         ramped_at_s=now_s,
         held_w=(None,) * len(settings.fallback_w),
+        held_mhz=(None,) * len(settings.fallback_w),
     )
 
 
@@ -146,10 +177,11 @@ def offer(settings: LeaseSettings, lease: Lease, order: Order, now_s: float) -> 
     """Obey or refuse an order. Returns the new lease, and why the order was refused, if it was."""
     for refusal, applies in REFUSALS.items():
         if applies(settings, lease, order, now_s):
-            count = lease.refused.get(refusal, 0) + 1
-            return lease._replace(refused={**lease.refused, refusal: count}), refusal
+            return _refused(lease, refusal, now_s), refusal
     key, until_s = (order.epoch, order.seq), order.echo_at_s + order.lease_s
     held_w: tuple[float | None, ...] = order.limits_w
+    ordered_mhz = order.clocks_mhz or (0,) * len(held_w)
+    held_mhz: tuple[int | None, ...] = ordered_mhz
     answers_from_s = now_s if lease.mode is Mode.WAITING else lease.answers_from_s
     lowers_only = order.known_at_s < answers_from_s
     if key == lease.newest:
@@ -158,6 +190,10 @@ def offer(settings: LeaseSettings, lease: Lease, order: Order, now_s: float) -> 
             None if held is None else min(held, ordered)
             for held, ordered in zip(lease.held_w, order.limits_w, strict=True)
         )
+        held_mhz = tuple(
+            None if held is None else _lower_mhz(held, ordered)
+            for held, ordered in zip(lease.held_mhz, ordered_mhz, strict=True)
+        )
         until_s = max(until_s, lease.until_s) if lease.mode is Mode.LEASED else until_s
     mode = _after(lease.mode, Event.GRANTED)
     granted = lease._replace(
@@ -165,13 +201,22 @@ def offer(settings: LeaseSettings, lease: Lease, order: Order, now_s: float) -> 
         newest=key,
         until_s=until_s,
         held_w=held_w,
+        held_mhz=held_mhz,
         lowers_only=lowers_only,
         answers_from_s=answers_from_s,
+        boot=order.boot,
+        epoch_from_s=now_s if order.epoch != lease.newest[0] else lease.epoch_from_s,
     )
     return granted, None
 
 
-def shed(lease: Lease, call: Call, limits_w: tuple[float, ...]) -> tuple[Lease, Refusal | None]:
+def shed(
+    lease: Lease,
+    call: Call,
+    limits_w: tuple[float, ...],
+    clocks_mhz: tuple[int, ...] = (),
+    now_s: float = 0.0,
+) -> tuple[Lease, Refusal | None]:
     """Lower to what the table says of the level that is called, never raise. Returns as `offer` does.
 
     A call of the present controller that orders have overtaken was answered by them.
@@ -179,18 +224,24 @@ def shed(lease: Lease, call: Call, limits_w: tuple[float, ...]) -> tuple[Lease, 
     for refusal, applies in (
         (Refusal.OBSERVING, lease.mode is Mode.OBSERVE),
         (Refusal.OTHER_GPU_COUNT, len(limits_w) != len(lease.held_w)),
+        (Refusal.SECOND_CONTROLLER, call.epoch == lease.newest[0] and _other_boot(lease, call)),
         (Refusal.OVERTAKEN, (call.epoch, call.seq) <= lease.newest),
     ):
         if applies:
-            count = lease.refused.get(refusal, 0) + 1
-            return lease._replace(refused={**lease.refused, refusal: count}), refusal
+            return _refused(lease, refusal, now_s), refusal
     held_w = tuple(
         limit_w if held is None else min(held, limit_w)
         for held, limit_w in zip(lease.held_w, limits_w, strict=True)
     )
+    held_mhz = lease.held_mhz
+    if clocks_mhz:
+        held_mhz = tuple(
+            _lower_mhz(held or 0, ceiling_mhz) or held
+            for held, ceiling_mhz in zip(lease.held_mhz, clocks_mhz, strict=True)
+        )
     if lease.mode is not Mode.LEASED:
-        return lease._replace(held_w=held_w, lowers_only=True), None
-    return lease._replace(held_w=held_w, newest=(call.epoch, call.seq)), None
+        return lease._replace(held_w=held_w, held_mhz=held_mhz, lowers_only=True), None
+    return lease._replace(held_w=held_w, held_mhz=held_mhz, newest=(call.epoch, call.seq)), None
 
 
 def beat(settings: LeaseSettings, lease: Lease, found_w: Sequence[float | None], now_s: float) -> Lease:
@@ -214,15 +265,19 @@ def beat(settings: LeaseSettings, lease: Lease, found_w: Sequence[float | None],
     return lease._replace(held_w=held_w, ramped_at_s=max(now_s, lease.ramped_at_s))
 
 
-def due(lease: Lease, found: Sequence[Found | None]) -> tuple[Write, ...]:
+def due(
+    lease: Lease, found: Sequence[Found | None], modules: Sequence[Sequence[int]] = ()
+) -> tuple[Write, ...]:
     """What must be written so that the GPUs hold what they should; decreases first.
 
     A GPU that cannot be read is written while leased, where the order says its limit. Where nothing may be
     raised it gets a write that can only lower: a broken power sensor must not keep a limit up.
+
+    `modules`: GPUs that share one limit; it is the lowest of what they should hold.
     """
-    may_raise = lease.mode is not Mode.FALLBACK and not lease.lowers_only
+    may_raise = _may_raise(lease)
     writes: list[tuple[float, Write]] = []
-    for gpu, (held_w, seen) in enumerate(zip(lease.held_w, found, strict=True)):
+    for gpu, (held_w, seen) in enumerate(zip(_shared(lease.held_w, modules), found, strict=True)):
         if held_w is None:
             continue
         if seen is None:
@@ -236,6 +291,21 @@ def due(lease: Lease, found: Sequence[Found | None]) -> tuple[Write, ...]:
     return tuple(write for _, write in sorted(writes))
 
 
+def due_clocks(lease: Lease, ceilings: Sequence[Ceiling]) -> tuple[ClockWrite, ...]:
+    """What must be written so that no clock passes its ceiling. What is not ours is not taken away."""
+    may_raise = _may_raise(lease)
+    writes: list[ClockWrite] = []
+    for gpu, (held_mhz, (asked_mhz, sure)) in enumerate(zip(lease.held_mhz, ceilings, strict=True)):
+        if held_mhz is None or not (held_mhz or asked_mhz):
+            continue
+        want_mhz = held_mhz
+        if asked_mhz and not may_raise:
+            want_mhz = _lower_mhz(held_mhz, asked_mhz)
+        if want_mhz != asked_mhz or not sure:
+            writes.append(ClockWrite(gpu, want_mhz))
+    return tuple(writes)
+
+
 def same_limit(a_w: float, b_w: float) -> bool:
     """Equal to the milliwatt, which is all a driver can hold."""
     return round(a_w * 1000) == round(b_w * 1000)
@@ -245,6 +315,7 @@ def same_limit(a_w: float, b_w: float) -> bool:
 REFUSALS: Final[dict[Refusal, Callable[[LeaseSettings, Lease, Order, float], bool]]] = {
     Refusal.OBSERVING: lambda _s, lease, _o, _t: lease.mode is Mode.OBSERVE,
     Refusal.OTHER_GPU_COUNT: lambda _s, lease, order, _t: len(order.limits_w) != len(lease.held_w),
+    Refusal.SECOND_CONTROLLER: lambda _s, lease, order, _t: _is_rival(lease, order),
     Refusal.OVERTAKEN: lambda _s, lease, order, _t: (order.epoch, order.seq) < lease.newest,
     Refusal.NO_REPORT_HEARD: lambda _s, _l, order, _t: order.echo_at_s < 0,
     Refusal.EARLIER_AGENT: lambda _s, lease, order, _t: not order.echo_at_s >= lease.started_at_s,
@@ -252,6 +323,44 @@ REFUSALS: Final[dict[Refusal, Callable[[LeaseSettings, Lease, Order, float], boo
     Refusal.LEASE_TOO_LONG: lambda settings, _l, order, _t: not order.lease_s <= settings.lease_max_s,
     Refusal.EXPIRED: lambda _s, _l, order, now_s: not order.echo_at_s + order.lease_s > now_s,
 }
+
+
+def _is_rival(lease: Lease, order: Order) -> bool:
+    """It is of a controller that is not in force and alive: it knows a report from since then."""
+    if order.epoch == lease.newest[0]:
+        return _other_boot(lease, order)
+    return order.epoch < lease.newest[0] and order.echo_at_s > lease.epoch_from_s
+
+
+def _other_boot(lease: Lease, message: Order | Call) -> bool:
+    return bool(message.boot and lease.boot) and message.boot != lease.boot
+
+
+def _refused(lease: Lease, refusal: Refusal, now_s: float) -> Lease:
+    counts = {**lease.refused, refusal: lease.refused.get(refusal, 0) + 1}
+    if refusal is Refusal.SECOND_CONTROLLER:
+        return lease._replace(refused=counts, rival_at_s=now_s)
+    return lease._replace(refused=counts)
+
+
+def _may_raise(lease: Lease) -> bool:
+    return lease.mode is not Mode.FALLBACK and not lease.lowers_only
+
+
+def _lower_mhz(one_mhz: int, other_mhz: int) -> int:
+    """The lower of two ceilings, where 0 is none."""
+    return min(one_mhz, other_mhz) or max(one_mhz, other_mhz)
+
+
+def _shared(held_w: tuple[float | None, ...], modules: Sequence[Sequence[int]]) -> tuple[float | None, ...]:
+    if not modules:
+        return held_w
+    shared_w = list(held_w)
+    for members in modules:
+        known_w = [w for w in (held_w[gpu] for gpu in members) if w is not None]
+        for gpu in members:
+            shared_w[gpu] = min(known_w, default=None)
+    return tuple(shared_w)
 
 
 def _after(mode: Mode, event: Event) -> Mode:

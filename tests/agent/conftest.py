@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from firmware_sim.gpu_firmware import GpuMemory, build_library, environment
+from firmware_sim.gpu_firmware import NONE, GpuMemory, build_library, environment
 from protocols import agent_link
-from protocols.agent_link import Order, Report
+from protocols.agent_link import Call, Facts, Level, Order, Report, Table
 from protocols.mqtt import MqttLink, Subscription
 
 AGENT = "import sys, pathlib; from controller.agent.service import main; sys.exit(main(pathlib.Path(sys.argv[1]), '--observe' in sys.argv))"
@@ -62,11 +62,12 @@ def library(tmp_path_factory) -> Path:
 class Node:
     """A host with four GPUs, its agent, and a controller that speaks to it."""
 
-    def __init__(self, folder: Path, library: Path, url: str, **settings) -> None:
+    def __init__(self, folder: Path, library: Path, url: str, *, gpu_count: int = 4, **settings) -> None:
         self.folder = folder
         self.library = library
-        self.memory = GpuMemory.create(folder / "gpus", 4, node=folder.name)
+        self.memory = GpuMemory.create(folder / "gpus", gpu_count, node=folder.name)
         self.reports: list[Report] = []
+        self.facts: list[Facts] = []
         self.seq = 0
         self.file = folder / "node.yaml"
         self.file.write_text(
@@ -84,17 +85,21 @@ class Node:
                 }
             )
         )
-        order_topic = agent_link.order_topic("b", folder.name)
         self.link = MqttLink(
             url,
             client_id=f"controller-{folder.name}",
             on_message=self._on_report,
-            subscriptions=(Subscription(agent_link.report_topic("b", folder.name)),),
+            subscriptions=(
+                Subscription(agent_link.report_topic("b", folder.name)),
+                Subscription(agent_link.facts_topic("b", folder.name)),
+            ),
         )
-        self._publish = lambda order: self.link.publish(order_topic, agent_link.encode(order))
 
-    def _on_report(self, _topic: str, payload: bytes, _retained: bool) -> None:
-        self.reports.append(agent_link.decode_report(payload))
+    def _on_report(self, topic: str, payload: bytes, _retained: bool) -> None:
+        if topic.endswith(agent_link.FACTS):
+            self.facts.append(agent_link.decode_facts(payload))
+        else:
+            self.reports.append(agent_link.decode_report(payload))
 
     @property
     def newest(self) -> Report:
@@ -120,7 +125,14 @@ class Node:
         return (self.folder / "agent.log").read_text()
 
     def order(
-        self, limits_w: tuple[float, ...], *, lease_s: float = 5.0, epoch: int = 1, newer: bool = True
+        self,
+        limits_w: tuple[float, ...],
+        *,
+        lease_s: float = 5.0,
+        epoch: int = 1,
+        newer: bool = True,
+        clocks_mhz: tuple[int, ...] = (),
+        boot: str = "",
     ) -> Order:
         self.seq += newer
         order = Order(
@@ -131,9 +143,35 @@ class Node:
             known_at_s=self.newest.at_s if self.reports else -1.0,
             lease_s=lease_s,
             limits_w=limits_w,
+            clocks_mhz=clocks_mhz,
+            boot=boot,
         )
-        self._publish(order)
+        self.link.publish(agent_link.order_topic("b", self.folder.name), agent_link.encode(order))
         return order
+
+    async def lead(self, limits_w: tuple[float, ...], clocks_mhz: tuple[int, ...] = (), **more) -> None:
+        """Order, and again as one that knows what the node holds, which may raise; wait until it is done."""
+        for _ in range(2):
+            seq = self.order(limits_w, clocks_mhz=clocks_mhz, **more).seq
+            done = await self.report(lambda report, seq=seq: report.seq == seq)
+            await self.report(lambda report, done=done: report.at_s > done.at_s)
+
+    async def table(self, *levels: Level, epoch: int = 1, version: int = 1) -> None:
+        """Give it a shed table and wait until it says that it has it."""
+        table = Table(epoch=epoch, version=version, levels=levels)
+        self.link.publish(agent_link.table_topic("b", self.folder.name), agent_link.encode(table))
+        await self.report(lambda report: (report.table_epoch, report.table) == (epoch, version))
+
+    def call(self, level: int, *, epoch: int = 1) -> Call:
+        self.seq += 1
+        call = Call(epoch=epoch, seq=self.seq, version=1, level=level, sent_at_s=time.monotonic())
+        self.link.publish(agent_link.call_topic("b"), agent_link.encode(call))
+        return call
+
+    def ceilings_mhz(self) -> list[int | None]:
+        """What locks let the SM clocks reach; None: no lock."""
+        locked_mhz = [int(mhz) for mhz in self.memory.gpus["locked_clock_max_mhz"]]
+        return [None if mhz == NONE else mhz for mhz in locked_mhz]
 
     def limits_w(self) -> list[float]:
         return [float(limit_mw) / 1000 for limit_mw in self.memory.gpus["requested_mw"]]
@@ -164,7 +202,7 @@ def node(tmp_path_factory, library, broker, request):
     @asynccontextmanager
     async def made(**settings) -> AsyncIterator[Node]:
         folder = tmp_path_factory.mktemp("node")
-        node = Node(folder, library, broker, **settings)
+        node = Node(folder, library, settings.pop("url", broker), **settings)
         talking = asyncio.create_task(node.link.run())
         try:
             await node.until(lambda: node.link.connected)

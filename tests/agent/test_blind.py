@@ -5,7 +5,8 @@ import threading
 from dataclasses import dataclass, field
 
 from controller.agent.config import NodeConfig
-from controller.agent.service import Agent
+from controller.agent.node import Agent
+from controller.agent.rounds import Rounds
 from controller.clock import now_s
 from controller.endless import Life
 from protocols.agent_link import Order, encode
@@ -18,6 +19,8 @@ class BlindDriver:
 
     limits_w: list[float]
     gpu_count: int = 2
+    first: int = 0
+    driver_version: str = "1"
     written: list[tuple[int, float]] = field(default_factory=list)
     lowered: threading.Event = field(default_factory=threading.Event)
 
@@ -59,7 +62,7 @@ async def test_a_lapsed_lease_lowers_a_gpu_whose_power_cannot_be_read(tmp_path):
     driver = BlindDriver([700.0, 250.0])
     agent = Agent(config, driver, observe=False)
     life = Life()
-    serving = asyncio.create_task(agent.serve(NoLink(), life))
+    serving = asyncio.create_task(Rounds([(agent, NoLink())]).serve(life))
     await asyncio.sleep(0.05)
     now = now_s()
     order = Order(

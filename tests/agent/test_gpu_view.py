@@ -2,12 +2,13 @@
 
 import pytest
 
-from controller.agent.gpu_view import GpuView, described
+from controller.agent.gpu_view import GpuView
 from controller.agent.lease import Found
+from controller.agent.telling import described
 from protocols.nvml import Device, NvmlFault, Reading
 
 DEVICE = Device(index=0, uuid="GPU-1", name="g", min_w=200.0, max_w=700.0, default_w=700.0)
-LATE = NvmlFault(10, "late")
+LATE = NvmlFault(999, "late")
 
 
 def reading(limit_w: float) -> Reading:
@@ -36,13 +37,20 @@ def test_of_a_gpu_that_cannot_be_read_nothing_is_told_but_its_fault():
 def test_a_failed_write_that_took_effect_after_all_is_no_fault_any_more():
     view = GpuView()
     view.wrote(300.0, LATE, now_s=1.0)
-    assert view.fault(1.0) == "late"
+    assert view.fault() == "late"
     assert not view.may_write(300.0, now_s=1.5)
     assert view.may_write(290.0, now_s=1.5)  # another limit may be tried at once
     assert view.may_write(300.0, now_s=2.0)
     view.settle()
-    assert view.fault(1.5) == ""
+    assert view.fault() == ""
     assert view.may_write(300.0, now_s=1.5)
+
+
+def test_a_call_that_hung_is_made_again_as_soon_as_it_may_be():
+    view = GpuView()
+    view.wrote(300.0, NvmlFault(10, "has not returned"), now_s=1.0)
+    assert view.fault() == "has not returned"
+    assert view.may_write(300.0, now_s=1.0)
 
 
 def test_a_gpu_that_comes_back_is_written_at_once():
@@ -68,11 +76,13 @@ def test_after_a_failed_write_the_limit_is_unknown_until_it_is_read_again():
 @pytest.mark.parametrize(("confirmed_w", "noticed"), [(300.0, True), (350.0, False)])
 def test_only_a_limit_that_was_confirmed_before_can_have_been_changed_by_others(confirmed_w, noticed):
     view = GpuView()
+    view.swept(reading(700.0), began_at_s=0.9)
     view.wrote(confirmed_w, (confirmed_w, confirmed_w), now_s=1.0)
     view.swept(reading(700.0), began_at_s=1.1)
-    view.notice_foreign_change(300.0, now_s=1.1)
-    assert bool(view.fault(1.1)) is noticed
-    assert view.fault(3.0) == ""
+    view.about_to_write(300.0, now_s=1.1)
+    assert ("set to 700 W by someone else, 400 W above ours" in view.notice(1.1)) is noticed
+    assert view.notice(3.0) == ""
+    assert view.fault() == ""
 
 
 def test_nothing_is_told_before_one_gpu_was_read():

@@ -7,7 +7,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controller.agent.lease import Found, Lease, LeaseSettings, Mode, Refusal, Write, beat, begin, due, offer
+from controller.agent.lease import (
+    Ceiling,
+    ClockWrite,
+    Found,
+    Lease,
+    LeaseSettings,
+    Mode,
+    Refusal,
+    Write,
+    beat,
+    begin,
+    due,
+    due_clocks,
+    offer,
+    shed,
+)
 
 SETTINGS = LeaseSettings(
     fallback_w=(300.0, 250.0), fallback_ramp_w_per_s=50.0, lease_max_s=10.0, waiting_max_s=30.0
@@ -23,6 +38,8 @@ class Order:
     known_at_s: float = START_S
     lease_s: float = 2.0
     limits_w: tuple[float, ...] = (600.0, 500.0)
+    clocks_mhz: tuple[int, ...] = ()
+    boot: str = ""
 
 
 def waiting(**changes) -> Lease:
@@ -256,3 +273,125 @@ def test_after_a_fallback_only_an_order_that_knows_of_it_raises():
     fresh = Order(seq=10, echo_at_s=since_s + 0.9, known_at_s=since_s + 0.9)
     knowing, _ = offer(SETTINGS, blind, fresh, lease.answers_from_s + 1.0)
     assert set(due(knowing, found)) == {Write(0, 600.0), Write(1, 500.0)}
+
+
+# ---- the second lever ----
+
+
+def clocks_of(lease: Lease, *asked_mhz: int | None, sure: bool = True) -> tuple[ClockWrite, ...]:
+    return due_clocks(lease, [Ceiling(mhz, sure) for mhz in asked_mhz])
+
+
+def knowing(**changes) -> Order:
+    """An order decided on readings from after the agent was leased."""
+    return Order(**{"seq": 2, "known_at_s": START_S + 1.0, "echo_at_s": START_S + 1.0, **changes})
+
+
+def test_a_ceiling_is_lowered_at_once_and_raised_only_by_an_order_that_knows():
+    lease = leased(Order(clocks_mhz=(1200, 0)), now_s=START_S + 0.05)
+    assert clocks_of(lease, None, None) == (ClockWrite(0, 1200),)  # what is not ours is not taken away
+    assert clocks_of(lease, 1500, 900) == (ClockWrite(0, 1200),)  # and the first order raises nothing
+    assert clocks_of(lease, 900, 0) == ()
+    lease, _ = offer(SETTINGS, lease, knowing(clocks_mhz=(1200, 0)), START_S + 1.1)
+    assert clocks_of(lease, 900, 900) == (ClockWrite(0, 1200), ClockWrite(1, 0))
+
+
+def test_a_repeated_order_lowers_a_ceiling_and_never_raises_one():
+    lease = leased(Order(clocks_mhz=(1200, 1500)))
+    for clocks_mhz in ((), (1400, 1400), (0, 0)):
+        lease, refusal = offer(SETTINGS, lease, Order(clocks_mhz=clocks_mhz), START_S)
+        assert refusal is None
+    assert lease.held_mhz == (1200, 1400)
+
+
+def test_a_lapse_keeps_every_ceiling_and_sets_it_again_after_a_reload():
+    lease, _ = offer(SETTINGS, leased(), knowing(clocks_mhz=(1200, 0)), START_S + 1.1)
+    lease = beat(SETTINGS, lease, (600.0, 500.0), START_S + 60.0)
+    assert lease.mode is Mode.FALLBACK
+    assert clocks_of(lease, 1200, 0) == ()
+    assert clocks_of(lease, 1200, 900) == ()  # not yet taken away when the right ended: it stays
+    assert clocks_of(lease, 1200, 900, sure=False) == (ClockWrite(0, 1200), ClockWrite(1, 900))
+
+
+def test_a_call_lowers_clocks_as_its_table_says():
+    lease = leased(Order(clocks_mhz=(1500, 0)))
+    lease, refusal = shed(lease, Order(seq=2), (600.0, 400.0), (1200, 1100))
+    assert refusal is None
+    assert (lease.held_w, lease.held_mhz) == ((600.0, 400.0), (1200, 1100))
+    lease, _ = shed(lease, Order(seq=3), (700.0, 700.0), (1980, 0))
+    assert (lease.held_w, lease.held_mhz) == ((600.0, 400.0), (1200, 1100))
+
+
+def test_without_any_order_clocks_are_left_as_they_are():
+    lease = beat(SETTINGS, waiting(), (600.0, 500.0), START_S + 60.0)
+    assert clocks_of(lease, 1, None, sure=False) == ()
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["order", "again", "call", "wait"]),
+            st.tuples(st.sampled_from([0, 900, 1200, 1500]), st.sampled_from([0, 900, 1200, 1500])),
+            st.booleans(),
+        ),
+        max_size=30,
+    )
+)
+def test_no_clock_rises_without_an_order_that_is_newer_and_knows(events):
+    """Ceilings in a driver that obeys; 0 is none, the highest of all."""
+    now_s, seq, lease = START_S, 0, waiting()
+    asked: list[int | None] = [None, None]
+    for kind, clocks_mhz, knows in events:
+        now_s += 0.5
+        before = list(asked)
+        may_raise = False
+        if kind == "wait":
+            now_s += 5.0
+        elif kind == "call":
+            seq += 1
+            lease, _ = shed(lease, Order(seq=seq), (700.0, 700.0), clocks_mhz)
+        else:
+            seq += kind == "order"
+            known_at_s = now_s if knows else -1.0
+            order = Order(seq=max(seq, 1), echo_at_s=now_s, known_at_s=known_at_s, clocks_mhz=clocks_mhz)
+            newest = lease.newest
+            lease, refusal = offer(SETTINGS, lease, order, now_s)
+            may_raise = (1, order.seq) > newest and knows and refusal is None
+        lease = beat(SETTINGS, lease, (600.0, 500.0), now_s)
+        for gpu, ceiling_mhz in due_clocks(lease, [Ceiling(mhz) for mhz in asked]):
+            asked[gpu] = ceiling_mhz
+        for was, now in zip(before, asked, strict=True):
+            assert may_raise or (now or inf) <= (was or inf)
+
+
+def test_gpus_of_one_module_share_the_lowest_limit_of_all():
+    lease = leased()._replace(lowers_only=False)
+    found = (Found(700.0, 200.0, 2900.0), Found(700.0, 200.0, 2900.0))
+    assert due(lease, found, ((0, 1),)) == (Write(0, 500.0), Write(1, 500.0))
+    assert due(lease, found, ((0,), (1,))) == (Write(1, 500.0), Write(0, 600.0))
+    assert due(waiting(), found, ((0, 1),)) == ()
+
+
+# ---- two controllers ----
+
+
+def test_an_old_controller_that_is_alive_gives_itself_away():
+    lease, _ = offer(SETTINGS, leased(Order(epoch=1)), Order(epoch=2, echo_at_s=START_S + 1), START_S + 1.0)
+    late = Order(epoch=1, seq=9, echo_at_s=START_S + 0.9)
+    lease, refusal = offer(SETTINGS, lease, late, START_S + 1.2)
+    assert refusal is Refusal.OVERTAKEN
+    assert lease.rival_at_s < 0
+    alive = Order(epoch=1, seq=9, echo_at_s=START_S + 1.1)
+    lease, refusal = offer(SETTINGS, lease, alive, START_S + 1.3)
+    assert refusal is Refusal.SECOND_CONTROLLER
+    assert (lease.rival_at_s, lease.newest, lease.refused[refusal]) == (START_S + 1.3, (2, 1), 1)
+
+
+@pytest.mark.parametrize(("boot", "refusal"), [("a", None), ("", None), ("b", Refusal.SECOND_CONTROLLER)])
+def test_of_two_controllers_with_one_epoch_the_first_is_obeyed(boot, refusal):
+    lease = leased(Order(boot="a"))
+    lease, why = offer(SETTINGS, lease, Order(seq=2, boot=boot, limits_w=(700.0, 700.0)), START_S)
+    assert why is refusal
+    assert (lease.held_w == (700.0, 700.0)) is (refusal is None)
+    assert shed(lease, Order(seq=3, boot=boot), (300.0, 300.0))[1] is refusal

@@ -61,7 +61,7 @@ def test_an_order_and_a_report_are_read_as_they_were_sent():
     assert decode_report(encode(REPORT)) == REPORT
 
 
-@given(st.builds(Order, v=st.just(1), sent_at_s=seconds, echo_at_s=seconds, known_at_s=seconds, lease_s=seconds,
+@given(st.builds(Order, v=st.just(agent_link.VERSION), boot=st.text(), sent_at_s=seconds, echo_at_s=seconds, known_at_s=seconds, lease_s=seconds,
                  limits_w=st.lists(watts, max_size=72).map(tuple), epoch=st.integers(0, 2**53 - 1), seq=st.integers(0, 2**53 - 1)))  # fmt: skip
 def test_every_order_survives_the_wire(order):
     assert decode_order(encode(order)) == order
@@ -71,6 +71,63 @@ def test_every_order_survives_the_wire(order):
 def test_every_gpu_survives_the_wire(gpu):
     report = msgspec.structs.replace(REPORT, gpus=(gpu,))
     assert decode_report(encode(report)) == report
+
+
+PLACE = agent_link.Place(chassis_serial="1821324190003", slot=5, tray=3, host_id=1, module_id=2)
+SMOOTHING = agent_link.Smoothing(
+    enabled=True, floor_w=1259.0, ceiling_w=1400.0, preset=0, ramp_up_w_per_s=20.0, immediate=False
+)
+FACTS = agent_link.Facts(
+    node="a1",
+    boot="f00d",
+    at_s=42.25,
+    driver="595.71.05",
+    lease_max_s=10.0,
+    waiting_max_s=None,
+    fallback_ramp_w_per_s=50.0,
+    gpus=(
+        agent_link.GpuFacts(fallback_w=300.0),
+        agent_link.GpuFacts(
+            fallback_w=300.0,
+            uuid="GPU-11111111-2222-3333-4444-555555555555",
+            name="NVIDIA GB300",
+            min_w=200.0,
+            max_w=1400.0,
+            default_w=1400.0,
+            found_w=1400.0,
+            clock_min_mhz=345,
+            clock_max_mhz=1980,
+            module=3,
+            mig=True,
+            persistence=False,
+            place=PLACE,
+            smoothing=SMOOTHING,
+            profiles=tuple(range(25)),
+            profiles_requested=(6,),
+            locked_mhz=(345, 1410),
+        ),
+    ),
+)
+
+
+def test_facts_are_read_as_they_were_sent_and_those_of_a_rack_fit_the_bound():
+    assert agent_link.decode_facts(encode(FACTS)) == FACTS
+    rack = msgspec.structs.replace(FACTS, gpus=FACTS.gpus[1:] * 72)
+    assert len(encode(rack)) < agent_link.MESSAGE_MAX_BYTES
+
+
+def test_what_stands_at_its_default_is_not_sent_and_an_unknown_floor_is():
+    plain = json.loads(encode(REPORT))["gpus"][0]
+    assert plain.keys() == {"uuid", "power_w", "limit_w", "enforced_w", "min_w", "max_w"}
+    hidden = msgspec.structs.replace(GPU, floor_w=None)
+    report = msgspec.structs.replace(REPORT, gpus=(hidden,))
+    assert decode_report(encode(report)).gpus[0].floor_w is None
+
+
+@pytest.mark.parametrize("clocks_mhz", [[1200], [1200, 1200, 1200], [1200, -1], [1200, 10_001], [1200.5, 0]])
+def test_clock_ceilings_that_cannot_be_meant_refuse_the_whole_order(clocks_mhz):
+    with pytest.raises(LinkError, match=r"clock|order"):
+        decode_order(changed(ORDER, clocks_mhz=clocks_mhz))
 
 
 def test_a_full_rack_fits_many_times_into_the_bound():
@@ -98,7 +155,7 @@ def test_a_limit_that_is_no_number_does_not_cross_the_wire(limit_w):
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"v": 2}, "version 2, this side speaks 1: update the older side"),
+        ({"v": 3}, "version 3, this side speaks 2: update the older side"),
         ({"v": 0}, "version 0"),
         ({"limits_w": None}, "limits_w"),
         ({"limits_w": ["300"]}, "limits_w"),

@@ -1,0 +1,179 @@
+"""Which lever moves the power of a GPU now: its power limit, or its clock? Learned by watching. Pure.
+
+A power limit binds only where the work would draw more. Decoding of a language model draws far less than
+any limit that one would set, and then only a lower clock sheds power. Nobody tells us which work runs; the
+GPU shows it:
+
+passive   the driver says of every moment whether the limit holds the clocks down ("capped"). Capped for most
+          of the time: the limit is the lever. Busy and hardly ever capped: the clock is.
+tested    our own writes are experiments that cost nothing. Who lowers a limit below the power drawn must
+          see it fall to the limit; who lowers a ceiling below the clock must see power fall. A lever that was
+          pulled in vain is none, until it is seen to act or the work has changed.
+
+An idle GPU has no lever: nothing takes from it what it does not draw. Before enough was seen the answer is
+"": count with the limit, which is the guarantee whatever the lever is.
+
+Work changes within minutes, so what was seen fades: shares have a time constant of SHARE_TIME_S, and a
+verdict on a test is forgotten after VERDICT_S.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+LEARN_PERIOD_S: Final = 0.5  # readings closer together tell nothing new of a workload
+SHARE_TIME_S: Final = 10.0  # time constant of the shares: a phase of a training step is shorter
+LEARNED_MIN_S: Final = 3.0  # less says nothing
+CAPPED_MOST: Final = 0.5
+CAPPED_HARDLY: Final = 0.1
+IDLE_MOST: Final = 0.5
+SETTLE_S: Final = 1.0  # limits settle within 0.2 s, sensors average over up to 1 s
+VERDICT_S: Final = 120.0
+LIMIT_KEPT_RATIO: Final = 1.05  # a limit holds an average: 5 % over it is still kept
+MOVED_RATIO: Final = 0.03  # a smaller change of power is noise
+
+
+class Lever(StrEnum):
+    UNKNOWN = ""
+    CAP = "cap"
+    CLOCK = "clock"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One GPU at one moment."""
+
+    at_s: float
+    power_w: float
+    limit_w: float
+    clock_mhz: int | None
+    capped: bool
+    idle: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A lever that was pulled; what it was like before."""
+
+    lever: Lever
+    at_s: float
+    before_w: float
+    before_mhz: int | None
+    bound: float  # the new limit in W, or the new ceiling in MHz
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """All that is remembered of one GPU."""
+
+    began_at_s: float = 0.0
+    last: Seen | None = None
+    capped_share: float = 0.0  # of the time it was busy
+    idle_share: float = 0.0
+    trial: Trial | None = None
+    cap_fails_until_s: float = 0.0
+    clock_fails_until_s: float = 0.0
+
+
+NOTHING_YET: Final = Learned()
+
+
+def learn(learned: Learned, seen: Seen) -> Learned:
+    """Take in a reading; one that comes too soon after the last changes nothing."""
+    last = learned.last
+    if last is None:
+        return Learned(seen.at_s, seen, float(seen.capped), float(seen.idle))
+    elapsed_s = seen.at_s - last.at_s
+    if elapsed_s < LEARN_PERIOD_S:
+        return learned
+    weight = min(elapsed_s / SHARE_TIME_S, 1.0)
+    capped_share = learned.capped_share
+    if not seen.idle:
+        capped_share += weight * (seen.capped - capped_share)
+    after = Learned(
+        learned.began_at_s,
+        seen,
+        capped_share,
+        learned.idle_share + weight * (seen.idle - learned.idle_share),
+        learned.trial,
+        learned.cap_fails_until_s,
+        learned.clock_fails_until_s,
+    )
+    return _judged(after, seen)
+
+
+def pulled_limit(learned: Learned, limit_w: float, now_s: float) -> Learned:
+    """The limit was written. An experiment only where it lies below the power drawn."""
+    last = learned.last
+    if last is None or last.idle or limit_w >= last.power_w:
+        return learned
+    return _with_trial(learned, Trial(Lever.CAP, now_s, last.power_w, last.clock_mhz, limit_w))
+
+
+def pulled_ceiling(learned: Learned, ceiling_mhz: int, now_s: float) -> Learned:
+    """A ceiling was written. An experiment only where it lies below the present clock."""
+    last = learned.last
+    if last is None or last.idle or last.clock_mhz is None or not 0 < ceiling_mhz < last.clock_mhz:
+        return learned
+    return _with_trial(learned, Trial(Lever.CLOCK, now_s, last.power_w, last.clock_mhz, ceiling_mhz))
+
+
+def lever(learned: Learned) -> Lever:
+    """What moves the power of this GPU, as far as was seen."""
+    last = learned.last
+    if last is None or last.at_s - learned.began_at_s < LEARNED_MIN_S:
+        return Lever.UNKNOWN
+    if learned.idle_share > IDLE_MOST:
+        return Lever.NONE
+    cap_works = last.at_s >= learned.cap_fails_until_s
+    clock_works = last.at_s >= learned.clock_fails_until_s
+    if not cap_works and not clock_works:
+        return Lever.NONE
+    if learned.capped_share >= CAPPED_MOST and cap_works:
+        return Lever.CAP
+    if (learned.capped_share <= CAPPED_HARDLY or not cap_works) and clock_works:
+        return Lever.CLOCK
+    return Lever.UNKNOWN
+
+
+def _with_trial(learned: Learned, trial: Trial) -> Learned:
+    return Learned(
+        learned.began_at_s,
+        learned.last,
+        learned.capped_share,
+        learned.idle_share,
+        trial,
+        learned.cap_fails_until_s,
+        learned.clock_fails_until_s,
+    )
+
+
+def _judged(learned: Learned, seen: Seen) -> Learned:
+    """The verdict on a trial, once power had the time to settle. Work that stopped ends it without one."""
+    trial = learned.trial
+    if trial is None or (not seen.idle and seen.at_s < trial.at_s + SETTLE_S):
+        return learned
+    cap_until_s, clock_until_s = learned.cap_fails_until_s, learned.clock_fails_until_s
+    if not seen.idle:
+        fails_until_s = 0.0 if _acted(trial, seen) else seen.at_s + VERDICT_S
+        if trial.lever is Lever.CAP:
+            cap_until_s = fails_until_s
+        else:
+            clock_until_s = fails_until_s
+    return Learned(
+        learned.began_at_s,
+        seen,
+        learned.capped_share,
+        learned.idle_share,
+        None,
+        cap_until_s,
+        clock_until_s,
+    )
+
+
+def _acted(trial: Trial, seen: Seen) -> bool:
+    moved = trial.before_w - seen.power_w >= MOVED_RATIO * trial.before_w
+    if trial.lever is Lever.CAP:
+        return moved or seen.power_w <= trial.bound * LIMIT_KEPT_RATIO
+    return moved

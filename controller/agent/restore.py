@@ -1,0 +1,175 @@
+"""`powerblock agent node.yaml --restore`: the GPUs as they were before the first agent of this node.
+
+What was found is on disk (`found_limits`). For every GPU, by its UUID: the limit, the workload profiles that
+we requested, the smoothing preset, and the clock lock: one of ours is taken away, or becomes the lock of the
+site where node.yaml names it. What we never touched is left as it is.
+
+It does what it says at once, since who types it wants it done; `--dry-run` shows what it would do. It refuses
+while an agent runs. Limits rise by it: the controller counts this host at its maximum once its agent is
+silent, so nothing is promised that this could break.
+
+Exit status: 0 all is as it was found; 1 something could not be put back, and the record is kept; 2 nothing
+was tried.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+from rich.table import Table
+
+from controller.agent import found_limits, lock
+from controller.agent.config import ConfigError, NodeConfig, load_node
+from controller.agent.found_limits import Found
+from controller.agent.lease import same_limit
+from protocols.nvml import Nvml, NvmlFault
+
+EXIT_FAILED: Final = 1
+EXIT_BAD_INPUT: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One thing of one GPU: found, present, and what came of it."""
+
+    gpu: str
+    what: str
+    found: str
+    now: str
+    outcome: str
+    failed: bool = False
+
+
+def main(path: Path, *, dry_run: bool) -> int:
+    """Command `powerblock agent --restore`."""
+    try:
+        config = load_node(path)
+        _check_used(config)
+        held = lock.take(config.state_dir)
+        try:
+            return _restore(config, dry_run=dry_run)
+        finally:
+            lock.release(held)
+    except lock.LockedError as error:
+        why = f"{error}; stop it first: systemctl stop powerblock-agent"
+    except (ConfigError, NvmlFault, OSError) as error:
+        why = str(error)
+    sys.stderr.write(f"{why}\n")
+    return EXIT_BAD_INPUT
+
+
+def _check_used(config: NodeConfig) -> None:
+    """Raises ConfigError where no agent was ever: the lock would make its directory, and make it root's."""
+    if not config.state_dir.is_dir():
+        raise ConfigError(f"{config.state_dir}: no such directory: no agent has written any limit")
+
+
+def _restore(config: NodeConfig, *, dry_run: bool) -> int:
+    """Raises ConfigError, NvmlFault, OSError when nothing could be tried."""
+    found = found_limits.read(config.state_dir)
+    if not found:
+        raise ConfigError(f"{config.state_dir}: nothing is recorded there: no agent has written any limit")
+    rows = list(restored(config, Nvml(), found, dry_run=dry_run))
+    Console().print(_table(rows, dry_run))
+    if failed := [row for row in rows if row.failed]:
+        for row in failed:
+            sys.stderr.write(f"GPU {row.gpu}: {row.what}: {row.outcome}\n")
+        sys.stderr.write("not all could be put back: the record is kept, try again\n")
+        return EXIT_FAILED
+    if not dry_run:
+        found_limits.set_aside(config.state_dir)
+    return 0
+
+
+def restored(config: NodeConfig, driver: Nvml, found: dict[str, Found], *, dry_run: bool) -> Iterator[Row]:
+    """Put back what was found of every GPU, or only say what that would be. Yields a row per thing."""
+    for uuid, one in sorted(found.items(), key=lambda item: item[1].gpu):
+        try:
+            gpu = driver.index_of(uuid)
+        except NvmlFault as fault:
+            yield Row(f"{one.gpu} (gone)", uuid, "", "", fault.sentence, failed=True)
+            continue
+        for what, put_back in (
+            ("limit", _limit),
+            ("clock lock", _clocks),
+            ("profiles", _profiles),
+            ("smoothing preset", _preset),
+        ):
+            try:
+                yield from put_back(config, driver, gpu, one, dry_run)
+            except NvmlFault as fault:
+                yield Row(str(gpu), what, "", "", fault.sentence, failed=True)
+
+
+def _limit(_config: NodeConfig, driver: Nvml, gpu: int, found: Found, dry_run: bool) -> Iterator[Row]:
+    if found.limit_w is None:
+        return
+    now_w = driver.read_limit_w(gpu)
+    same = same_limit(now_w, found.limit_w)
+    outcome = _outcome(dry_run, same, lambda: driver.set_limit_w(gpu, found.limit_w or now_w))
+    held_w = now_w if same or dry_run else driver.read_limit_w(gpu)
+    failed = not dry_run and not same_limit(held_w, found.limit_w)
+    if failed:
+        outcome = f"the driver shows {held_w:.0f} W: is there another writer?"
+    yield Row(str(gpu), "limit", f"{found.limit_w:.0f} W", f"{now_w:.0f} W", outcome, failed)
+
+
+def _clocks(config: NodeConfig, driver: Nvml, gpu: int, found: Found, dry_run: bool) -> Iterator[Row]:
+    """Nobody can read a lock: what was there is what node.yaml says."""
+    if not found.ceiling_mhz:
+        return
+    site = config.clock_lock_mhz
+    if site is None:
+        outcome = _outcome(dry_run, False, lambda: driver.set_clock_ceiling(gpu, None))
+        yield Row(str(gpu), "clock lock", "none known", f"at most {found.ceiling_mhz} MHz (ours)", outcome)
+        return
+    outcome = _outcome(dry_run, False, lambda: driver.set_clock_lock(gpu, *site))
+    yield Row(
+        str(gpu),
+        "clock lock",
+        f"{site[0]}-{site[1]} MHz (node.yaml)",
+        f"at most {found.ceiling_mhz} MHz (ours)",
+        outcome,
+    )
+
+
+def _profiles(_config: NodeConfig, driver: Nvml, gpu: int, found: Found, dry_run: bool) -> Iterator[Row]:
+    if found.profiles is None or (now := driver.read_profiles(gpu)) is None:
+        return
+    ours = sorted(set(found.asked) - set(found.profiles))
+    extra = [number for number in now.requested if number in ours]
+    outcome = _outcome(dry_run, not extra, lambda: driver.clear_profiles(gpu, extra))
+    yield Row(str(gpu), "profiles", _numbers(found.profiles), _numbers(now.requested), outcome)
+
+
+def _preset(_config: NodeConfig, driver: Nvml, gpu: int, found: Found, dry_run: bool) -> Iterator[Row]:
+    preset = found.preset
+    if preset is None or (now := driver.read_smoothing(gpu)) is None:
+        return
+    outcome = _outcome(dry_run, now.preset == preset, lambda: driver.activate_preset(gpu, preset))
+    yield Row(str(gpu), "smoothing preset", str(preset), str(now.preset), outcome)
+
+
+def _outcome(dry_run: bool, same: bool, put_back: Callable[[], object]) -> str:
+    if same:
+        return "as it was found"
+    if dry_run:
+        return "would be put back"
+    put_back()
+    return "put back"
+
+
+def _numbers(numbers: tuple[int, ...]) -> str:
+    return ", ".join(map(str, numbers)) or "none"
+
+
+def _table(rows: list[Row], dry_run: bool) -> Table:
+    table = Table(title="nothing was changed (--dry-run)" if dry_run else None)
+    for heading in ("GPU", "what", "found", "now", "outcome"):
+        table.add_column(heading)
+    for row in rows:
+        table.add_row(row.gpu, row.what, row.found, row.now, row.outcome)
+    return table

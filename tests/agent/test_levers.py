@@ -1,0 +1,145 @@
+"""Which lever moves the power of a GPU: learned from readings and from our own writes."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from controller.agent.levers import (
+    LEARN_PERIOD_S,
+    NOTHING_YET,
+    VERDICT_S,
+    Lever,
+    Seen,
+    learn,
+    lever,
+    pulled_ceiling,
+    pulled_limit,
+)
+
+
+def seen(at_s, power_w=600.0, *, clock_mhz=1500, capped=False, idle=False, limit_w=700.0) -> Seen:
+    return Seen(at_s, power_w, limit_w, clock_mhz, capped, idle)
+
+
+def watched(learned, from_s, to_s, **what):
+    at_s = from_s
+    while at_s < to_s:
+        learned = learn(learned, seen(at_s, **what))
+        at_s += LEARN_PERIOD_S
+    return learned
+
+
+def test_before_enough_was_seen_nothing_is_claimed():
+    assert lever(NOTHING_YET) is Lever.UNKNOWN
+    assert lever(watched(NOTHING_YET, 0.0, 2.5, capped=True)) is Lever.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("what", "found"),
+    [({"capped": True}, Lever.CAP), ({"capped": False}, Lever.CLOCK), ({"idle": True}, Lever.NONE)],
+)
+def test_what_the_driver_says_of_the_clocks_tells_the_lever(what, found):
+    assert lever(watched(NOTHING_YET, 0.0, 5.0, **what)) is found
+
+
+def test_work_that_is_capped_now_and_then_is_left_open():
+    learned = NOTHING_YET
+    for beat in range(200):
+        learned = learn(learned, seen(beat * LEARN_PERIOD_S, capped=beat % 4 == 0))
+    assert lever(learned) is Lever.UNKNOWN
+
+
+def test_the_lever_follows_the_work_within_half_a_minute():
+    learned = watched(NOTHING_YET, 0.0, 60.0, capped=True)
+    learned = watched(learned, 60.0, 90.0, capped=False)
+    assert lever(learned) is Lever.CLOCK
+
+
+@pytest.mark.parametrize(("after_w", "found"), [(410.0, Lever.CAP), (600.0, Lever.CLOCK)])
+def test_a_limit_that_power_does_not_obey_is_no_lever(after_w, found):
+    learned = watched(NOTHING_YET, 0.0, 20.0, capped=True)
+    learned = pulled_limit(learned, 400.0, 20.0)
+    assert lever(watched(learned, 20.5, 23.0, power_w=after_w, capped=True)) is found
+
+
+@pytest.mark.parametrize(("after_w", "found"), [(450.0, Lever.CLOCK), (595.0, Lever.UNKNOWN)])
+def test_a_ceiling_that_moves_no_power_is_no_lever(after_w, found):
+    learned = watched(NOTHING_YET, 0.0, 20.0)
+    learned = pulled_ceiling(learned, 1200, 20.0)
+    learned = watched(learned, 20.5, 23.0, power_w=after_w, clock_mhz=1200)
+    assert lever(learned) is found
+    both = pulled_limit(learned, 400.0, 23.0)
+    both = watched(both, 23.5, 26.0, power_w=after_w + 100.0)
+    assert lever(both) is (Lever.NONE if found is Lever.UNKNOWN else Lever.CLOCK)
+
+
+def test_a_verdict_is_forgotten():
+    learned = pulled_ceiling(watched(NOTHING_YET, 0.0, 20.0), 1200, 20.0)
+    learned = watched(learned, 20.5, 23.0)
+    assert lever(learned) is Lever.UNKNOWN
+    assert lever(watched(learned, 23.0, 24.0 + VERDICT_S)) is Lever.CLOCK
+
+
+@pytest.mark.parametrize("limit_w", [600.0, 650.0])
+def test_a_limit_above_the_power_drawn_is_no_experiment(limit_w):
+    learned = watched(NOTHING_YET, 0.0, 20.0)
+    assert pulled_limit(learned, limit_w, 20.0) is learned
+
+
+@pytest.mark.parametrize("ceiling_mhz", [0, 1500, 1980])
+def test_a_ceiling_above_the_clock_or_a_release_is_no_experiment(ceiling_mhz):
+    learned = watched(NOTHING_YET, 0.0, 20.0)
+    assert pulled_ceiling(learned, ceiling_mhz, 20.0) is learned
+
+
+def test_work_that_stops_during_an_experiment_gives_no_verdict():
+    learned = pulled_limit(watched(NOTHING_YET, 0.0, 20.0, capped=True), 400.0, 20.0)
+    learned = watched(learned, 20.5, 21.0, power_w=80.0, idle=True)
+    learned = watched(learned, 21.0, 60.0, power_w=600.0, capped=True)
+    assert lever(learned) is Lever.CAP
+
+
+EVENTS = st.lists(
+    st.tuples(
+        st.sampled_from(["read", "limit", "ceiling"]),
+        st.floats(0.0, 3.0),
+        st.floats(50.0, 1400.0),
+        st.integers(200, 2000),
+        st.booleans(),
+        st.booleans(),
+    ),
+    max_size=60,
+)
+
+
+@given(EVENTS)
+def test_whatever_happens_shares_stay_shares_and_an_idle_gpu_is_never_called_capped(events):
+    """Shares are ratios, and "cap" is only said of a GPU that was seen capped while busy."""
+    now_s, learned, ever_capped = 100.0, NOTHING_YET, False
+    for kind, wait_s, power_w, clock_mhz, capped, idle in events:
+        now_s += wait_s
+        if kind == "read":
+            ever_capped = ever_capped or capped
+            learned = learn(learned, seen(now_s, power_w, clock_mhz=clock_mhz, capped=capped, idle=idle))
+        elif kind == "limit":
+            learned = pulled_limit(learned, power_w, now_s)
+        else:
+            learned = pulled_ceiling(learned, clock_mhz, now_s)
+        assert 0.0 <= learned.capped_share <= 1.0
+        assert 0.0 <= learned.idle_share <= 1.0
+        assert lever(learned) is not Lever.CAP or ever_capped
+
+
+@given(EVENTS)
+def test_a_lever_that_acts_again_is_believed_again(events):
+    """After any history two minutes of plain capped work end in "cap"."""
+    now_s, learned = 100.0, NOTHING_YET
+    for kind, wait_s, power_w, clock_mhz, capped, idle in events:
+        now_s += wait_s
+        if kind == "read":
+            learned = learn(learned, seen(now_s, power_w, clock_mhz=clock_mhz, capped=capped, idle=idle))
+        elif kind == "limit":
+            learned = pulled_limit(learned, power_w, now_s)
+        else:
+            learned = pulled_ceiling(learned, clock_mhz, now_s)
+    assert lever(watched(learned, now_s + 1.0, now_s + VERDICT_S + 10.0, capped=True)) is Lever.CAP

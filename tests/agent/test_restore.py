@@ -1,0 +1,139 @@
+"""`powerblock agent --restore`: everything as it was before the first agent, and nothing else."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from controller.agent import lock
+from firmware_sim.gpu_firmware import environment
+from protocols.agent_link import Level
+
+LIMITS_W = (600.0, 550.0, 500.0, 450.0)
+FOUND_W = [650.0, 640.0, 630.0, 620.0]
+
+
+def restore(node, *arguments) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "controller.cli", "agent", str(node.file), "--restore", *arguments],
+        env={**os.environ, **environment(node.library, node.memory.path), "COLUMNS": "120"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+async def used(n) -> None:
+    """Two lives of an agent on this node, with both levers pulled and profiles requested."""
+    n.memory.gpus["requested_mw"] = [round(limit_w * 1000) for limit_w in FOUND_W]
+    n.memory.add_smoothing(1400.0)
+    n.memory.gpus["profiles_supported"], n.memory.gpus["profiles_requested"] = 0b1111111, 0b10
+    for _ in range(2):
+        boot = n.newest.boot if n.reports else ""
+        n.start()
+        await n.report(lambda report, boot=boot: report.boot != boot)
+        await n.lead(LIMITS_W, (1200, 0, 0, 0))
+        await n.until(lambda: list(n.memory.gpus["smoothing_preset"]) == [2] * 4)
+        n.stop()
+
+
+async def test_limits_clocks_profiles_and_presets_are_as_they_were_found(node):
+    async with node(profiles=[6], smoothing={"preset": 2}) as n:
+        await used(n)
+        assert n.ceilings_mhz() == [1200, None, None, None]
+        shown = restore(n, "--dry-run")
+        assert shown.returncode == 0, shown.stderr
+        assert "would be put back" in shown.stdout
+        assert n.limits_w() == list(LIMITS_W)  # only shown
+        done = restore(n)
+        assert done.returncode == 0, done.stderr
+        assert n.limits_w() == FOUND_W
+        assert n.ceilings_mhz() == [None] * 4
+        assert list(n.memory.gpus["profiles_requested"]) == [0b10] * 4
+        assert list(n.memory.gpus["smoothing_preset"]) == [0] * 4
+        assert "650 W" in done.stdout
+        assert "600 W" in done.stdout
+        again = restore(n)
+        assert again.returncode == 2  # all was put back: there is nothing on record any more
+        assert "nothing is recorded" in again.stderr
+        assert (n.folder / "state" / "found-limits.restored.jsonl").exists()
+
+
+async def test_the_lock_of_the_site_comes_back_where_node_yaml_names_it(node):
+    async with node(clock_lock_mhz=[600, 1305]) as n:
+        n.memory.gpus["locked_clock_min_mhz"], n.memory.gpus["locked_clock_max_mhz"] = 600, 1305
+        n.start()
+        await n.report()
+        await n.lead(LIMITS_W, (900,) * 4)
+        n.stop()
+        assert restore(n).returncode == 0
+        assert n.ceilings_mhz() == [1305] * 4
+        assert list(n.memory.gpus["locked_clock_min_mhz"]) == [600] * 4
+
+
+async def test_it_refuses_while_an_agent_runs_and_names_it(node):
+    async with node() as n:
+        n.start()
+        await n.report()
+        await n.lead(LIMITS_W)
+        refused = restore(n)
+        assert refused.returncode == 2
+        assert f"process {n.process.pid}" in refused.stderr
+        assert "systemctl stop powerblock-agent" in refused.stderr
+        assert n.limits_w() == list(LIMITS_W)
+
+
+async def test_what_fails_is_said_and_can_be_tried_again(node):
+    async with node() as n:
+        n.start()
+        await n.report()
+        await n.lead(LIMITS_W)
+        n.stop()
+        n.memory.gpus["write_error"][2] = 4
+        failed = restore(n)
+        assert failed.returncode == 1
+        assert "grant CAP_SYS_ADMIN" in failed.stderr
+        assert n.limits_w() == [700.0, 700.0, 500.0, 700.0]
+        n.memory.gpus["write_error"][2] = 0
+        assert restore(n).returncode == 0
+        assert n.limits_w() == [700.0] * 4
+
+
+async def test_an_agent_goes_on_without_the_lock_rather_than_leave_its_gpus_alone(node):
+    async with node() as n:
+        held = lock.take(n.folder / "state")
+        n.start()
+        await n.report(within_s=20.0)
+        await n.lead(LIMITS_W)
+        assert "going on without the lock" in n.logged()
+        lock.release(held)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--restore", "--observe"], "give one of them"),
+        (["--dry-run"], "--dry-run belongs to --restore"),
+        (["--restore"], "no such file"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(tmp_path, options, says):
+    done = subprocess.run(
+        [sys.executable, "-m", "controller.cli", "agent", str(tmp_path / "node.yaml"), *options],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert says in done.stderr.lower()
+
+
+async def test_an_observer_takes_no_lock_and_leaves_no_trace(node):
+    async with node() as n:
+        n.start("--observe")
+        await n.report()
+        await n.table(Level(limits_w=(300.0,) * 4, clocks_mhz=(1200,) * 4))
+        assert not (n.folder / "state").exists()
