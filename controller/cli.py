@@ -211,22 +211,26 @@ def map_(
         Path, typer.Option("--out", "-o", metavar="FILE", help="its ending says what: .csv, .md or .xlsx")
     ],
 ) -> None:
-    """Write the Modbus register map that `facility.modbus` serves."""
-    from controller.facility.modbus import register_map
-    from controller.facility.modbus_export import write
-    from controller.gateway import catalogue
+    """Write the Modbus register map that `facility.modbus` serves. SunSpec devices: while they are read."""
+    from controller.facility.modbus.export import INCOMPLETE, notes, write
+    from controller.facility.modbus.shown import register_map
+    from controller.views import register_map as view
 
     config = _load_any(block_path)
+    groups = view.groups_of(config)
+    registers, unknown = register_map(groups), view.unknown(groups)
     try:
-        write(out, register_map(catalogue(config)), block=config.block)
+        write(out, registers, list(notes(registers, config.block, unknown)))
     except (ValueError, OSError) as error:
         _give_up(f"{out}: {error}")
+    if unknown:
+        typer.echo(f"{out}: not whole: {', '.join(unknown)}: {INCOMPLETE}", err=True)
 
 
 @app.command()
 def password() -> None:
     """Ask for a password and print what stands for it in the users' file of `facility.opcua`."""
-    from controller.facility.opcua_users import PASSWORD_MAX_CHARS, hashed
+    from controller.facility.opcua.users import PASSWORD_MAX_CHARS, hashed
 
     said = typer.prompt("password", hide_input=True, confirmation_prompt=True)
     if len(said) > PASSWORD_MAX_CHARS:

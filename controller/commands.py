@@ -34,6 +34,7 @@ UNCONFIRMED_MAX: Final = 64  # points whose last write is in doubt
 SERVED_S: Final = 10.0  # what the facility server told longer ago holds no more
 WRITE_WAIT_S: Final = 5.0  # a slow device behind a busy line, its read-back included
 RAMP_LEAST_RATIO: Final = 0.1  # of the agreed ramp: a slower one would outlast its limit by hours
+ABOVE_OPERATORS: Final = Role.ENGINEER  # what takes a priority above theirs: it holds against a whole shift
 SAY: Final = "say"  # the facility server tells what is wrong with itself: no command, and not logged
 
 Positive = Annotated[float, msgspec.Meta(gt=0, le=1e9)]
@@ -222,6 +223,11 @@ class CommandDesk:
             return _rejected("this gateway has no GPUs: there is no power to limit")
         if said.priority not in PRIORITIES:
             return _rejected(f"priority: {said.priority} is none of {', '.join(map(str, PRIORITIES))}")
+        if said.priority < OPERATOR and command.role < ABOVE_OPERATORS:
+            return _rejected(
+                f"priority {said.priority} ({PRIORITIES[said.priority]}) needs the role engineer,"
+                f" {command.by} has {Role(command.role).name.lower()}"
+            )
         least_w, most_w = facility.least_w, settings.feed_rating_w
         limit_w = min(max(said.limit_w, least_w), most_w)
         then_w = None if said.then_w is None else min(max(said.then_w, least_w), most_w)

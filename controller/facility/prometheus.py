@@ -25,6 +25,7 @@ import asyncio
 import re
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Final, NamedTuple
 
 from aiohttp import web
@@ -38,6 +39,7 @@ from controller.image.model import Group, Point, Quality
 PREFIX: Final = "powerblock"
 CHUNK: Final = 200  # points in one turn of the loop: half a millisecond
 SCRAPES_MAX: Final = 4  # at a time; each holds its text in memory
+CONNECTIONS_MAX: Final = 32  # the oldest makes room: descriptors are those of every other way out, too
 CLOSE_WAIT_S: Final = 1.0
 
 OTHERS: Final = (  # name, help and unit of what is told of every point besides its value
@@ -175,10 +177,14 @@ class Prometheus:
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=CLOSE_WAIT_S)
         await runner.setup()
         try:
-            site = web.TCPSite(runner, self._config.host, self._config.port)
-            await site.start()
-            self.port = runner.addresses[0][1]
-            await asyncio.get_running_loop().create_future()
+            assert runner.server is not None  # since setup
+            host, port = self._config.host, self._config.port
+            let_in = partial(_let_in, runner.server)
+            loop = asyncio.get_running_loop()
+            door = await loop.create_server(let_in, host, port, backlog=CONNECTIONS_MAX)
+            self.port = door.sockets[0].getsockname()[1]
+            async with door:
+                await loop.create_future()
         finally:
             await runner.cleanup()
 
@@ -274,6 +280,14 @@ class Prometheus:
             yield _head(name, fact.help, "", is_open=is_open)
             for labels, value in fact.values():
                 yield f"{name}{_labelled(own | dict(labels))} {value:.12g}\n"
+
+
+def _let_in(server: web.Server) -> asyncio.Protocol:
+    """One more connection."""
+    there = [one for one in server.connections if one.transport is not None]
+    if len(there) >= CONNECTIONS_MAX:
+        there[0].force_close()
+    return server()
 
 
 def _lines(

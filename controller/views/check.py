@@ -276,6 +276,7 @@ def as_json(config: BlockConfig) -> dict[str, Any]:
         "config": config.model_dump(mode="json"),
         "facts": asdict(found),
         "warnings": list(warnings(config, found)),
+        **check_gateway.facility_json(config),
     }
 
 

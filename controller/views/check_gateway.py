@@ -16,6 +16,7 @@ from rich.tree import Tree
 
 from controller.config import BlockConfig, GatewayConfig, devices
 from controller.gateway_config import SUNSPEC, Device, profile_of
+from controller.views import check_bms
 
 DEVICES_SHOWN_MAX: Final = 100
 CREDENTIALS: Final = Path("/run/credentials")
@@ -33,7 +34,9 @@ def branches(config: GatewayConfig | BlockConfig) -> Iterator[Tree]:
     served = Tree(Text("served by `powerblock serve`"), guide_style="dim")
     for name, server in config.facility:
         if server is not None:
-            served.add(_server(name, server))
+            branch = served.add(_server(name, server))
+            for part in check_bms.branches(config) if name == "bms" else ():
+                branch.add(part)
     if not served.children:
         served.add(Text("nothing", style="dim"))
     yield served
@@ -48,7 +51,12 @@ def render(config: GatewayConfig) -> RenderableType:
 
 
 def as_json(config: GatewayConfig) -> dict[str, Any]:
-    return {"block": config.block, "config": config.model_dump(mode="json")}
+    return {"block": config.block, "config": config.model_dump(mode="json"), **facility_json(config)}
+
+
+def facility_json(config: GatewayConfig | BlockConfig) -> dict[str, Any]:
+    """What the bus is told, for programs; nothing where there is no bus."""
+    return {} if config.facility.bms is None else {"bms": check_bms.as_json(config)}
 
 
 def unfit(config: GatewayConfig | BlockConfig) -> Iterator[str]:

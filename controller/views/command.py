@@ -3,17 +3,14 @@
 Commands from here count in LOCAL as well. Who may is the socket's business: its owner and group.
 """
 
-import asyncio
 import getpass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from controller.commands import VERBS
-from controller.image.feed import ImageFeed
+from controller.image.feed import heard
 from controller.image.model import Command, Outcome, Result, Role
 from controller.image.wire import SOCKET_NAME
-
-HEARD_WAIT_S: Final = 2.0
 
 
 class CommandError(ValueError):
@@ -47,19 +44,12 @@ def _value(text: str) -> float | str:
 
 async def carry_out(run_dir: Path, command: Command) -> Outcome:
     """Have it done by the controller that runs there."""
-    feed, heard = ImageFeed(run_dir / SOCKET_NAME), asyncio.Event()
-    feed.on_alive.append(heard.set)
-    running = asyncio.create_task(feed.run())
     try:
-        async with asyncio.timeout(HEARD_WAIT_S):
-            await heard.wait()
-        return await feed.command(command)
+        async with heard(run_dir / SOCKET_NAME) as feed:
+            return await feed.command(command)
     except TimeoutError:
         reason = f"no controller at {run_dir / SOCKET_NAME}: does it run, and may you open the socket?"
         return Outcome(result=Result.REJECTED, reason=reason)
-    finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
 
 
 def as_json(outcome: Outcome) -> dict[str, Any]:

@@ -261,3 +261,23 @@ async def test_local_is_answered_when_no_write_of_before_is_under_way(desk: Desk
     go_on.set()
     assert (await turn).result is Result.ACCEPTED
     assert write.done()
+
+
+@pytest.mark.parametrize("priority", [1, 5])
+async def test_only_an_engineer_outranks_the_operators(desk: Desk, priority: int):
+    """Slots above the operators' hold against everybody on shift."""
+    asked = {"limit_w": 9000.0, "priority": priority}
+    refused = await desk.do("set_power_limit", Role.OPERATE, **asked)
+    assert refused.result is Result.REJECTED
+    assert f"priority {priority}" in refused.reason
+    assert "engineer" in refused.reason
+    assert desk.facility.slots == ()
+    assert desk.moved == 0
+    assert (await desk.do("set_power_limit", Role.ENGINEER, **asked)).result is Result.ACCEPTED
+    assert (await desk.do("release", Role.OPERATE, priority=priority)).result is Result.ACCEPTED
+
+
+@pytest.mark.parametrize("priority", [8, 10, 16])
+async def test_operators_take_the_slots_from_their_own_on(desk: Desk, priority: int):
+    asked = await desk.do("set_power_limit", Role.OPERATE, limit_w=9000.0, priority=priority)
+    assert asked.result is Result.ACCEPTED

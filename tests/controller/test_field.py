@@ -41,7 +41,7 @@ class Plant:
             on_group=self.image.regroup,
         )
 
-    def read(self, link="up", still_s=0.0, device="pdu", fault="", doubt="", **values) -> None:
+    def read(self, link="up", still_s=0.0, device="pdu", fault="", doubt="", absent=(), **values) -> None:
         at_s = now_s()
         reading = Reading(
             device=device,
@@ -51,6 +51,7 @@ class Plant:
             link=link,
             fault=fault,
             doubt=doubt,
+            absent=frozenset(absent),
         )
         self.field._take(self.field._live[device], reading)
 
@@ -72,6 +73,28 @@ def test_a_good_reading_is_a_good_cell_and_a_measurement(plant: Plant):
     assert (plant.cell("power_w").value, plant.cell("power_w").quality) == (5000.0, Quality.GOOD)
     assert (plant.taken[-1].value, plant.taken[-1].good) == (5000.0, True)
     assert (plant.link.up, plant.link.fault) == (True, "")
+
+
+def test_what_a_device_does_not_have_is_no_fault_of_it(plant: Plant):
+    plant.read(power_w=5000.0, current_a=None, absent=["current_a"])
+    assert (plant.cell("current_a").quality, plant.cell("current_a").why) == (
+        Quality.BAD,
+        "the device does not have it",
+    )
+    assert plant.cell("power_w").quality is Quality.GOOD
+    assert (plant.link.up, plant.link.fault) == (True, "")
+
+
+def test_what_a_device_does_not_have_keeps_its_reason_beside_a_fault(plant: Plant):
+    plant.read(power_w=None, current_a=None, absent=["current_a"], fault="power_w: NaN")
+    assert plant.cell("current_a").why == "the device does not have it"
+    assert plant.cell("power_w").why == "power_w: NaN"
+
+
+def test_a_device_without_what_the_law_needs_says_so(plant: Plant):
+    plant.read(power_w=None, current_a=8.0, absent=["power_w"])
+    assert not plant.taken[-1].good
+    assert (plant.link.up, plant.link.fault) == (False, "power_w: the device does not have it")
 
 
 def test_a_missing_value_is_bad_for_everybody_with_its_reason(plant: Plant):

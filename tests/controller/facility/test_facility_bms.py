@@ -10,9 +10,10 @@ import pytest
 from facility_feed import Plant, served
 
 from controller.agent.config import MqttConfig
-from controller.facility import bms, bms_requests
-from controller.facility.bms import BmsPublisher
 from controller.facility.config import BmsConfig
+from controller.facility.dsx_bms import publisher as bms
+from controller.facility.dsx_bms import requests as bms_requests
+from controller.facility.dsx_bms.publisher import BmsPublisher
 from controller.image.model import Group, Outcome, Point, Result, Role
 from tests.brokers import Mosquitto, listener, needs_mosquitto, open_folder, running, speaker, until
 from tests.protocols.bms.bms_contract import CONTRACT, check

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controller.agent.config import MqttConfig
-from controller.facility.bms_map import bus_map, rows
-from controller.facility.bms_rules import KINDS, UNITS
 from controller.facility.config import BmsConfig
+from controller.facility.dsx_bms.bus_map import rows
+from controller.facility.dsx_bms.mapping import bus_map
+from controller.facility.dsx_bms.rules import KINDS, UNITS
 from controller.image.model import Group, Point
 from protocols.profile import builtin_profiles, load_profile
 from tests.protocols.bms.bms_contract import check, needs_contract

@@ -7,7 +7,7 @@ import pytest
 from facility_feed import Plant, pdu, served
 
 from controller.facility.config import PrometheusConfig
-from controller.facility.prometheus import CHUNK, Fact, Name, Prometheus, named
+from controller.facility.prometheus import CHUNK, CONNECTIONS_MAX, Fact, Name, Prometheus, named
 from controller.image.block import FACILITY
 from controller.image.model import AlarmView, Group, Point
 from protocols.profile import builtin_profiles, load_profile
@@ -244,3 +244,22 @@ async def test_a_scrape_of_a_large_block_leaves_the_loop_its_turns(tmp_path):
         other.cancel()
     assert len(samples(text)) > 7200
     assert turns >= 2400 // CHUNK
+
+
+async def test_idle_connections_make_room_for_the_newest(tmp_path):
+    """Whoever reaches the address may connect; he must not use up what all other ways out need, too."""
+    async with Plant(tmp_path, [pdu()]) as plant:
+        server, idle = server_of(plant), []
+        async with served(server):
+            await until(lambda: server.port != 0)
+            try:
+                for _ in range(3 * CONNECTIONS_MAX):
+                    idle.append(await asyncio.open_connection("127.0.0.1", server.port))
+                    idle[-1][1].write(b"GET /met")
+                    await asyncio.sleep(0)
+                await until(lambda: sum(not reader.at_eof() for reader, _ in idle) <= CONNECTIONS_MAX)
+                _, text = await scrape(server)
+                assert "powerblock_controller_up" in text
+            finally:
+                for _, writer in idle:
+                    writer.close()

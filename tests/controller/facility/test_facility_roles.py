@@ -15,11 +15,11 @@ from test_facility_modbus_tls import Authority, ask, secured
 
 from controller.agent.config import MqttConfig
 from controller.commands import VERBS, CommandDesk
-from controller.facility import bms
-from controller.facility.bms import BmsPublisher
 from controller.facility.config import BmsConfig
-from controller.facility.modbus_sunspec import WRITABLE, layout
-from controller.facility.register_map import ANSWER_AT, NATIVE_UNIT, REQUEST_AT, SUNSPEC_UNIT, pages
+from controller.facility.dsx_bms import publisher as bms
+from controller.facility.dsx_bms.publisher import BmsPublisher
+from controller.facility.modbus.registers import ANSWER_AT, NATIVE_UNIT, REQUEST_AT, SUNSPEC_UNIT, pages
+from controller.facility.modbus.sunspec import WRITABLE, layout
 from controller.image import wire
 from controller.image.block import FACILITY
 from controller.image.model import Command, Outcome, Result, Role
