@@ -31,7 +31,9 @@ from protocols.reading import DeviceError, Reading, WriteRule, Written
 
 STALE_POLLS: Final = {"fast": 3.0, "slow": 30.0, "once": 1e9}  # slow points come with every tenth poll
 STALE_MIN_S: Final = 2.0
+OPCUA_BEAT_S: Final = (1.0, 30.0)  # its poll: once per second at most, and an outage is found within two
 TOLD_AGAIN_S: Final = 60.0  # in the log, while a device stays as well, or as unwell, as it was
+ABSENT: Final = "the device does not have it"
 PLACES_KEPT_MAX: Final = 64  # subsets of points that came together: few with polls, any with notifications
 
 Taker = Callable[[Measurement], None]
@@ -41,10 +43,11 @@ log = structlog.get_logger(__name__)
 
 @dataclass
 class DeviceLink:
-    """How a device is, for people."""
+    """How a device is, for people. In doubt: it answers, and its answers are not believed."""
 
     name: str
     up: bool = False
+    in_doubt: bool = False
     fault: str = "not heard yet"
     taken_at_s: float = field(default=NEVER_S)
     told_at_s: float = field(default=NEVER_S)  # in the log
@@ -159,6 +162,7 @@ class Field:
             on_reading=partial(self._take, live),
             clock=now_s,
             points=config.points,
+            silence_max_s=2 * _beat_s(config),
             security=opcua_security(config),
             writes=write_rules(config),
         )
@@ -183,7 +187,9 @@ class Field:
             number = value if well and isinstance(value, float | int) else None
             live.taker(Measurement(number or 0.0, number is not None, reading.taken_at_s))
             well = number is not None
-        self._judge(live.link, reading, doubt or reading.fault, well=well)
+        fault = doubt or reading.fault or (f"{needs}: {ABSENT}" if needs in reading.absent else "")
+        live.link.in_doubt = bool(doubt) and reading.link == "up"
+        self._judge(live.link, reading, fault, well=well)
 
     def _judge(self, link: DeviceLink, reading: Reading, fault: str, *, well: bool) -> None:
         news = link.up != well or (link.fault != fault and reading.taken_at_s - link.told_at_s > TOLD_AGAIN_S)
@@ -214,9 +220,21 @@ def _update(live: _Live, reading: Reading, doubt: str) -> Update:
         now_utc_s(),
         live.places(reading),
         sources,
-        {ALL: reading.fault[:WORDS_MAX]} if reading.fault else None,
+        _faults(live, reading),
         doubt[:WORDS_MAX],
     )
+
+
+def _faults(live: _Live, reading: Reading) -> dict[int, str] | None:
+    """Why values are missing."""
+    if not reading.fault:
+        return {ALL: ABSENT} if reading.absent else None
+    faults = {ALL: reading.fault[:WORDS_MAX]}
+    if reading.absent:
+        faults |= {
+            place: ABSENT for place, point in enumerate(live.group.points) if point.name in reading.absent
+        }
+    return faults
 
 
 def write_rules(config: DeviceConfig) -> dict[str, WriteRule]:
@@ -244,6 +262,14 @@ def group_of(device: Device, profile: Profile | None) -> Group:
     )
 
 
+def _beat_s(config: DeviceConfig) -> float:
+    """How often all of a device is read."""
+    if not config.is_opcua:
+        return config.poll_s
+    least_s, most_s = OPCUA_BEAT_S
+    return min(max(least_s, config.poll_s), most_s)
+
+
 def _point(config: DeviceConfig, point: profiles.Point) -> Point:
     rule = config.writes.get(point.name)
     lowest = point.lowest if rule is None else rule.lowest
@@ -259,5 +285,5 @@ def _point(config: DeviceConfig, point: profiles.Point) -> Point:
         text=point.unit == "text",
         writable=rule is not None,
         deadband=point.deadband,
-        stale_after_s=max(STALE_MIN_S, STALE_POLLS[point.poll] * config.poll_s),
+        stale_after_s=max(STALE_MIN_S, STALE_POLLS[point.poll] * _beat_s(config)),
     )
