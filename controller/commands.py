@@ -12,8 +12,9 @@ look after alarms is everybody's business who may.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
 import structlog
@@ -73,6 +74,12 @@ class Write(_Strict, frozen=True):
     value: Annotated[float, msgspec.Meta(ge=-1e12, le=1e12)]
 
 
+class Withdraw(_Strict, frozen=True):
+    """Commands to a device are kept alive until this: its arming, heartbeat and reversion timer."""
+
+    device: Words
+
+
 class Heartbeat(_Strict, frozen=True):
     pass
 
@@ -104,6 +111,7 @@ VERBS: Final = {
     "set_power_limit": Verb(SetPowerLimit, Role.OPERATE, moves=True),
     "release": Verb(Release, Role.OPERATE, moves=True),
     "write": Verb(Write, Role.OPERATE, moves=True),
+    "withdraw": Verb(Withdraw, Role.OPERATE, moves=True),
     "set_mode": Verb(SetMode, Role.ENGINEER, moves=True),
     "heartbeat": Verb(Heartbeat, Role.OPERATE),
     "acknowledge": Verb(OfAlarm, Role.OPERATE),
@@ -121,6 +129,7 @@ class CommandDesk:
     Args:
         state_dir: where `commands.jsonl` is written.
         write: sets a point of a field device, and says what it reads back.
+        withdraw: ends what was written to a field device, where it has a way back.
         alarms: of the block.
         power: what limits of the facility go to, with the law's settings; None: a gateway without GPUs.
         on_moved: called when the facility asks for another power; returns why that is not on disk, or "".
@@ -132,19 +141,29 @@ class CommandDesk:
         state_dir: Path,
         *,
         write: Callable[[str, str, float, float], Awaitable[Written]],
+        withdraw: Callable[[str, float], Awaitable[None]],
         alarms: AlarmDesk,
         facility: Facility,
         settings: Settings | None,
         on_moved: Callable[[], str],
         clock: tuple[Callable[[], float], Callable[[], float]],
     ) -> None:
-        self._write, self._alarms, self._facility, self._settings = write, alarms, facility, settings
+        self._write, self._withdraw = write, withdraw
+        self._alarms, self._facility, self._settings = alarms, facility, settings
         self._on_moved = on_moved
         self._now_s, self._now_utc_s = clock
         self._lines = Lines(state_dir / FILE_NAME, files_max=FILES_MAX)
         self._written_bytes = FILE_MAX_BYTES  # the first line begins a file
         self._encoder = msgspec.json.Encoder()
         self._rooms = {refused: Room() for refused in (True, False)}  # refusals must not hide what was done
+        self._does: dict[type[_Strict], Callable[[Command, Any], Outcome | Awaitable[Outcome]]] = {
+            SetPowerLimit: self._set_power_limit,
+            Release: self._release,
+            SetMode: self._set_mode,
+            Write: self._write_point,
+            Withdraw: self._withdraw_from,
+            Heartbeat: self._heartbeat,
+        }
         self._under_way = 0  # writes
         self._quiet = asyncio.Event()  # none is
         self._quiet.set()
@@ -202,17 +221,10 @@ class CommandDesk:
         return ""
 
     async def _run(self, command: Command, arguments: _Strict) -> Outcome:
-        match arguments:
-            case SetPowerLimit():
-                return self._set_power_limit(command, arguments)
-            case Release():
-                return self._release(command, arguments)
-            case SetMode():
-                return await self._set_mode(command, arguments)
-            case Write():
-                return await self._write_point(arguments)
-            case Heartbeat():
-                return self._heartbeat(command)
+        does = self._does.get(type(arguments))
+        if does is not None:
+            outcome = does(command, arguments)
+            return outcome if isinstance(outcome, Outcome) else await outcome
         return self._alarms.command(command.verb, command.by, **msgspec.structs.asdict(arguments))
 
     # --- power ------------------------------------------------------------------------------------------
@@ -289,7 +301,7 @@ class CommandDesk:
         await self._quiet.wait()  # bounded: no write takes longer than WRITE_WAIT_S
         return outcome
 
-    def _heartbeat(self, command: Command) -> Outcome:
+    def _heartbeat(self, command: Command, _said: Heartbeat) -> Outcome:
         if not self._facility.heartbeat(writer_of(command), self._now_s()):
             return _rejected(
                 f"no limit of {writer_of(command)} lives by its heartbeat: lapsed, or never set?"
@@ -298,23 +310,40 @@ class CommandDesk:
 
     # --- plant ------------------------------------------------------------------------------------------
 
-    async def _write_point(self, said: Write) -> Outcome:
+    async def _write_point(self, _command: Command, said: Write) -> Outcome:
         address = f"{said.device}/{said.point}"
-        self._under_way += 1
-        self._quiet.clear()
         try:
-            written = await self._write(said.device, said.point, said.value, WRITE_WAIT_S)
+            with self._moving():
+                written = await self._write(said.device, said.point, said.value, WRITE_WAIT_S)
         except DeviceError as error:
             if error.may_be_in_force and len(self._unconfirmed) < UNCONFIRMED_MAX:
                 self._unconfirmed[address] = str(error)
             return _rejected(str(error))
+        self._unconfirmed.pop(address, None)
+        was = written.was if isinstance(written.was, (int, float)) else None
+        return Outcome(result=Result.ACCEPTED, value=written.value, was=was)
+
+    async def _withdraw_from(self, _command: Command, said: Withdraw) -> Outcome:
+        try:
+            with self._moving():
+                await self._withdraw(said.device, WRITE_WAIT_S)
+        except DeviceError as error:
+            return _rejected(str(error))
+        for address in [one for one in self._unconfirmed if one.startswith(f"{said.device}/")]:
+            del self._unconfirmed[address]
+        return Outcome(result=Result.ACCEPTED)
+
+    @contextmanager
+    def _moving(self) -> Iterator[None]:
+        """Plant is being moved: who turns the switch waits for its end."""
+        self._under_way += 1
+        self._quiet.clear()
+        try:
+            yield
         finally:
             self._under_way -= 1
             if not self._under_way:
                 self._quiet.set()
-        self._unconfirmed.pop(address, None)
-        was = written.was if isinstance(written.was, (int, float)) else None
-        return Outcome(result=Result.ACCEPTED, value=written.value, was=was)
 
     # --- the log ----------------------------------------------------------------------------------------
 

@@ -60,6 +60,7 @@ class _Live:
         self.device, self.index, self.taker = device, index, taker
         self.link = DeviceLink(device.name)
         self.write: Callable[[str, float, float], Awaitable[Written]] | None = None
+        self.release: Callable[[float], Awaitable[None]] | None = None
         self.group = group_of(device, profile_of(device.config))
         self._places: dict[tuple[str, ...], list[int] | None] = {}
 
@@ -131,6 +132,14 @@ class Field:
             raise DeviceError(f"no device {device!r} here; configured are {known:.{WORDS_MAX}}")
         return await live.write(point, value, wait_max_s)
 
+    async def release(self, device: str, wait_max_s: float) -> None:
+        """Withdraw our commands to a device: it is kept by nobody any more. Raises DeviceError."""
+        live = self._live.get(device)
+        if live is None or live.release is None:
+            known = ", ".join(self._live) or "none"
+            raise DeviceError(f"no device {device!r} here; configured are {known:.{WORDS_MAX}}")
+        await live.release(wait_max_s)
+
     # --- connections ------------------------------------------------------------------------------------
 
     def _open_modbus(self, transport: Transport, behind: Sequence[_Live]) -> None:
@@ -150,6 +159,7 @@ class Field:
         link = ModbusLink(transport, units, clock=now_s)
         for live in behind:
             live.write = partial(link.write, live.device.name)
+            live.release = partial(link.release, live.device.name)
         self.runs[transport.where] = link.run
 
     def _open_opcua(self, live: _Live) -> None:
@@ -166,7 +176,7 @@ class Field:
             security=opcua_security(config),
             writes=write_rules(config),
         )
-        live.write = client.write
+        live.write, live.release = client.write, client.release
         self.runs[live.device.name] = client.run
 
     # --- readings ---------------------------------------------------------------------------------------
@@ -205,7 +215,7 @@ def _frozen(config: DeviceConfig, reading: Reading) -> str:
     still_s = reading.taken_at_s - reading.unchanged_since_s
     if reading.link == "down" or config.frozen_after_s is None or still_s <= config.frozen_after_s:
         return ""  # who does not answer is not frozen
-    return f"answers, but no register has moved for {still_s:.0f} s: frozen?"
+    return f"answers, but no register has moved for {still_s:.0f} s: frozen? (frozen_after_s)"
 
 
 def _update(live: _Live, reading: Reading, doubt: str) -> Update:
@@ -246,7 +256,7 @@ def group_of(device: Device, profile: Profile | None) -> Group:
     config = device.config
     points = () if profile is None else profile.select(config.points)
     about = {
-        "profile": config.profile,
+        "profile": str(config.profile),  # the path of a file is a text of its own kind, which no frame takes
         "url": config.url,
         "unit": str(config.unit),
         "kind": device.kind,

@@ -163,6 +163,11 @@ def check(question: Question, pdu: bytes) -> None:
     """
     if question.fits(pdu):
         return
+    if pdu == question.pdu:
+        raise RefusedError(
+            f"{question.what}: the question itself came back: an echo; "
+            f"is a unit there, and does the line (or its converter) echo?"
+        )
     code, asked = pdu[0], question.pdu[0]
     if code & EXCEPTION:
         number = pdu[1] if len(pdu) > 1 else 0
@@ -179,6 +184,10 @@ def check(question: Question, pdu: bytes) -> None:
         )
     if question.size is None:
         raise RefusedError(f"{question.what}: an answer that ends in the middle, or goes on behind its end")
+    if len(pdu) == question.size:
+        raise RefusedError(
+            f"{question.what}: {question.head[1]} bytes came and are said to be {pdu[1]}; is it Modbus?"
+        )
     raise RefusedError(
         f"{question.what}: {_amount(question.size - 2, asked)} asked, {_amount(len(pdu) - 2, asked)} came; "
         f"is the profile the device's?"

@@ -11,6 +11,7 @@ Whoever may not write cannot: a wire made without `writable` sends read requests
 
 import asyncio
 import contextlib
+import errno
 import socket
 import struct
 import termios
@@ -28,6 +29,7 @@ QUIET_S: Final = 0.005  # a line that said nothing for this long has ended its f
 DRAIN_MAX_S: Final = (
     0.25  # no frame takes longer, down to 9600 baud; a line that babbles on is not waited for
 )
+HELD: Final = (errno.EAGAIN, errno.EBUSY)  # a serial line that somebody has for himself
 DISCARD: Final = struct.pack("ii", 1, 0)  # linger for no time: reset instead of delivering the rest
 
 
@@ -58,11 +60,17 @@ class Wire(ModbusProtocol):
         self._heard_s = 0.0
 
     async def connect(self) -> bool:
-        """Connect once; raises what the system says. The caller bounds the wait."""
+        """Connect once; raises OSError, what the system says. The caller bounds the wait."""
         try:
             self.transport, _ = await self.call_create()
         except termios.error as error:  # pyserial lets it through; it is no OSError
             raise OSError(f"the line refuses these settings: {error.args[-1]}") from error
+        except UnicodeError as error:  # of a host that was never a URL
+            raise OSError(f"that is no host name: {error}") from error
+        except OSError as error:
+            if error.errno in HELD:
+                raise OSError("another program holds it: end that one, or wait for it") from error
+            raise
         return True
 
     def drop(self) -> None:

@@ -65,6 +65,12 @@ METHODS: Final[tuple[tuple[str, str, str, tuple[Given, ...]], ...]] = (
     ("Release", "release", "withdraw our limits", ()),
     ("ReleasePriority", "release", "withdraw our limit of one priority", (PRIORITY,)),
     ("SetMode", "set_mode", "switch who may", (Given("mode", WORDS, "remote, local or off"),)),
+    (
+        "Withdraw",
+        "withdraw",
+        "end what was written to a field device: its heartbeat and timer are kept alive no more",
+        (Given("device", WORDS, "its name"),),
+    ),
     ("Heartbeat", "heartbeat", "we are still here", ()),
     ("Acknowledge", "acknowledge", "an alarm was seen", (KEY_OR_ALL,)),
     ("Reset", "reset", "unlatch an alarm whose cause is gone; restarts nothing", (KEY_OR_ALL,)),

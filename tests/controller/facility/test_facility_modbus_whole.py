@@ -39,6 +39,7 @@ class Controller:
         self._desk = CommandDesk(
             folder,
             write=None,
+            withdraw=None,
             alarms=None,
             facility=self.facility,
             settings=settings,
