@@ -535,7 +535,7 @@ async def test_nobody_without_the_role_writes_or_calls(site):
         level = (await read(client, FLOW, ua.AttributeIds.UserAccessLevel)).Value.Value
         assert not level & ua.AccessLevel.CurrentWrite.mask
         browsed = await client.get_node(ua.NodeId("Control", 2)).get_methods()
-        assert len(browsed) == 12
+        assert len(browsed) == 13
         for node in browsed:
             inputs = [ua.Variant(1.0) for _ in range(6)]
             asked = ua.CallMethodRequest(ua.NodeId("Control", 2), node.nodeid, inputs)
