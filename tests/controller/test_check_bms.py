@@ -24,14 +24,14 @@ GATEWAY = {
 
 @pytest.fixture
 def check(tmp_path):
-    def run(*arguments, columns=400, content=GATEWAY, **bms):
+    def run(*arguments, columns=400, content=GATEWAY, status=0, **bms):
         folder = str(tmp_path)
         path = tmp_path / "block.yaml"
         facility = {"facility": {"bms": {**BMS, **bms}}}
         path.write_text(yaml.safe_dump({"state_dir": folder, "run_dir": folder, **content, **facility}))
         found = CliRunner().invoke(app, ["check", str(path), *arguments], env={"COLUMNS": str(columns)})
-        assert found.exit_code == 0, found.output
-        return found.stdout
+        assert found.exit_code == status, found.output
+        return found.output
 
     return run
 
@@ -64,8 +64,36 @@ def test_a_device_whose_points_only_the_running_controller_knows_is_not_left_out
 
 
 def test_what_fits_no_point_of_such_a_device_may_still_turn_out_to(check):
-    said = check(points={"devices/meter-1/m201_a": {}, "devices/pdu-a1/m201_a": {}})
+    said = check(points={"devices/meter-1/m201_a": {}, "devices/pdu-a1/m201_a": {}}, status=1)
     assert said.count("unless it turns out at run time") == 1
+    assert "block.yaml: facility.bms: points: devices/pdu-a1/m201_a: nothing fits" in said
+    for pattern in ("devices/*/m201_a", "*m201_a"):
+        check(points={pattern: {}})
+
+
+MISTAKES = {
+    "an object": ({"objects": {"devices/cdu-7": {}}}, "objects: devices/cdu-7: nothing fits"),
+    "an object that is nearly one whose points nobody knows yet": (
+        {"objects": {"devices/metre-1": {}}},
+        "objects: devices/metre-1: nothing fits; devices/meter-1?",
+    ),
+    "a point": ({"points": {"devices/pdu-a1/nix": {}}}, "points: devices/pdu-a1/nix: nothing fits"),
+    "a type": ({"points": {"devices/pdu-a1/power_w": {"type": "Nix"}}}, "no point type 'Nix'"),
+    "a request": (
+        {"integrations": {"IT": {"requests": [{"point": "RackLeakDetectTray", "at": "racks/r9"}]}}},
+        "at: no rack racks/r9",
+    ),
+}
+
+
+@pytest.mark.parametrize(("bms", "words"), MISTAKES.values(), ids=MISTAKES)
+def test_what_fits_nothing_is_an_error_and_not_only_a_remark(check, bms, words):
+    said = check(status=1, **bms)
+    assert any(line.startswith("block.yaml: facility.bms") and words in line for line in said.splitlines())
+
+
+def test_an_integration_that_may_ask_nothing_is_shown_as_one(check):
+    assert "gx  may ask nothing; its heartbeat is listened to" in check(integrations={"gx": {}})
 
 
 def test_an_object_with_another_id_on_the_bus_shows_it(check):
@@ -80,6 +108,7 @@ def test_mistakes_of_the_configuration_stand_first_and_what_others_may_ask_follo
     said = check(
         objects={"devices/cdu-9": {"id": "X"}},
         integrations={"IT": {"requests": [request, {"point": "RackLeakDetectTray", "at": "racks/r1"}]}},
+        status=1,
     )
     assert "! objects: devices/cdu-9: nothing fits" in said
     asks = "writes devices/rpu-1/flow_target_l_per_min, 100 to 150, 1 per s"

@@ -1,5 +1,7 @@
 """block.yaml of a gateway: what a newcomer writes wrong is named with its place and its remedy, all of it at once."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -68,7 +70,7 @@ def test_a_range_says_its_unit(gateway):
 
 
 def test_paths_count_from_the_folder_of_the_file_that_names_them(gateway, tmp_path, monkeypatch):
-    security = {"certificate": "own.der", "key": "own.key", "password_file": "secret"}
+    security = {"certificate": "own.der", "key": "own.key", "trust": "trusted"}
     cdu = {"name": "cdu-1", "profile": "opcua_cdu", "url": "opc.tcp://10.0.0.6", "security": security}
     mqtt = {
         "url": "mqtts://b",
@@ -80,13 +82,11 @@ def test_paths_count_from_the_folder_of_the_file_that_names_them(gateway, tmp_pa
     path = gateway(cdu, facility={"bms": {"mqtt": mqtt}, "opcua": {"users": "users.yaml"}})
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    for named in (path, path.parent / "elsewhere" / ".." / "block.yaml"):
-        config = load_config(named)
     config = load_config(path)
     assert (config.state_dir, config.run_dir) == (tmp_path / "state", tmp_path / "run")
     found = config.devices[0].security
     assert (found.certificate, found.key) == (tmp_path / "own.der", tmp_path / "own.key")
-    assert (found.password_file, found.trust) == (tmp_path / "secret", None)
+    assert (found.trust, found.user_key) == (tmp_path / "trusted", None)
     told = config.facility.bms.mqtt
     assert (told.ca, told.cert, told.key) == (f"{tmp_path}/ca.pem", f"{tmp_path}/sub/a.crt", "/etc/a.key")
     assert told.password_file == tmp_path / "pw"
@@ -111,8 +111,6 @@ def test_a_profile_that_is_not_there_is_named_by_its_whole_path(gateway, tmp_pat
 def test_in_a_relatively_named_file_paths_are_whole_as_well(gateway, tmp_path, monkeypatch):
     gateway(PDU)
     monkeypatch.chdir(tmp_path)
-    from pathlib import Path
-
     assert load_config(Path("block.yaml")).state_dir == tmp_path / "state"
 
 
