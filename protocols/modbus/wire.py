@@ -69,7 +69,7 @@ class Wire(ModbusProtocol):
             raise OSError(f"that is no host name: {error}") from error
         except OSError as error:
             if error.errno in HELD:
-                raise OSError("another program holds it: end that one, or wait for it") from error
+                raise OSError("another program holds it, end that one first") from error
             raise
         return True
 
