@@ -196,7 +196,8 @@ FIELD: Final = (
           "switch back to REMOTE when the work on site is done", off_delay_s=0.0),
     _link("device …", MEDIUM, "this field device does not answer, or answers what cannot be true",
           "its values count as bad wherever they are served; no other device is touched",
-          "wire, address, unit id; the text gives the device's own words",
+          "wire, address, unit id; the text gives the device's own words. If it says frozen and the plant"
+          " is really still (whole numbers, no load): `frozen_after_s: null`, or longer, in `block.yaml`",
           on_delay_s=5.0),  # a start, and a device that restarts its server, are no news
     Entry("write …", HIGH,
           "a value written to this device was not confirmed: refused, or read back as another",
@@ -211,8 +212,9 @@ FIELD: Final = (
           "control goes on; nothing is served to SCADA, DSX Exchange and monitoring meanwhile",
           "`systemctl status powerblock-serve`; what it told last stands until it says otherwise"),
     Entry("served …", LOW,
-          "the facility server says that something it serves is not well: a broker that is away, a disk"
-          " that is full, an integration that is silent or asks for what it may not",
+          "the facility server says that something it serves is not well: a port that somebody else has, a"
+          " broker that is away, a disk that is full, an integration that is silent or asks for what it may"
+          " not",
           "goes on with everything else; what cannot be sent is stored where it was configured so",
           "the text names what it is; control of the block does not depend on it"),
     Entry("high-high …", CRITICAL, "the value of this point is above its highest limit",

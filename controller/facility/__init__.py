@@ -7,6 +7,7 @@
     dsx_bms/    DSX Exchange BMS publisher: the mapping, values, heartbeats, requests
     mirror/     every point over MQTT, stored while the broker is away
     prometheus  metrics
+    door        a port to listen on, which may not be to be had
 
 All of them are fed by a mirror of the controller's process image (controller/image/feed.py) and send what
 others want done back over it. A server of thousands of variables would make the controller's beat late; here

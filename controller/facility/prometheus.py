@@ -32,6 +32,7 @@ from aiohttp import web
 
 from controller.clock import now_s
 from controller.facility.config import PrometheusConfig
+from controller.facility.door import Door
 from controller.image.feed import ImageFeed
 from controller.image.image import GroupCells
 from controller.image.model import Group, Point, Quality
@@ -167,11 +168,18 @@ class Prometheus:
         self._info: list[str] = []
         self._scrapes = asyncio.Semaphore(SCRAPES_MAX)
         self.port = config.port
+        self._door = Door("facility.prometheus", config.host, config.port)
         self._shape()
         feed.on_shape.append(self._shape)
 
+    @property
+    def fault(self) -> str:
+        """Why nobody can scrape; "": one can."""
+        return self._door.fault
+
     async def run(self) -> None:
-        """Serve for ever. Raises OSError when the address is not to be had."""
+        """Serve for ever, as soon as the port is to be had."""
+        await self._door.is_free()
         app = web.Application()
         app.router.add_get("/metrics", self._answer)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=CLOSE_WAIT_S)

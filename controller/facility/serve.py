@@ -1,7 +1,8 @@
 """`powerblock serve`: the life of the facility server.
 
-It starts whatever the configuration names and feeds it from one mirror of the controller's image. A fault of
-one server ends the process, and the service manager starts a new one; the controller does not notice.
+It starts whatever the configuration names and feeds it from one mirror of the controller's image. A port that
+cannot be had costs its own server alone, which tries again. Any other fault of one server ends the process,
+and the service manager starts a new one; the controller does not notice.
 
 Servers are imported only where they are configured: each brings a library of its own.
 """
@@ -23,6 +24,7 @@ from controller.clock import now_s
 from controller.commands import SAY
 from controller.config import BlockConfig, ConfigError, GatewayConfig, load_config
 from controller.endless import RELOAD, Life, ending, run_and_leave
+from controller.facility.files import READ, unusable
 from controller.image.feed import ImageFeed
 from controller.image.model import WORDS_MAX, Command, Role
 from controller.image.wire import COMMAND_MAX_BYTES, SOCKET_NAME
@@ -64,11 +66,15 @@ async def run(config: GatewayConfig | BlockConfig, path: Path) -> int:
     life = Life()
     life.end_on_signals()
     life.reload_on_signal(partial(is_sound, path))
+    if wrong := list(unusable(config.facility, config.block)):
+        return _refused("\n".join(f"{path.name}: {sentence}" for sentence in wrong))
     feed = ImageFeed(config.run_dir / SOCKET_NAME)
     try:
         servers = {name: made for name, make in SERVERS.items() if (made := make(config, feed)) is not None}
     except ValueError as error:  # of configuration, keys, brokers: each says which
         return _refused(error)
+    except OSError as error:  # of folders that are made
+        return _refused(f"{error.filename}: {error.strerror}; {READ}")
     if not servers:
         return _refused("facility: nothing to serve; name opcua, modbus, bms, prometheus or mirror")
     log.info("start", block=config.block, serves=", ".join(servers))

@@ -8,6 +8,7 @@ What only the running controller knows, the points of SunSpec devices, is said t
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any, Final
 
 from rich.text import Text
@@ -31,12 +32,10 @@ AT_RUN_TIME: Final = "its points are known when the controller has read it: `pow
 def branches(config: GatewayConfig | BlockConfig) -> Iterator[Tree | Text]:
     """Complaints, what integrations may ask, sums of racks, then every group of the image."""
     groups, told = _mapped(config)
-    unread = [group.path for group in groups if not group.points]
     for sentence in told.complaints:
-        is_open = any(path in sentence for path in unread)
+        is_open = _may_turn_out(told.absent.get(sentence, ""), groups)
         yield Text.assemble(("! ", "bold yellow"), sentence, UNLESS if is_open else "")
-    for request in told.requests:
-        yield Text.assemble((request.meta.integration, "bold"), f"  may ask {_asked(request.config)}")
+    yield from _integrations(config, told)
     for point in told.points:
         if len(point.sources) > 1:
             parts = " + ".join(map(str, point.sources))
@@ -65,10 +64,39 @@ def as_json(config: GatewayConfig | BlockConfig) -> dict[str, Any]:
     }
 
 
+def mistakes(config: GatewayConfig | BlockConfig) -> Iterator[str]:
+    """Complaints that no device can turn out to clear; `powerblock serve` logs them and goes on without."""
+    groups, told = _mapped(config)
+    for sentence in told.complaints:
+        if not _may_turn_out(told.absent.get(sentence, ""), groups):
+            yield f"facility.bms: {sentence}"
+
+
+def _may_turn_out(absent: str, groups: Iterable[Group]) -> bool:
+    """Whether a point, or a pattern of points, may be of a device that has not said yet what it has."""
+    levels = absent.split("/")
+    path = "/".join(levels[:2]) if len(levels) > 2 else absent
+    return any(
+        fnmatchcase(group.path, path) or ("*" in path and path == absent)
+        for group in groups
+        if not group.points
+    )
+
+
 def _mapped(config: GatewayConfig | BlockConfig) -> tuple[Sequence[Group], BusMap]:
     groups = catalogue(config)
     assert config.facility.bms is not None
     return groups, bus_map(config.facility.bms, groups, config.block)
+
+
+def _integrations(config: GatewayConfig | BlockConfig, told: BusMap) -> Iterator[Text]:
+    """What others may ask."""
+    assert config.facility.bms is not None
+    for name, integration in config.facility.bms.integrations.items():
+        if not integration.requests:
+            yield Text.assemble((name, "bold"), "  may ask nothing; its heartbeat is listened to")
+    for request in told.requests:
+        yield Text.assemble((request.meta.integration, "bold"), f"  may ask {_asked(request.config)}")
 
 
 def _sentences(group: Group, told: BusMap) -> Iterator[str]:

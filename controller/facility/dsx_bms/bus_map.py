@@ -4,12 +4,15 @@ Whoever publishes, whoever shows it and whoever tests it read the same `BusMap`.
 that is not told, with its reason; `rows` is all of it, for people.
 """
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from controller.facility.config import BmsRequestConfig
 from protocols.bms import Metadata, metadata_topic, value_topic
+
+GROUPS_NAMED_MAX: Final = 5  # of those that have a reason in common
 
 
 class Source(NamedTuple):
@@ -68,12 +71,14 @@ class BusMap(NamedTuple):
         points, requests: by their configuration or by rule.
         left_out: address -> why it is not told.
         complaints: what is wrong with the configuration, one sentence each.
+        absent: complaint -> point, or pattern of points, that it misses; a device may turn out to have it.
     """
 
     points: tuple[BusPoint, ...] = ()
     requests: tuple[BusRequest, ...] = ()
     left_out: Mapping[str, str] = {}
     complaints: tuple[str, ...] = ()
+    absent: Mapping[str, str] = {}
 
 
 class Row(NamedTuple):
@@ -99,6 +104,28 @@ def rows(told: BusMap) -> Iterator[Row]:
         )
     for address, why in told.left_out.items():
         yield Row(address, "", "", f"not told: {why}")
+
+
+def reasons(left_out: Mapping[str, str], paths: Collection[str]) -> list[tuple[str, str]]:
+    """Why points are not told, the most frequent reason first, and how many of which groups, in words.
+
+    Args:
+        left_out: as in `BusMap`.
+        paths: of all groups.
+    """
+    groups_by_why: dict[str, Counter[str]] = {}
+    for address, why in left_out.items():
+        first, second, *_ = address.split("/")
+        path = f"{first}/{second}"
+        groups_by_why.setdefault(why, Counter())[path if path in paths else first] += 1
+    most_first = sorted(groups_by_why.items(), key=lambda one: -one[1].total())
+    return [(why, _counted(groups)) for why, groups in most_first]
+
+
+def _counted(groups: Counter[str]) -> str:
+    named = [f"{count} of {group}" for group, count in groups.most_common(GROUPS_NAMED_MAX)]
+    others = groups.total() - sum(count for _, count in groups.most_common(GROUPS_NAMED_MAX))
+    return ", ".join([*named, f"{others} of others"] if others else named)
 
 
 def _short(topic: str) -> str:

@@ -96,6 +96,7 @@ class _Mapping:
         self._points: list[BusPoint] = []
         self._left_out: dict[str, str] = {}
         self._complaints: list[str] = []
+        self._absent: dict[str, str] = {}
         self._of_racks: dict[str, set[str]] = {}  # point types that are told already
         self._used: set[str] = set()  # patterns of the configuration that fitted something
         self._objects = [one for group in groups if (one := self._object(group)) is not None]
@@ -110,7 +111,7 @@ class _Mapping:
         left_out = {
             address: why for address, why in self._left_out.items() if address not in self._told_addresses()
         }
-        return BusMap(tuple(self._points), requests, left_out, tuple(self._complaints))
+        return BusMap(tuple(self._points), requests, left_out, tuple(self._complaints), self._absent)
 
     # --- objects ----------------------------------------------------------------------------------------
 
@@ -303,9 +304,10 @@ class _Mapping:
                 try:
                     yield self._request(integration, config)
                 except BmsError as error:
-                    self._complaints.append(
-                        f"integrations.{integration}: {config.point} at {config.at}: {error}"
-                    )
+                    text = f"integrations.{integration}: {config.point} at {config.at}: {error}"
+                    self._complaints.append(text)
+                    if config.writes is not None and config.writes not in self._addresses():
+                        self._absent[text] = config.writes
 
     def _request(self, integration: str, config: BmsRequestConfig) -> BusRequest:
         """Raises BmsError."""
@@ -368,7 +370,10 @@ class _Mapping:
         ):
             for pattern in patterns:
                 if pattern not in self._used:
-                    self._complaints.append(f"{section}: {pattern}: nothing fits{_close(pattern, known)}")
+                    text = f"{section}: {pattern}: nothing fits{_close(pattern, known)}"
+                    self._complaints.append(text)
+                    if section == "points":
+                        self._absent[text] = pattern
 
     def _complain_of_objects(self) -> None:
         """Two objects of one id would be one on the bus."""

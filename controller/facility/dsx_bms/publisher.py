@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from controller.clock import now_s, now_utc_s
 from controller.facility.config import BmsConfig, BmsRequestConfig
-from controller.facility.dsx_bms.bus_map import BusMap, BusRequest
+from controller.facility.dsx_bms.bus_map import BusMap, BusRequest, reasons
 from controller.facility.dsx_bms.mapping import bus_map
 from controller.facility.dsx_bms.requests import STEP_S, Ask, Kept, Present
 from controller.facility.dsx_bms.system import Integration, System
@@ -30,6 +30,7 @@ from protocols.mqtt import MqttLink, Outgoing, Subscription
 HEARTBEAT_S: Final = 10.0
 CHUNK: Final = 200  # points looked at in one turn: half a millisecond
 FILE_NAME: Final = "bms_requests.json"
+REASONS_LOGGED_MAX: Final = 10  # there are half a dozen, and those of wrong entries, which are complaints
 
 log = structlog.get_logger(__name__)
 
@@ -162,6 +163,9 @@ class BmsPublisher:
         gone = [Outgoing(topic, b"", 0, retain=True) for topic in sorted(before - after)]
         self._post([*gone, *self._introductions()])
         log.info("bms map", points=len(self._told), requests=len(self._asks), left_out=len(self.map.left_out))
+        groups = frozenset(cells.group.path for cells in self._feed.image.groups)
+        for why, points in reasons(self.map.left_out, groups)[:REASONS_LOGGED_MAX]:
+            log.info("bms: not told", points=points, why=why)
 
     def _all_told(self) -> Iterator[Told]:
         image = self._feed.image

@@ -22,6 +22,7 @@ import msgspec
 import structlog
 
 from controller.facility.config import ModbusServerConfig
+from controller.facility.door import Door
 from controller.facility.modbus import kept, native, sunspec
 from controller.facility.modbus.native import Handshake, SenselessError
 from controller.facility.modbus.registers import (
@@ -85,12 +86,18 @@ class ModbusFacility:
             controls_of=self._controls_now,
         )
         self.servers = tuple(self._server(in_tls) for in_tls in (False, True) if self._is_wanted(in_tls))
+        self._doors = [Door("facility.modbus", config.host, server.port) for server in self.servers]
+
+    @property
+    def fault(self) -> str:
+        """Why masters cannot connect; "": they can."""
+        return "; ".join(door.fault for door in self._doors if door.fault)
 
     async def run(self) -> None:
-        """Serve for ever. Raises OSError when a port or a certificate cannot be had."""
+        """Serve for ever, on each port as soon as it is to be had. Raises OSError for a certificate."""
         async with asyncio.TaskGroup() as self._group:
-            for server in self.servers:
-                self._group.create_task(server.run(), name=f"modbus server {server.port}")
+            for server, door in zip(self.servers, self._doors, strict=True):
+                self._group.create_task(_serve(server, door), name=f"modbus server {server.port}")
             while True:
                 await asyncio.sleep(BEAT_S)
                 self._shown.beat()
@@ -279,6 +286,11 @@ class ModbusFacility:
             return ModbusServer(self, access, host=config.host, port=config.port or 0, bounds=bounds)
         made = partial(server_tls, ca=tls.ca, cert=tls.cert, key=tls.key, crl=tls.crl)
         return ModbusServer(self, access, host=config.host, port=tls.port, tls=made, bounds=bounds)
+
+
+async def _serve(server: ModbusServer, door: Door) -> None:
+    await door.is_free()
+    await server.run()
 
 
 _Writer = tuple[str, str]  # way and name

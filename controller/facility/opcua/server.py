@@ -20,6 +20,7 @@ from asyncua import ua
 
 from controller.commands import VERBS
 from controller.facility.config import OpcUaServerConfig
+from controller.facility.door import Door
 from controller.facility.opcua import alarms
 from controller.facility.opcua.control import METHODS, OUTPUTS, Order
 from controller.facility.opcua.history import History
@@ -91,6 +92,7 @@ class OpcUaFacility:
         )
         self._uri = uri
         self._server = OpcUaServer(_settings(config, uri, block), _own(config, folder, uri), rules)
+        self._door = Door("facility.opcua", config.host, config.port)
         self._shown: dict[str, alarms.Shown] = {}
         self._rebuilding: asyncio.TimerHandle | None = None
 
@@ -99,8 +101,13 @@ class OpcUaFacility:
         """That it listens on, once it runs."""
         return self._server.port
 
+    @property
+    def fault(self) -> str:
+        """Why nobody can connect; "": one can."""
+        return self._door.fault
+
     async def run(self) -> None:
-        """Serve for ever. Raises OSError when it cannot listen."""
+        """Serve for ever, as soon as the port is to be had."""
         server, feed = self._server, self._feed
         await server.prepare()
         add_types(server.space)
@@ -111,10 +118,9 @@ class OpcUaFacility:
         server.serve_level(lambda: SERVICE_LEVEL if feed.alive else SERVICE_LEVEL_BLIND)
         gc.collect()
         gc.freeze()  # 40,000 standard nodes that stay: looking through them takes 0.1 s each time
+        await self._door.is_free()
         await server.start()
-        log.info(
-            "opc ua: serving", host=self._config.host, port=server.port, points=len(server.space.entries)
-        )
+        log.info("opc ua: serving", host=self._config.host, port=server.port, points=self._points)
         try:
             while True:
                 await asyncio.sleep(self._config.history_period_s)
@@ -125,6 +131,11 @@ class OpcUaFacility:
             await server.stop()
 
     # --- what is shown ----------------------------------------------------------------------------------
+
+    @property
+    def _points(self) -> int:
+        """Of the image: alarms come and go, and types and methods are none."""
+        return sum(isinstance(entry, Variable) for entry in self._server.space.entries.values())
 
     def _reshaped(self) -> None:
         if self._rebuilding is None:

@@ -138,9 +138,8 @@ async def test_the_log_says_why_points_are_not_told_and_of_which_groups(broker, 
     """A device without a kind is told as nothing: 0 points and no reason would leave an integrator alone."""
     unknown = Group(path="devices/meter", kind="device", points=PDU.points)
     with capture_logs() as lines:
-        async with Plant(tmp_path, [unknown]) as plant:
-            async with served(publisher(plant, broker, tmp_path, integrations={})):
-                await until(lambda: any(line["event"] == "bms: not told" for line in lines), within_s=SOON_S)
+        async with Plant(tmp_path, [unknown]) as plant, served(publisher(plant, broker, tmp_path)):
+            await until(lambda: any(line["event"] == "bms: not told" for line in lines), within_s=SOON_S)
     (line,) = [line for line in lines if line["event"] == "bms: not told"]
     assert line["points"] == "2 of devices/meter"
     assert line["why"].startswith("no kind is given; give the device one of pdu, meter")
