@@ -15,7 +15,7 @@ refused, a decision that differs.
 import json
 import time
 from pathlib import Path
-from typing import Annotated, Any, Final, NoReturn
+from typing import Annotated, Any, Final, Literal, NoReturn
 
 import typer
 from rich.console import Console, RenderableType
@@ -30,6 +30,29 @@ EXIT_BAD_INPUT: Final = 2
 REFRESH_S: Final = 0.25  # the controller writes as often
 RUN_DIR: Final = Path("/run/powerblock")  # as the systemd unit makes it
 SIGNAL_MAX_BYTES: Final = 1024 * 1024  # four times what the wire accepts; the parser says the rest
+
+COMMAND_HELP: Final = """\
+Have something done, as from the block's own panel. Status 1 if it is refused.
+
+\b
+VERB               NAME=VALUE ...   (? may be left out)
+set_power_limit    limit_w ramp_w_per_s? valid_for_s? priority?
+                   heartbeat_timeout_s? then_w?
+release            priority? writer?
+write              device point value
+withdraw           device
+set_mode           mode
+heartbeat
+acknowledge        key?
+reset              key?
+shelve             key for_s reason?
+unshelve           key?
+out_of_service     key reason?
+return_to_service  key?
+
+mode is remote, local or off; key is an alarm's, as `powerblock alarms` shows it, left out: all. What each
+of them means: docs/operations.md.
+"""
 
 app = typer.Typer(name="powerblock", add_completion=False, no_args_is_help=True, help=__doc__)
 
@@ -115,13 +138,14 @@ def status(
     from controller.clock import now_utc_s
     from controller.views import status as view
 
+    guessed = block_path is None
     if block_path is not None:
         run_dir = _load_any(block_path).run_dir
     path, console = run_dir / "status.json", Console()
     if not (once or as_json) and console.is_terminal:
-        _watch(console, path)
+        _watch(console, path, guessed=guessed)
         return
-    seen = view.look(path, now_utc_s())
+    seen = view.look(path, now_utc_s(), guessed=guessed)
     _show(view.as_json(seen) if as_json else view.render(seen, now_utc_s(), console.width))
     if seen.fault:
         raise typer.Exit(EXIT_NEGATIVE)
@@ -140,7 +164,7 @@ def alarms(block_path: BlockPath, as_json: AsJson = False) -> None:
         _negative(seen.fault)
 
 
-@app.command()
+@app.command(help=COMMAND_HELP)
 def command(
     block_path: BlockPath,
     verb: Annotated[
@@ -152,7 +176,6 @@ def command(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Have something done, as from the block's own panel. Status 1 if it is refused."""
     import asyncio
 
     from controller.image.model import Result
@@ -163,7 +186,10 @@ def command(
         wanted = view.parsed(verb, arguments or [])
     except view.CommandError as error:
         _give_up(str(error))
-    outcome = asyncio.run(view.carry_out(config.run_dir, wanted))
+    try:
+        outcome = asyncio.run(view.carry_out(config.run_dir, wanted))
+    except view.CommandError as error:
+        _negative(str(error))
     _show(view.as_json(outcome) if as_json else view.render(outcome))
     if outcome.result is Result.REJECTED:
         raise typer.Exit(EXIT_NEGATIVE)
@@ -270,27 +296,42 @@ def map_(
         Path, typer.Option("--out", "-o", metavar="FILE", help="its ending says what: .csv, .md or .xlsx")
     ],
 ) -> None:
-    """Write the Modbus register map that `facility.modbus` serves."""
-    from controller.facility.modbus import register_map
-    from controller.facility.modbus_export import write
-    from controller.gateway import catalogue
+    """Write the Modbus register map that `facility.modbus` serves. SunSpec devices: while they are read."""
+    from controller.facility.modbus.export import INCOMPLETE, notes, write
+    from controller.facility.modbus.shown import register_map
+    from controller.views import register_map as view
 
     config = _load_any(block_path)
+    groups = view.groups_of(config)
+    registers, unknown = register_map(groups), view.unknown(groups)
     try:
-        write(out, register_map(catalogue(config)), block=config.block)
+        write(out, registers, list(notes(registers, config.block, unknown)))
     except (ValueError, OSError) as error:
         _give_up(f"{out}: {error}")
+    if unknown:
+        typer.echo(f"{out}: not whole: {', '.join(unknown)}: {INCOMPLETE}", err=True)
 
 
 @app.command()
-def password() -> None:
-    """Ask for a password and print what stands for it in the users' file of `facility.opcua`."""
-    from controller.facility.opcua_users import PASSWORD_MAX_CHARS, hashed
+def password(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="of the user, as the client says it")],
+    role: Annotated[
+        Literal["observe", "operate", "engineer"], typer.Option(help="what the user may")
+    ] = "observe",
+) -> None:
+    """Ask for a password and print the user's line for the file that `facility.opcua.users` names."""
+    from pydantic import ValidationError
+
+    from controller.facility.opcua.users import PASSWORD_MAX_CHARS, User, hashed
 
     said = typer.prompt("password", hide_input=True, confirmation_prompt=True)
     if len(said) > PASSWORD_MAX_CHARS:
         _give_up(f"more than {PASSWORD_MAX_CHARS} characters; choose a shorter one")
-    typer.echo(hashed(said))
+    try:
+        user = User(name=name, role=role, password=hashed(said))
+    except ValidationError as error:
+        _give_up(f"NAME: {error.errors()[0]['msg']}")
+    typer.echo(f"  - {json.dumps(user.model_dump(exclude_none=True))}")
 
 
 @app.command()
@@ -314,7 +355,7 @@ def replay(
         raise typer.Exit(EXIT_NEGATIVE)
 
 
-def _watch(console: Console, path: Path) -> None:
+def _watch(console: Console, path: Path, *, guessed: bool) -> None:
     """Draw until Ctrl-C."""
     from rich.live import Live
 
@@ -325,7 +366,8 @@ def _watch(console: Console, path: Path) -> None:
         try:
             while True:
                 now = now_utc_s()
-                live.update(view.render(view.look(path, now), now, console.width), refresh=True)
+                seen = view.look(path, now, guessed=guessed)
+                live.update(view.render(seen, now, console.width), refresh=True)
                 time.sleep(REFRESH_S)
         except KeyboardInterrupt:
             return

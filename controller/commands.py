@@ -12,6 +12,7 @@ look after alarms is everybody's business who may.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Final, NamedTuple
 
@@ -41,6 +42,7 @@ UNCONFIRMED_MAX: Final = 64  # points whose last write is in doubt
 SERVED_S: Final = 10.0  # what the facility server told longer ago holds no more
 WRITE_WAIT_S: Final = 5.0  # a slow device behind a busy line, its read-back included
 RAMP_LEAST_RATIO: Final = 0.1  # of the agreed ramp: a slower one would outlast its limit by hours
+ABOVE_OPERATORS: Final = Role.ENGINEER  # what takes a priority above theirs: it holds against a whole shift
 SAY: Final = "say"  # the facility server tells what is wrong with itself: no command, and not logged
 
 Positive = Annotated[float, msgspec.Meta(gt=0, le=1e9)]
@@ -93,6 +95,12 @@ class Write(_Strict, frozen=True):
     value: Annotated[float, msgspec.Meta(ge=-1e12, le=1e12)]
 
 
+class Withdraw(_Strict, frozen=True):
+    """Commands to a device are kept alive until this: its arming, heartbeat and reversion timer."""
+
+    device: Words
+
+
 class Heartbeat(_Strict, frozen=True):
     pass
 
@@ -126,6 +134,7 @@ VERBS: Final = {
     "shed": Verb(Shed, Role.OPERATE, moves=True),
     "end_shed": Verb(EndShed, Role.OPERATE, moves=True),
     "write": Verb(Write, Role.OPERATE, moves=True),
+    "withdraw": Verb(Withdraw, Role.OPERATE, moves=True),
     "set_mode": Verb(SetMode, Role.ENGINEER, moves=True),
     "heartbeat": Verb(Heartbeat, Role.OPERATE),
     "acknowledge": Verb(OfAlarm, Role.OPERATE),
@@ -143,6 +152,7 @@ class CommandDesk:
     Args:
         state_dir: where `commands.jsonl` is written.
         write: sets a point of a field device, and says what it reads back.
+        withdraw: ends what was written to a field device, where it has a way back.
         alarms: of the block.
         power: what limits of the facility go to, with the law's settings; None: a gateway without GPUs.
         on_moved: called when the facility asks for another power; returns why that is not on disk, or "".
@@ -154,13 +164,15 @@ class CommandDesk:
         state_dir: Path,
         *,
         write: Callable[[str, str, float, float], Awaitable[Written]],
+        withdraw: Callable[[str, float], Awaitable[None]],
         alarms: AlarmDesk,
         facility: Facility,
         settings: Settings | None,
         on_moved: Callable[[], str],
         clock: tuple[Callable[[], float], Callable[[], float]],
     ) -> None:
-        self._write, self._alarms, self._facility, self._settings = write, alarms, facility, settings
+        self._write, self._withdraw = write, withdraw
+        self._alarms, self._facility, self._settings = alarms, facility, settings
         self._on_moved = on_moved
         self._now_s, self._now_utc_s = clock
         self._lines = Lines(state_dir / FILE_NAME, files_max=FILES_MAX)
@@ -174,6 +186,7 @@ class CommandDesk:
             EndShed: self._end_shed,
             SetMode: self._set_mode,
             Write: self._write_point,
+            Withdraw: self._withdraw_from,
             Heartbeat: self._heartbeat,
         }
         self._under_way = 0  # writes
@@ -247,6 +260,11 @@ class CommandDesk:
             return _rejected("this gateway has no GPUs: there is no power to limit")
         if said.priority not in PRIORITIES:
             return _rejected(f"priority: {said.priority} is none of {', '.join(map(str, PRIORITIES))}")
+        if said.priority < OPERATOR and command.role < ABOVE_OPERATORS:
+            return _rejected(
+                f"priority {said.priority} ({PRIORITIES[said.priority]}) needs the role engineer,"
+                f" {command.by} has {Role(command.role).name.lower()}"
+            )
         least_w, most_w = facility.least_w, settings.feed_rating_w
         limit_w = min(max(said.limit_w, least_w), most_w)
         then_w = None if said.then_w is None else min(max(said.then_w, least_w), most_w)
@@ -361,21 +379,38 @@ class CommandDesk:
 
     async def _write_point(self, _command: Command, said: Write) -> Outcome:
         address = f"{said.device}/{said.point}"
-        self._under_way += 1
-        self._quiet.clear()
         try:
-            written = await self._write(said.device, said.point, said.value, WRITE_WAIT_S)
+            with self._moving():
+                written = await self._write(said.device, said.point, said.value, WRITE_WAIT_S)
         except DeviceError as error:
             if error.may_be_in_force and len(self._unconfirmed) < UNCONFIRMED_MAX:
                 self._unconfirmed[address] = str(error)
             return _rejected(str(error))
+        self._unconfirmed.pop(address, None)
+        was = written.was if isinstance(written.was, (int, float)) else None
+        return Outcome(result=Result.ACCEPTED, value=written.value, was=was)
+
+    async def _withdraw_from(self, _command: Command, said: Withdraw) -> Outcome:
+        try:
+            with self._moving():
+                await self._withdraw(said.device, WRITE_WAIT_S)
+        except DeviceError as error:
+            return _rejected(str(error))
+        for address in [one for one in self._unconfirmed if one.startswith(f"{said.device}/")]:
+            del self._unconfirmed[address]
+        return Outcome(result=Result.ACCEPTED)
+
+    @contextmanager
+    def _moving(self) -> Iterator[None]:
+        """Plant is being moved: who turns the switch waits for its end."""
+        self._under_way += 1
+        self._quiet.clear()
+        try:
+            yield
         finally:
             self._under_way -= 1
             if not self._under_way:
                 self._quiet.set()
-        self._unconfirmed.pop(address, None)
-        was = written.was if isinstance(written.was, (int, float)) else None
-        return Outcome(result=Result.ACCEPTED, value=written.value, was=was)
 
     # --- the log ----------------------------------------------------------------------------------------
 

@@ -7,8 +7,9 @@ point asked for).
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -23,7 +24,16 @@ from controller.frequency.config import (
     frequency_errors,
     frequency_settings,
 )
-from controller.gateway_config import Device, DeviceConfig, GatewayConfig, device_errors, own_devices
+from controller.gateway_config import (
+    Device,
+    DeviceConfig,
+    GatewayConfig,
+    NamedDeviceConfig,
+    device_errors,
+    kind_errors,
+    own_device,
+    own_devices,
+)
 from controller.site.config import Alert, RampConfig, SiteConfig, site_errors
 from controller.yaml_config import ConfigError, checked, parse
 
@@ -189,15 +199,43 @@ class BlockConfig(GatewayConfig):
         return tuple(inlet for rack in self.racks for inlet in rack.inlets)
 
 
+OF_BLOCKS: Final = BlockConfig.model_fields.keys() - GatewayConfig.model_fields.keys()
+MARKS: Final = frozenset({"racks", "site", "feed", "base_load", "tiers"})  # one of them: meant to have GPUs
+
+
 def load_config(path: Path) -> GatewayConfig | BlockConfig:
     """Read `block.yaml`, with or without GPUs. Raises ConfigError listing all that is wrong with it."""
     content = parse(path)
-    has_law = bool(content.keys() & (BlockConfig.model_fields.keys() - GatewayConfig.model_fields.keys()))
-    config = checked(path, content, BlockConfig if has_law else GatewayConfig)
-    errors = [f"{path.name}: {error}" for error in _cross_errors(config)]
+    has_law = not MARKS.isdisjoint(content)
+    strays = [] if has_law else [key for key in content if key in OF_BLOCKS]
+    errors = [
+        f"{path.name}: {key}: is of blocks with GPUs; a gateway has none: remove it, or add racks, site and"
+        " what else a block has"
+        for key in strays
+    ]
+    sound = {key: value for key, value in content.items() if key not in strays}
+    try:
+        config = checked(path, sound, BlockConfig if has_law else GatewayConfig)
+    except ConfigError as error:
+        wrong = device_errors(_sound_devices(path, content.get("devices")))
+        raise ConfigError("\n".join([*errors, str(error), *_in_file(path, wrong)])) from None
+    errors += _in_file(path, _cross_errors(config))
     if errors:
         raise ConfigError("\n".join(errors))
     return config
+
+
+def _in_file(path: Path, errors: Iterator[str]) -> Iterator[str]:
+    return (f"{path.name}: {error}" for error in errors)
+
+
+def _sound_devices(path: Path, entries: Any) -> list[Device]:
+    """Those of a list that is not sound as a whole: what is wrong with them shall not wait for the rest."""
+    found: list[Device] = []
+    for index, entry in enumerate(entries if isinstance(entries, list) else ()):
+        with suppress(ConfigError):
+            found.append(own_device(index, checked(path, entry, NamedDeviceConfig)))
+    return found
 
 
 def load_block(path: Path) -> BlockConfig:
@@ -293,6 +331,8 @@ def _cross_errors(config: GatewayConfig | BlockConfig) -> Iterator[str]:
             )
     yield from device_errors(devices(config))
     yield from facility_errors(config.facility)
+    if config.facility.bms is not None:
+        yield from kind_errors(devices(config), config.facility.bms)
 
 
 def _name_errors(config: BlockConfig) -> Iterator[str]:

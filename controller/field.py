@@ -31,7 +31,9 @@ from protocols.reading import DeviceError, Reading, WriteRule, Written
 
 STALE_POLLS: Final = {"fast": 3.0, "slow": 30.0, "once": 1e9}  # slow points come with every tenth poll
 STALE_MIN_S: Final = 2.0
+OPCUA_BEAT_S: Final = (1.0, 30.0)  # its poll: once per second at most, and an outage is found within two
 TOLD_AGAIN_S: Final = 60.0  # in the log, while a device stays as well, or as unwell, as it was
+ABSENT: Final = "the device does not have it"
 PLACES_KEPT_MAX: Final = 64  # subsets of points that came together: few with polls, any with notifications
 
 Taker = Callable[[Measurement], None]
@@ -41,10 +43,11 @@ log = structlog.get_logger(__name__)
 
 @dataclass
 class DeviceLink:
-    """How a device is, for people."""
+    """How a device is, for people. In doubt: it answers, and its answers are not believed."""
 
     name: str
     up: bool = False
+    in_doubt: bool = False
     fault: str = "not heard yet"
     taken_at_s: float = field(default=NEVER_S)
     told_at_s: float = field(default=NEVER_S)  # in the log
@@ -57,6 +60,7 @@ class _Live:
         self.device, self.index, self.taker = device, index, taker
         self.link = DeviceLink(device.name)
         self.write: Callable[[str, float, float], Awaitable[Written]] | None = None
+        self.release: Callable[[float], Awaitable[None]] | None = None
         self.group = group_of(device, profile_of(device.config))
         self._places: dict[tuple[str, ...], list[int] | None] = {}
 
@@ -128,6 +132,14 @@ class Field:
             raise DeviceError(f"no device {device!r} here; configured are {known:.{WORDS_MAX}}")
         return await live.write(point, value, wait_max_s)
 
+    async def release(self, device: str, wait_max_s: float) -> None:
+        """Withdraw our commands to a device: it is kept by nobody any more. Raises DeviceError."""
+        live = self._live.get(device)
+        if live is None or live.release is None:
+            known = ", ".join(self._live) or "none"
+            raise DeviceError(f"no device {device!r} here; configured are {known:.{WORDS_MAX}}")
+        await live.release(wait_max_s)
+
     # --- connections ------------------------------------------------------------------------------------
 
     def _open_modbus(self, transport: Transport, behind: Sequence[_Live]) -> None:
@@ -147,6 +159,7 @@ class Field:
         link = ModbusLink(transport, units, clock=now_s)
         for live in behind:
             live.write = partial(link.write, live.device.name)
+            live.release = partial(link.release, live.device.name)
         self.runs[transport.where] = link.run
 
     def _open_opcua(self, live: _Live) -> None:
@@ -159,10 +172,11 @@ class Field:
             on_reading=partial(self._take, live),
             clock=now_s,
             points=config.points,
+            silence_max_s=2 * _beat_s(config),
             security=opcua_security(config),
             writes=write_rules(config),
         )
-        live.write = client.write
+        live.write, live.release = client.write, client.release
         self.runs[live.device.name] = client.run
 
     # --- readings ---------------------------------------------------------------------------------------
@@ -183,7 +197,9 @@ class Field:
             number = value if well and isinstance(value, float | int) else None
             live.taker(Measurement(number or 0.0, number is not None, reading.taken_at_s))
             well = number is not None
-        self._judge(live.link, reading, doubt or reading.fault, well=well)
+        fault = doubt or reading.fault or (f"{needs}: {ABSENT}" if needs in reading.absent else "")
+        live.link.in_doubt = bool(doubt) and reading.link == "up"
+        self._judge(live.link, reading, fault, well=well)
 
     def _judge(self, link: DeviceLink, reading: Reading, fault: str, *, well: bool) -> None:
         news = link.up != well or (link.fault != fault and reading.taken_at_s - link.told_at_s > TOLD_AGAIN_S)
@@ -199,7 +215,7 @@ def _frozen(config: DeviceConfig, reading: Reading) -> str:
     still_s = reading.taken_at_s - reading.unchanged_since_s
     if reading.link == "down" or config.frozen_after_s is None or still_s <= config.frozen_after_s:
         return ""  # who does not answer is not frozen
-    return f"answers, but no register has moved for {still_s:.0f} s: frozen?"
+    return f"answers, but no register has moved for {still_s:.0f} s: frozen? (frozen_after_s)"
 
 
 def _update(live: _Live, reading: Reading, doubt: str) -> Update:
@@ -214,9 +230,21 @@ def _update(live: _Live, reading: Reading, doubt: str) -> Update:
         now_utc_s(),
         live.places(reading),
         sources,
-        {ALL: reading.fault[:WORDS_MAX]} if reading.fault else None,
+        _faults(live, reading),
         doubt[:WORDS_MAX],
     )
+
+
+def _faults(live: _Live, reading: Reading) -> dict[int, str] | None:
+    """Why values are missing."""
+    if not reading.fault:
+        return {ALL: ABSENT} if reading.absent else None
+    faults = {ALL: reading.fault[:WORDS_MAX]}
+    if reading.absent:
+        faults |= {
+            place: ABSENT for place, point in enumerate(live.group.points) if point.name in reading.absent
+        }
+    return faults
 
 
 def write_rules(config: DeviceConfig) -> dict[str, WriteRule]:
@@ -228,7 +256,7 @@ def group_of(device: Device, profile: Profile | None) -> Group:
     config = device.config
     points = () if profile is None else profile.select(config.points)
     about = {
-        "profile": config.profile,
+        "profile": str(config.profile),  # the path of a file is a text of its own kind, which no frame takes
         "url": config.url,
         "unit": str(config.unit),
         "kind": device.kind,
@@ -242,6 +270,14 @@ def group_of(device: Device, profile: Profile | None) -> Group:
         about={key: value for key, value in about.items() if value},
         points=tuple(_point(config, point) for point in points),
     )
+
+
+def _beat_s(config: DeviceConfig) -> float:
+    """How often all of a device is read."""
+    if not config.is_opcua:
+        return config.poll_s
+    least_s, most_s = OPCUA_BEAT_S
+    return min(max(least_s, config.poll_s), most_s)
 
 
 def _point(config: DeviceConfig, point: profiles.Point) -> Point:
@@ -259,5 +295,5 @@ def _point(config: DeviceConfig, point: profiles.Point) -> Point:
         text=point.unit == "text",
         writable=rule is not None,
         deadband=point.deadband,
-        stale_after_s=max(STALE_MIN_S, STALE_POLLS[point.poll] * config.poll_s),
+        stale_after_s=max(STALE_MIN_S, STALE_POLLS[point.poll] * _beat_s(config)),
     )

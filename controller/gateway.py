@@ -102,6 +102,7 @@ class Gateway:
         self.commands = CommandDesk(
             config.state_dir,
             write=self.field.write,
+            withdraw=self.field.release,
             alarms=self.alarms,
             facility=facility,
             settings=settings,
@@ -130,7 +131,13 @@ class Gateway:
         at_s = now_s()
         for link in self.field.links:
             age_s = at_s - link.taken_at_s if link.taken_at_s > 0.0 else None
-            yield {"name": link.name, "up": link.up, "fault": link.fault, "age_s": age_s}
+            yield {
+                "name": link.name,
+                "up": link.up,
+                "in_doubt": link.in_doubt,
+                "fault": link.fault,
+                "age_s": age_s,
+            }
 
     def told(self) -> dict[str, Any]:
         """The facility's part of the status: power limits as slots, and who calls a level of shedding."""

@@ -10,29 +10,40 @@
     facility:
       modbus: {listen: "0.0.0.0:502"}
 
-A point that `writes` does not name is never written, whatever its profile allows.
+A point that `writes` does not name is never written, whatever its profile allows. Relative paths, those of
+own profiles included, count from the folder of this file.
 """
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Final, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from controller.agent.config import TopicName
 from controller.alarms.points import Level
-from controller.facility.config import FacilityConfig
+from controller.facility.config import BmsConfig, FacilityConfig
+from controller.yaml_config import FileName, close_to
 from protocols.modbus import Transport, address_complaints, transport_of
 from protocols.opcua import UNSECURED, Security
-from protocols.profile import Profile, ProfileError, load_profile
+from protocols.profile import Point, Profile, ProfileError, builtin_profiles, load_profile
 
 SUNSPEC: Final = "sunspec"  # instead of a profile: the device itself says what it has
+PROFILE_ENDING: Final = ".yaml"  # of a file of one's own
 OPCUA_SCHEME: Final = "opc.tcp"
 DEVICES_MAX: Final = 2000
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
+
+
+def _name_or_file(profile: str) -> str:
+    return FileName(profile) if profile.endswith(PROFILE_ENDING) else profile
+
+
+ProfileName = Annotated[str, AfterValidator(_name_or_file)]
 
 
 class _Strict(BaseModel):
@@ -109,7 +120,7 @@ class DeviceConfig(_Strict):
     Attributes:
         profile: a built-in name, the path of a YAML file, or `sunspec`: what the device says of itself.
         points: those that are read; empty: all.
-        frozen_after_s: all registers bit-identical for this long: not live any more.
+        frozen_after_s: all registers bit-identical for this long: in doubt; null for plant that stands still.
         writes: what may be written, and how far.
         kind: pdu, meter, cdu, chiller, ups, bess, breaker ...: what facility systems call it.
         alarms: limits of points beyond which a person shall know.
@@ -117,7 +128,7 @@ class DeviceConfig(_Strict):
         ca, cert, key: of `modbus+tls`: the authority that signed the device's certificate, and ours.
     """
 
-    profile: str
+    profile: ProfileName
     url: str
     unit: Annotated[int, Field(ge=1, le=247)] = 1
     poll_s: Annotated[float, Field(ge=0.05, le=60)] = 1.0
@@ -191,7 +202,12 @@ class Device(NamedTuple):
 def own_devices(config: GatewayConfig) -> Iterator[Device]:
     """Those under `devices`."""
     for index, device in enumerate(config.devices):
-        yield Device(f"devices[{index}]", device.name, device, device.kind, device.rack, device.feed)
+        yield own_device(index, device)
+
+
+def own_device(index: int, device: NamedDeviceConfig) -> Device:
+    """One of those under `devices`."""
+    return Device(f"devices[{index}]", device.name, device, device.kind, device.rack, device.feed)
 
 
 def device_errors(devices: Sequence[Device]) -> Iterator[str]:
@@ -200,6 +216,21 @@ def device_errors(devices: Sequence[Device]) -> Iterator[str]:
         yield from _profile_errors(device)
     yield from _name_errors(devices)
     yield from _line_errors(devices)
+
+
+def kind_errors(devices: Sequence[Device], bms: BmsConfig) -> Iterator[str]:
+    """Kinds that the BMS bus does not have, where `objects` does not say what the device is there."""
+    from controller.facility.dsx_bms.rules import KINDS  # of no use without that bus
+
+    for device in devices:
+        path = f"devices/{device.name}"
+        said = next((one for pattern, one in bms.objects.items() if fnmatchcase(path, pattern)), None)
+        is_said = said is not None and (said.type is not None or not said.publish)
+        if device.kind and device.kind not in KINDS and not is_said:
+            yield (
+                f"{device.where}.kind: {device.kind!r} is none that facility.bms can tell; write one of"
+                f" {', '.join(KINDS)}, or say it under facility.bms.objects{close_to(device.kind, KINDS)}"
+            )
 
 
 def profile_of(device: DeviceConfig) -> Profile | None:
@@ -221,7 +252,7 @@ def _profile_errors(device: Device) -> Iterator[str]:
     try:
         profile = profile_of(config)
     except ProfileError as error:
-        yield f"{where}.profile: {error}"
+        yield f"{where}.profile: {error}{close_to(config.profile, (SUNSPEC, *builtin_profiles()))}"
         return
     speaks = "modbus" if profile is None else profile.protocol
     if config.is_opcua and speaks != "opcua":
@@ -270,6 +301,17 @@ def _point_errors(device: Device, profile: Profile) -> Iterator[str]:
     for name in config.writes:
         if name in profile.points and not profile.points[name].writable:
             yield f"{where}.writes: {name!r} is read-only in profile {config.profile}; remove it"
+        elif name in profile.points:
+            yield from _range_errors(f"{where}.writes.{name}", config.writes[name], profile.points[name])
+
+
+def _range_errors(where: str, rule: WriteConfig, point: Point) -> Iterator[str]:
+    """What would be permitted here, and refused for ever by the profile."""
+    unit = "a ratio: 1 is 100 %" if point.unit == "ratio" else point.unit
+    if rule.highest > point.highest:
+        yield f"{where}.highest: {rule.highest:g} is above the profile's {point.highest:g} ({unit})"
+    if rule.lowest < point.lowest:
+        yield f"{where}.lowest: {rule.lowest:g} is below the profile's {point.lowest:g} ({unit})"
 
 
 def _name_errors(devices: Sequence[Device]) -> Iterator[str]:

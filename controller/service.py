@@ -42,7 +42,7 @@ from controller.reload import is_sound
 from controller.site.desk import SiteDesk
 from controller.status import PERIOD_S, StatusFile, block_status, shed_status, shed_words
 from controller.steps import Steps
-from controller.store import Store, StoreError
+from controller.store import Store, StoreError, require_writable
 from protocols import agent_link
 from protocols.mqtt import MqttConfigError, MqttLink, Subscription
 
@@ -52,6 +52,10 @@ BEATS_KEPT: Final = 1200  # for the figures in the status: a minute at 20 Hz
 WATCHDOG_S: Final = 0.5
 MIB: Final = 1024 * 1024
 RECORDS: Final = "records"  # of frequency responses
+STOPPED: Final = {
+    BlockConfig: "stopped, limits stay as they are until their leases run out",
+    GatewayConfig: "stopped; its values turn bad",
+}
 
 log = structlog.get_logger(__name__)
 
@@ -405,13 +409,14 @@ async def run(config: GatewayConfig | BlockConfig, path: Path | None = None) -> 
     if path is not None:
         life.reload_on_signal(partial(is_sound, path))
     try:
+        require_writable(state_dir=config.state_dir, run_dir=config.run_dir)
         controller = Controller(config) if isinstance(config, BlockConfig) else PureGateway(config)
     except (StoreError, MqttConfigError, ConfigError) as error:
         return _refused(error)
     try:
         await controller.serve(life)
     except asyncio.CancelledError:
-        log.info("stopped, limits stay as they are until their leases run out")
+        log.info(STOPPED[type(config)])
     finally:
         notify(ending(life))
         controller.close()

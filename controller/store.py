@@ -14,6 +14,7 @@ is left, which may be years off: no window is inherited for longer than it was m
 
 import fcntl
 import os
+import tempfile
 import threading
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar
@@ -59,7 +60,7 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StoreError(Exception):
-    """The state directory belongs to another process; the text names it."""
+    """A directory belongs to another process or user; the text names it."""
 
 
 class Store:
@@ -85,6 +86,8 @@ class Store:
         try:
             state_dir.mkdir(parents=True, exist_ok=True)
             self._lock = _locked(state_dir / "lock")
+        except PermissionError:
+            raise StoreError(f"{state_dir / 'lock'}: this user may not write it; chown it") from None
         except OSError as error:
             self._fail(f"{state_dir}: {error.strerror}; give this user a writable state_dir")
         self.kept = self._load(self.path, Kept) or Kept()
@@ -223,6 +226,24 @@ class Store:
             except OSError as error:
                 log.warning("state not synced", path=str(self.path), why=error.strerror)
             threading.Event().wait(SYNC_S)
+
+
+def require_writable(**folders: Path) -> None:
+    """Raises StoreError naming all, by setting, that this user may not write."""
+    refused: list[str] = []
+    for setting, folder in folders.items():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except PermissionError:
+            refused.append(
+                f"{setting} {folder}: this user may not write there; chown it, or have the systemd unit"
+                " make it (docs/operations.md, Installing)"
+            )
+        except OSError as error:  # said again, as an alarm, by whoever writes there
+            log.warning("cannot write", setting=setting, why=str(error))
+    if refused:
+        raise StoreError("\n".join(refused))
 
 
 def _length_s(setpoint: Setpoint) -> float:

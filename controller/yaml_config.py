@@ -6,14 +6,17 @@ each, in the form `file: path: what; remedy`:
     node.yaml: mqtt.url: missing; add it
     node.yaml: fallback_w[3]: input should be greater than 0 (here: -5)
 
+A relative path in a file counts from that file's folder, wherever the program was started: see `FileName`.
+
 YAML's silent traps are errors here: a key given twice, and a file that is a list or empty. The model is
 checked as JSON would be, strictly: a quoted number is a string, not a number.
 """
 
 import json
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable, Iterator
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -29,11 +32,22 @@ SHOWN_MAX_CHARS: Final = 60  # of a wrong value, in the sentence about it
 
 KEY_TAGS: Final = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "merge"))
 
+NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"  # part of an MQTT topic: no levels, no wildcards
+
 # What to say instead of pydantic's words, by error type.
 SENTENCES: Final = {
     "missing": "missing; add it",
     "extra_forbidden": "no such setting; remove it or correct its spelling",
 }
+NAME_SENTENCE: Final = (
+    "letters, digits, _ . - only, no spaces, 64 characters at most; a letter or digit first"
+)
+
+
+class FileName(str):
+    """A path that goes on as text. Like a `Path`, it counts from the folder of the file that names it."""
+
+    __slots__ = ()
 
 
 class ConfigError(ValueError):
@@ -48,11 +62,35 @@ def load(path: Path, model: type[M]) -> M:
 def checked(path: Path, content: dict[str, Any], model: type[M]) -> M:
     """Check what was read from a file. Raises ConfigError with all errors at once."""
     try:
-        return model.model_validate_json(json.dumps(content, default=str), strict=True)
+        found = model.model_validate_json(json.dumps(content, default=str), strict=True)
     except ValidationError as error:
-        found = error.errors(include_url=False)
-        lines = [f"{path.name}: {_sentence(details)}" for details in found if not _is_echo(details, found)]
-        raise ConfigError("\n".join(lines)) from None
+        raise ConfigError("\n".join(f"{path.name}: {one}" for one in _sentences(error, model))) from None
+    made: M = _beside(found, path.absolute().parent)
+    return made
+
+
+def _beside(value: Any, folder: Path) -> Any:
+    """The same with every path absolute. What has none stays the same object."""
+    match value:
+        case Path() | FileName():
+            return type(value)(folder / value)
+        case BaseModel():
+            places = {name: (one, _beside(one, folder)) for name, one in value}
+            changed = {name: new for name, (old, new) in places.items() if new is not old}
+            return value.model_copy(update=changed) if changed else value
+        case tuple():
+            items = tuple(_beside(one, folder) for one in value)
+            return items if any(new is not old for new, old in zip(items, value, strict=True)) else value
+        case dict():
+            return {key: _beside(one, folder) for key, one in value.items()}
+    return value
+
+
+def close_to(name: str, known: Iterable[str]) -> str:
+    """What may have been meant, for the end of a sentence; "" if nothing comes near."""
+    near = get_close_matches(name, list(known), 3)
+    best = min(near, key=lambda one: one[:1] != name[:1], default="")  # slips seldom hit the first letter
+    return f" (did you mean {best}?)" if best else ""
 
 
 def parse(path: Path) -> dict[str, Any]:
@@ -72,6 +110,8 @@ def parse(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path.name}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path.name}: {_syntax(error)}") from None
+    if content is None:
+        raise ConfigError(f"{path.name}: the file is empty; write settings of the form `name: value`")
     if not isinstance(content, dict):
         raise ConfigError(
             f"{path.name}: must be settings of the form `name: value`, not {type(content).__name__}"
@@ -110,6 +150,35 @@ def _is_echo(details: ErrorDetails, found: list[ErrorDetails]) -> bool:
     return details["type"] == "too_short" and any(loc[: len(where)] == where for loc in inner)
 
 
+def _sentences(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
+    found = error.errors(include_url=False)
+    for details in found:
+        if details["type"] == "extra_forbidden":
+            *outer, key = details["loc"]
+            yield _sentence(details) + close_to(str(key), _settings_at(model, outer))
+        elif not _is_echo(details, found):
+            yield _sentence(details)
+
+
+def _settings_at(model: type[BaseModel], location: list[int | str]) -> set[str]:
+    """Names of the settings that there are at this place of the file."""
+    models = [model]
+    for part in location:  # an index, a key or the kind of a source leads on to the same models
+        fields = [
+            one.model_fields[part] for one in models if isinstance(part, str) and part in one.model_fields
+        ]
+        models = [inner for field in fields for inner in models_in(field.annotation)] or models
+    return {name for one in models for name in one.model_fields}
+
+
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Those that a setting of this type is made of."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from models_in(inner)
+
+
 def _sentence(details: ErrorDetails) -> str:
     where = _where(details["loc"])
     if details["type"] == "union_tag_invalid":
@@ -119,6 +188,8 @@ def _sentence(details: ErrorDetails) -> str:
     if known is not None:
         return f"{where}: {known}"
     what = details["msg"].removeprefix("Value error, ")
+    if details.get("ctx", {}).get("pattern") == NAME_PATTERN:
+        what = NAME_SENTENCE
     shown = repr(details["input"])
     if len(shown) > SHOWN_MAX_CHARS or isinstance(details["input"], dict):
         return f"{where}: {what}"

@@ -24,6 +24,7 @@ from firmware_sim.scenario import Scenario, ScenarioError, load_scenario
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
 
+EXAMPLES = Path("examples")
 EXIT_FAILED = 1
 EXIT_CANNOT = 2
 
@@ -115,7 +116,13 @@ def _load(path: Path) -> Scenario:
     try:
         return load_scenario(path)
     except ScenarioError as error:
-        _give_up(str(error))
+        _give_up(f"{error}{'' if path.exists() else _others(path)}")
+
+
+def _others(path: Path) -> str:
+    """Scenarios that do exist, for whoever has mistyped one: its folder's, or the examples."""
+    found = [str(one) for one in sorted(path.parent.glob("*.yaml")) or sorted(EXAMPLES.glob("*.yaml"))]
+    return f"; there are {', '.join(found)}" if found else ""
 
 
 def _give_up(why: str) -> NoReturn:

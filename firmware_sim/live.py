@@ -18,8 +18,9 @@ from firmware_sim.scenario_facility import Way
 
 BARS: Final = " ▁▂▃▄▅▆▇█"
 HISTORY: Final = 72  # columns, one per view
-WIDE: Final = 110  # with five ways
+WIDE: Final = 118  # five ways beside the longest name, on a terminal of 120 columns
 MARKS_SHOWN: Final = 5
+PLAIN_BELOW: Final = 10_000  # from there on four digits would need an exponent
 OLD_S: Final = 5.0  # a value that was told longer ago is shown as such
 WAYS: Final[Mapping[Way, str]] = {  # as people call them
     "opcua": "OPC UA",
@@ -69,11 +70,12 @@ def verdict_table(outcome: Outcome) -> Table:
     judged = {e.key for e in verdict.expectations}
     for e in verdict.expectations:
         met = "[green]ok" if e.met else "[bold red]FAILED"
-        table.add_row(e.key, _number(e.value), _number(e.lowest, ""), _number(e.highest, ""), met)
+        bounds = (_number(e.key, bound, "") for bound in (e.lowest, e.highest))
+        table.add_row(e.key, _number(e.key, e.value), *bounds, met)
     table.add_section()
     for key, value in verdict.figures.items():
         if key not in judged:
-            table.add_row(key, _number(value), "", "", "", style="dim")
+            table.add_row(key, _number(key, value), "", "", "", style="dim")
     return table
 
 
@@ -114,7 +116,8 @@ def _sight(sight: Sight | None, factor: float, form: str) -> Text:
         text.append("bad", style="bold red")
     else:
         text.append(f"{sight.value * factor:{form}}", style="yellow" if sight.age_s > OLD_S else "green")
-    return text.append(f" {min(sight.age_s, 999):4.1f}s", style="dim")
+    age = f"{sight.age_s:4.1f}" if sight.age_s < 100 else f"{min(sight.age_s, 999):4.0f}"
+    return text.append(f" {age}s", style="dim")
 
 
 def _marks(view: View) -> Text:
@@ -133,5 +136,10 @@ def _kw(power_w: float) -> str:
     return f"{power_w / 1000:.2f} kW"
 
 
-def _number(value: float | None, missing: str = "none") -> str:
-    return missing if value is None else f"{value:.4g}"
+def _number(key: str, value: float | None, missing: str = "none") -> str:
+    """A figure as people read it."""
+    if value is None:
+        return missing
+    if key.endswith("_w"):
+        return f"{value / 1000:.3g} kW"
+    return f"{value:.4g}" if abs(value) < PLAIN_BELOW else f"{value:.0f}"

@@ -24,11 +24,11 @@ FROM_S: Final = -3.0  # of the warm-up only the end matters
 BUDGET: Final = "#2e7d32"
 LIMIT: Final = "#c62828"
 TOKENS: Final = "#6a1b9a"
-WAYS: Final[Mapping[Way, tuple[str, str]]] = {  # as the legend has them
+WAYS: Final[Mapping[Way, tuple[str, str]]] = {  # as the legend has them; no colour of a mark
     "opcua": ("OPC UA", "#1565c0"),
     "modbus": ("Modbus", "#2e7d32"),
-    "bms": ("DSX bus", "#c62828"),
-    "prometheus": ("Prometheus", "#ef6c00"),
+    "bms": ("DSX bus", "#00acc1"),
+    "prometheus": ("Prometheus", "#8d6e63"),
     "mirror": ("MQTT", "#6a1b9a"),
 }
 LATE_RATIO: Final = 0.8  # of the run: what stands there is written to the left

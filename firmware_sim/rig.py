@@ -33,7 +33,7 @@ from firmware_sim.gpu_firmware import build_library, environment
 from firmware_sim.grid_operator import GridEvent
 from firmware_sim.grid_side import GridSide
 from firmware_sim.lifetime import RigError, end_tasks
-from firmware_sim.recorder import Beat, Mark
+from firmware_sim.recorder import Beat, Mark, beat_of
 from firmware_sim.scada_plan import USER, ServedAt
 from firmware_sim.scada_side import Line, ScadaSide
 from firmware_sim.scenario import Event, Fault, Scenario
@@ -42,6 +42,9 @@ from firmware_sim.verdict import Contract, Request, Verdict, judge
 
 BASELINE_S: Final = 5.0  # what "25 % less" is less than
 VIEW_PERIOD_S: Final = 0.25
+AT_WORK_S: Final = 2.0  # the budget has stood for so long: GPUs have followed long before
+AT_WORK_RATIO: Final = 0.01  # measured cooling capacity wanders by less
+AT_WORK_MAX_S: Final = 40.0
 CHILD_CHECK_S: Final = 0.5
 RIG_LOST_MAX_S: Final = 0.25  # a rig that lost more real time than this judges nobody
 
@@ -229,11 +232,31 @@ class Rig:
         await asyncio.sleep(max(0.0, self.scenario.duration_s - self._now_s()))
 
     async def _warm_up(self) -> None:
-        """Time 0 is when the plant is warm and SCADA sees all of it, however slow this machine is."""
+        """Time 0 is when plant and controller are warm and SCADA sees all, however slow this machine is."""
         await asyncio.sleep(max(0.0, self.scenario.warm_up_s - self._facility.now_s()))
-        if self.scada is not None and self._powerblock is not None:
+        if self._powerblock is None:
+            return
+        if not self.scenario.facility.alone:
+            await self._is_at_work()
+        if self.scada is not None:
             await self.scada.sees_everything()
-            self._zero_s = self._facility.now_s()
+        self._zero_s = self._facility.now_s()
+
+    async def _is_at_work(self) -> None:
+        """Until the ramp out of the failsafe limit is over: what comes before is no baseline for anything.
+
+        Waits no longer than `AT_WORK_MAX_S`; what is wrong then, the verdict will say.
+        """
+        until_s = self._facility.now_s() + AT_WORK_MAX_S
+        budget_w, since_s = -1.0, self._facility.now_s()
+        while self._facility.now_s() < until_s:
+            beat = beat_of(recorder.read_status(bench_config.status_path(self.work_dir)))
+            now_s, told_w = self._facility.now_s(), -1.0 if beat is None else beat.budget_w
+            if abs(told_w - budget_w) > AT_WORK_RATIO * budget_w:
+                budget_w, since_s = told_w, now_s
+            if budget_w > 0.0 and now_s - since_s >= AT_WORK_S:
+                return
+            await asyncio.sleep(VIEW_PERIOD_S)
 
     async def _publish(self, event: Event) -> None:
         limit_w = self._ask(event, event.notice_s)

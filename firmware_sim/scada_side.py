@@ -33,10 +33,12 @@ from firmware_sim.scada_plan import (
 )
 from firmware_sim.scenario import Scenario
 from firmware_sim.scenario_facility import Way, Write
-from firmware_sim.watched import COARSE_W
+from firmware_sim.watched import COARSE_W, WatchedPoint
 
 ANSWER_MAX_S: Final = 10.0
 MAP_MAX_S: Final = 60.0  # a loaded machine takes its time to load the libraries
+MAP_WHOLE_MAX_S: Final = 60.0  # until the controller has found out what its devices have
+MAP_AGAIN_S: Final = 1.0
 SERVED_MAX_S: Final = 60.0  # until every way has shown every point for the first time
 LOOK_AGAIN_S: Final = 0.1
 WRITE_DONE_RATIO: Final = 0.01  # of the value: a register's step
@@ -146,11 +148,21 @@ class ScadaSide:
     async def begin(self, powerblock: str, block_path: Path) -> None:
         """Ask the device under test for its register map, as an integrator would, and start reading."""
         if "modbus" in self.ways:
-            await self._export_map(powerblock, block_path)
+            await self._export_map([powerblock, "map", str(block_path), "--out", str(self._map_path)])
         self.child.start()
 
-    async def _export_map(self, powerblock: str, block_path: Path) -> None:
-        argv = (powerblock, "map", str(block_path), "--out", str(self._map_path))
+    async def _export_map(self, argv: Sequence[str]) -> None:
+        """Until it is whole: what a SunSpec device has is known when the controller has read it."""
+        deadline_s = time.monotonic() + MAP_WHOLE_MAX_S
+        while unmapped := await self._unmapped(argv):
+            if time.monotonic() > deadline_s:
+                break
+            await asyncio.sleep(MAP_AGAIN_S)
+        for point in unmapped:
+            del self.seen["modbus", point.address]
+
+    async def _unmapped(self, argv: Sequence[str]) -> list[WatchedPoint]:
+        """Points that the map, made now, does not have."""
         process = await asyncio.create_subprocess_exec(*argv, stderr=asyncio.subprocess.PIPE)
         try:
             async with asyncio.timeout(MAP_MAX_S):
@@ -161,9 +173,7 @@ class ScadaSide:
         if process.returncode:
             raise RigError(f"{' '.join(argv)}: status {process.returncode}:\n{said.decode(errors='replace')}")
         published = published_map(self._map_path)
-        for point in self.points:  # what a device tells of itself is not in a map that is made without it
-            if point.address not in published:
-                del self.seen["modbus", point.address]
+        return [point for point in self.points if point.address not in published]
 
     # ---- what it tells --------------------------------------------------------------------------------
 

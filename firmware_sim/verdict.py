@@ -113,10 +113,14 @@ def judge(
     bounds: Mapping[str, tuple[float | None, float | None]],
     extra: Mapping[str, float | None] | None = None,
 ) -> Verdict:
-    """All figures, the worst over all requests, and every bound (lowest, highest) on them."""
+    """All figures, the worst over all requests, and every bound (lowest, highest) on them.
+
+    Where nothing was requested there are no figures of requests; a bound on one fails all the same.
+    """
     figures: dict[str, float | None] = {
         key: _worst([figure(trace, request, contract) for request in requests], worst)
         for key, (figure, worst) in FIGURES.items()
+        if requests
     }
     figures["over_rating_s"] = over_s(trace, np.full(len(trace.t_s), contract.rating_w))
     figures["over_capacity_s"] = over_s(trace, trace.capacity_w)

@@ -5,6 +5,7 @@ instant for the block's own instruments, what the device's registers hold for th
 server has had a chance to delay it or to get it wrong.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -23,6 +24,7 @@ RESOLUTION: Final[Mapping[str, tuple[str, float]]] = {
     "_ratio": ("ratio", 0.011),
 }
 TOLERANCE_RATIO: Final = 0.01  # of the value: what a reading may be off by besides
+SUNSPEC_MODEL: Final = re.compile(r"^m\d+_")
 COARSE_W: Final = 600.0  # a card that says whole kilowatts
 COARSE_PROFILES: Final = frozenset({"liebert_branch"})
 
@@ -60,8 +62,10 @@ class WatchedPoint:
 
     @property
     def label(self) -> str:
-        """For people."""
-        return f"{self.device or 'block'} {self.name}"
+        """For people: without the unit, which stands beside the value, and the number of a SunSpec model."""
+        ending = next((ending for ending in RESOLUTION if self.name.endswith(ending)), "")
+        words = SUNSPEC_MODEL.sub("", self.name.removesuffix(ending)).replace("_", " ")
+        return f"{self.device or 'block'} {words}"
 
 
 Truth = Callable[[], float]

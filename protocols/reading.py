@@ -45,6 +45,7 @@ class Reading:
     `values` holds the points read this time, in their profile's units; None = bad (see `fault`).
     `link` is "up" if the device answered at all. Times are on the clock the adapter was given;
     `source_at_utc_s` holds the device's own time stamps where its protocol has them (OPC UA).
+    `absent`: points that the device says it does not have (SunSpec: not implemented); None, and no fault.
     """
 
     device: str
@@ -55,6 +56,7 @@ class Reading:
     fault: str = ""
     doubt: str = ""
     source_at_utc_s: Mapping[str, float] = field(default_factory=dict)
+    absent: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,13 @@ class WriteRule:
                 f"{self.rate_per_s:g} per s, so {step:g} now; ramp it"
             )
         return ""
+
+    def towards(self, value: float, was: Value, since_last_s: float = math.inf) -> float:
+        """The nearest to `value` that may follow `was` now."""
+        if self.rate_per_s is None or not isinstance(was, (int, float)):
+            return value
+        step = self.rate_per_s * min(since_last_s, RATE_WINDOW_S)
+        return min(max(value, was - step), was + step)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from controller.yaml_config import ConfigError, load
+from controller.yaml_config import NAME_PATTERN, ConfigError, FileName, load
 from protocols.mqtt import Tls
 
 __all__ = ["ConfigError", "MqttConfig", "NodeConfig", "load_node"]
@@ -35,12 +35,12 @@ __all__ = ["ConfigError", "MqttConfig", "NodeConfig", "load_node"]
 GPUS_MAX: Final = 128  # one driver of the largest host known (NVL72 as one node), with room
 PASSWORD_MAX_CHARS: Final = 1024  # a file larger than this is not a password
 
-# Part of an MQTT topic: no levels, no wildcards.
-TopicName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 CLOCK_MAX_MHZ: Final = 10_000  # three times any GPU
 PROFILES_MAX: Final = 255  # bits of the driver's mask
 PRESETS_MAX: Final = 5
 
+TopicName = Annotated[str, Field(pattern=NAME_PATTERN)]
+File = Annotated[str, AfterValidator(FileName)]
 PowerW = Annotated[float, Field(gt=0, le=10_000)]  # the largest module in sight is 2.9 kW
 
 
@@ -73,9 +73,9 @@ class MqttConfig(_Strict):
     url: str
     username: str | None = None
     password_file: Path | None = None
-    ca: str | None = None
-    cert: str | None = None
-    key: str | None = None
+    ca: File | None = None
+    cert: File | None = None
+    key: File | None = None
 
     def password(self) -> str | None:
         """The password, read now. Raises ConfigError."""

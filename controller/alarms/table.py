@@ -11,9 +11,9 @@ come on top of those that a condition has of its own.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, partial
 from types import MappingProxyType
 from typing import Final
 
@@ -31,9 +31,10 @@ class Priority(StrEnum):
 
 
 URGENCY: Final = MappingProxyType({priority: number for number, priority in enumerate(Priority)})
+CRITICAL, HIGH, MEDIUM, LOW = Priority
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Entry:
     """What is known of one kind of alarm beforehand.
 
@@ -50,6 +51,7 @@ class Entry:
     meaning: str
     by_itself: str
     response: str
+    _: KW_ONLY
     group: str = ""
     latching: bool = False
     suppressible: bool = True
@@ -57,437 +59,242 @@ class Entry:
     off_delay_s: float = MEASURED_OFF_S
 
 
-BLOCK: Final = (
-    Entry(
-        pattern="broker",
-        priority=Priority.HIGH,
-        meaning="no connection to the block's own MQTT broker",
-        by_itself="agents fall back after their lease; sources on this broker fall silent: failsafe limit",
-        response="`systemctl status mosquitto`; reconnects by itself within 2 s",
-        group="block",
-        off_delay_s=LINK_OFF_S,
-    ),
-    Entry(
-        pattern="meter",
-        priority=Priority.HIGH,
-        meaning="the block meter is not usable",
-        by_itself="last good base load for 30 s, then the assumed maximum, or what was measured if that was"
-        " more: less for the GPUs",
-        response="wire, address, unit id; `powerblock status` shows the device's own words",
-        group="block",
-        off_delay_s=LINK_OFF_S,
-    ),
-    Entry(
-        pattern="meter implausible",
-        priority=Priority.MEDIUM,
-        meaning="the meter reads less than GPUs and hosts draw",
-        by_itself="its word is not used",
-        response="transformer ratio, phase order, wrong unit; is another load's meter configured?",
-        group="block",
-    ),
-    Entry(
-        pattern="pdu …",
-        priority=Priority.MEDIUM,
-        meaning="this PDU is not usable",
-        by_itself="its rack counts as hanging on one inlet",
-        response="wire, address, unit id",
-        group="block",
-        off_delay_s=LINK_OFF_S,
-    ),
-    Entry(
-        pattern="cooling",
-        priority=Priority.HIGH,
-        meaning="the cooling plant's capacity is unknown",
-        by_itself="`cooling.blind_kw` limits the block, or the last capacity heard, if that was lower",
-        response="is its OPC UA server up? certificates, node names",
-        group="block",
-        off_delay_s=LINK_OFF_S,
-    ),
-    Entry(
-        pattern="shed",
-        priority=Priority.HIGH,
-        meaning="a level of shedding is called; the text says which, and by whom",
-        by_itself="every GPU went to its entry in the table at once; the power comes back by the agreed ramp"
-        " when the call ends",
-        response="`powerblock shed` shows what came of it; if `shortfall` stands beside it, shed by hand. Is"
-        " the reason real? Who called it ends it",
-        group="block",
-        off_delay_s=0.0,
-    ),
-    Entry(
-        pattern="contact …",
-        priority=Priority.HIGH,
-        meaning="this contact cannot be read; the text says what it counts as",
-        by_itself="counts as it was last seen, or as closed where `lost_calls` is set",
-        response="wire, address, unit id of its PLC. Until it is back nobody can call by it, and a call by it"
-        " does not end",
-        group="block",
-        off_delay_s=LINK_OFF_S,
-    ),
-    Entry(
-        pattern="report …",
-        priority=Priority.MEDIUM,
-        meaning="this node's newest report was refused; the text says why",
-        by_itself="as `agent`",
-        response="number of GPUs, names of node or block: correct `block.yaml` or `node.yaml`",
-        group="block",
-    ),
-    Entry(
-        pattern="agent …",
-        priority=Priority.HIGH,
-        meaning="no report from this node for half a second",
-        by_itself="counts its GPUs at what they may hold, at their most after ten seconds; sheds elsewhere",
-        response="on the host: `systemctl status powerblock-agent`; if the host is off for longer, take it"
-        " out of `block.yaml`",
-        group="block",
-        off_delay_s=LINK_OFF_S,
-    ),
-    Entry(
-        pattern="lease …",
-        priority=Priority.MEDIUM,
-        meaning="the node is heard but does not act on orders",
-        by_itself="as `agent`",
-        response="its log says `order refused` with the reason; two controllers on one broker? an agent"
-        " started with `--observe`?",
-        group="block",
-        off_delay_s=LINK_OFF_S,
-    ),
-    Entry(
-        pattern="faults …",
-        priority=Priority.LOW,
-        meaning="what this node's agent says of its GPUs, or limits of a GPU that do not fit `block.yaml`",
-        by_itself="as `gpu`; limits of `block.yaml` are taken",
-        response="the sentence names the remedy; correct `min_w`, `max_w`",
-        group="block",
-    ),
-    Entry(
-        pattern="gpu …",
-        priority=Priority.MEDIUM,
-        meaning="this GPU cannot be read, or does not take its limit",
-        by_itself="counts it at what it may hold; one that cannot be read tells nothing, is ordered to its"
-        " least, and after ten seconds counts at its most",
-        response="the agent's log names the driver's error and the remedy; see Xid in the kernel log",
-        group="block",
-    ),
-    Entry(
-        pattern="excess …",
-        priority=Priority.MEDIUM,
-        meaning="this GPU draws more than its limit",
-        by_itself="what it draws is counted, others give way",
-        response="a limit set by somebody else? thermal or firmware fault; drain and reset it",
-        group="block",
-    ),
-    Entry(
-        pattern="rack …",
-        priority=Priority.HIGH,
-        meaning="GPUs of this rack may draw more than its inlets carry",
-        by_itself="every GPU of it that can be reached is at its least, or its cut is not confirmed yet",
-        response="as `shortfall`, for one rack: who cannot be reached? Shed by hand if an inlet is full",
-        group="block",
-        suppressible=False,
-    ),
-    Entry(
-        pattern="inlet …",
-        priority=Priority.CRITICAL,
-        meaning="this inlet carries over 2 % more than it may for long (80 % of its rating)",
-        by_itself="cuts its rack",
-        response="loads on this feed that are not in `block.yaml`? supplies that lost the other feed, which"
-        " then all hang on this one? Shed by hand before the breaker does",
-        group="block",
-        latching=True,
-        suppressible=False,
-    ),
-    Entry(
-        pattern="shortfall",
-        priority=Priority.CRITICAL,
-        meaning="so much above the promised line cannot be shed",
-        by_itself="every GPU it can reach is already at its least",
-        response="find who cannot be reached (`agent`, `lease`, `gpu`); tell the site what cannot be kept;"
-        " shed by hand if a breaker is near",
-        group="block",
-        suppressible=False,
-    ),
-    Entry(
-        pattern="over budget",
-        priority=Priority.HIGH,
-        meaning="the meter reads more than is promised, by over 1 %",
-        by_itself="goes on cutting as measured base load rises",
-        response="look for `excess`, `gpu`, `agent` beside it; else loads on the feed that are not in"
-        " `block.yaml`",
-        group="block",
-        suppressible=False,
-    ),
-    Entry(
-        pattern="state file",
-        priority=Priority.HIGH,
-        meaning="the state cannot be kept on disk",
-        by_itself="goes on, but a restart now would forget limits",
-        response="free the disk, repair permissions of the state directory; do not restart before",
-        group="disk",
-    ),
-    Entry(
-        pattern="journal",
-        priority=Priority.LOW,
-        meaning="the journal cannot be written",
-        by_itself="goes on; lines are lost and counted",
-        response="free the disk",
-        group="disk",
-    ),
-    Entry(
-        pattern="history",
-        priority=Priority.LOW,
-        meaning="`signals.jsonl` cannot be written",
-        by_itself="goes on; lines are lost and counted",
-        response="free the disk",
-        group="disk",
-    ),
-    Entry(
-        pattern="shed record",
-        priority=Priority.LOW,
-        meaning="`sheds.jsonl` cannot be written",
-        by_itself="calls are carried out all the same; how long their steps took is lost",
-        response="free the disk",
-        group="disk",
-    ),
-    Entry(
-        pattern="commands",
-        priority=Priority.LOW,
-        meaning="`commands.jsonl` cannot be written",
-        by_itself="commands are carried out all the same; who gave them is lost",
-        response="free the disk",
-        group="disk",
-    ),
-)
+_link = partial(Entry, off_delay_s=LINK_OFF_S)
 
-SITE: Final = (
-    Entry(
-        pattern="broker …",
-        priority=Priority.MEDIUM,
-        meaning="no connection to the source's own broker, or a topic of the source that its broker denies",
-        by_itself="this source falls silent; the loop in the block is not touched",
-        response="the text says what the broker did: address, login, certificate, denied subscription;"
-        " reconnects by itself within 2 s",
-        group="site",
-        off_delay_s=LINK_OFF_S,
-    ),
-    Entry(
-        pattern="canary …",
-        priority=Priority.LOW,
-        meaning="what we send to ourselves there does not come back",
-        by_itself="nothing: life is judged by the heartbeat",
-        response="broker frozen or overloaded, or its access list withholds",
-        group="site",
-        off_delay_s=LINK_OFF_S,
-    ),
-    Entry(
-        pattern="vtn …",
-        priority=Priority.MEDIUM,
-        meaning="a round, the notifier or a report went wrong; the text says what",
-        by_itself="asks again, at most after a minute. Without a whole round for `heartbeat_timeout_s`:"
-        " failsafe limit. A round with an event that was refused proves that the VTN lives, and states no"
-        " plan: it does not end `init` or `failsafe`",
-        response="address, secret, scope, certificate: as the text says. While enrolling fails, events that"
-        " are targeted at us may not be listed for us",
-        group="site",
-        off_delay_s=LINK_OFF_S,
-    ),
-    Entry(
-        pattern="flood",
-        priority=Priority.MEDIUM,
-        meaning="more signals than may be looked at, in the last ten seconds",
-        by_itself="no more than 20 % of the time goes into signals; each source's newest are read, the"
-        " others refused unread; heartbeats are read first",
-        response="find who publishes so much (`powerblock signals`), and take its right to write away. A VTN"
-        " is asked for everything again by itself; over bare MQTT what was lost shows as `plan`",
-        group="site",
-    ),
-    Entry(
-        pattern="signal …",
-        priority=Priority.MEDIUM,
-        meaning="a signal was refused; the text says why",
-        by_itself="the signal counts for nothing; what was known of that event before stays in force",
-        response="tell the sender the sentence. Goes out when the same event is accepted (for DSX: a target"
-        " that says something new), or after ten minutes",
-        group="site",
-    ),
-    Entry(
-        pattern="site not heard …",
-        priority=Priority.MEDIUM,
-        meaning="it has not spoken since our start",
-        by_itself="failsafe limit",
-        response="is the site's application up? `powerblock status` shows when it was heard last; look for"
-        " `broker`, `vtn`, `signal`, `canary` beside it. Heartbeats that were heard and refused (late,"
-        " retained, repeated, malformed) are a `signal` alarm",
-        group="site",
-        on_delay_s=5.0,  # after every start of ours, until its next heartbeat
-    ),
-    Entry(
-        pattern="site lost …",
-        priority=Priority.HIGH,
-        meaning="not heard for its `heartbeat_timeout_s`",
-        by_itself="failsafe limit, approached by the ramp; open windows stay",
-        response="as `site not heard`; after coming back it must state its plan: heartbeats with `event_ids`"
-        " or any event (bare MQTT), a whole round (VTN), a load target (DSX)",
-        group="site",
-    ),
-    Entry(
-        pattern="plan …",
-        priority=Priority.MEDIUM,
-        meaning="its heartbeat lists events that never arrived or were refused; or, five times in a row,"
-        " leaves out one that stands here; or it has more windows within reach than find a place",
-        by_itself="keeps what it has; a heartbeat with unknown events does not end `init` or `failsafe`, and"
-        " one that leaves an event out releases nothing",
-        response="let it send these events again, or delete what is over; `powerblock signals` says if one"
-        " was refused, and why",
-        group="site",
-    ),
-    Entry(
-        pattern="status …",
-        priority=Priority.LOW,
-        meaning="a status or alert was too large or could not be written, and was not told",
-        by_itself="goes on; the next one is told again",
-        response="fewer windows at once; the text says what",
-        group="site",
-    ),
-)
+
+def _cascade(group: str, *entries: Entry) -> tuple[Entry, ...]:
+    """They follow from one another, causes before effects."""
+    return tuple(replace(entry, group=group) for entry in entries)
+
+
+# pattern, priority, meaning, what the block does by itself, what a person does; then what is special
+
+BLOCK: Final = _cascade(
+    "block",
+    _link("broker", HIGH, "no connection to the block's own MQTT broker",
+          "agents fall back after their lease; sources on this broker fall silent: failsafe limit",
+          "`systemctl status mosquitto`; reconnects by itself within 2 s"),
+    _link("meter", HIGH, "the block meter is not usable",
+          "last good base load for 30 s, then the assumed maximum, or what was measured if that was more:"
+          " less for the GPUs",
+          "wire, address, unit id; `powerblock status` shows the device's own words"),
+    Entry("meter implausible", MEDIUM, "the meter reads less than GPUs and hosts draw",
+          "its word is not used",
+          "transformer ratio, phase order, wrong unit; is another load's meter configured?"),
+    _link("pdu …", MEDIUM, "this PDU is not usable",
+          "its rack counts as hanging on one inlet",
+          "wire, address, unit id"),
+    _link("cooling", HIGH, "the cooling plant's capacity is unknown",
+          "`cooling.blind_kw` limits the block, or the last capacity heard, if that was lower",
+          "is its OPC UA server up? certificates, node names"),
+    Entry("report …", MEDIUM, "this node's newest report was refused; the text says why",
+          "as `agent`",
+          "number of GPUs, names of node or block: correct `block.yaml` or `node.yaml`"),
+    Entry("shed", HIGH, "a level of shedding is called; the text says which, and by whom",
+          "every GPU went to its entry in the table at once; the power comes back by the agreed ramp when"
+          " the call ends",
+          "`powerblock shed` shows what came of it; if `shortfall` stands beside it, shed by hand. Is the"
+          " reason real? Who called it ends it", off_delay_s=0.0),
+    _link("contact …", MEDIUM, "this contact cannot be read; the text says what it counts as",
+          "counts as it was last seen, or as closed where `lost_calls` is set",
+          "wire, address, unit id of its PLC. Until it is back nobody can call by it, and a call by it does"
+          " not end"),
+    _link("frequency", MEDIUM, "the grid's frequency is not heard",
+          "no response begins; one that is under way holds for its sustain time",
+          "the instrument, its line, its clock; the commitment to the grid is not kept meanwhile: tell them"),
+    Entry("frequency frozen", MEDIUM, "the grid's frequency has not moved in the last digit for seconds",
+          "as `frequency`",
+          "restart the instrument: a live grid is never still"),
+    Entry("frequency wild", LOW, "frequency samples were beyond what a grid can do",
+          "does not use them; no response begins on them",
+          "shield and earth of the instrument, its transformer"),
+    Entry("frequency commitment", MEDIUM, "the block draws less than it has committed to shed",
+          "would shed what it draws",
+          "tell the grid operator, or lower `frequency.committed_kw`"),
+    Entry("frequency baseline", LOW, "the block's power is not measured, and a response would start from an old value",
+          "starts from the last known power",
+          "as `meter`"),
+    _link("agent …", HIGH, "no report from this node for half a second",
+          "counts its GPUs at what they may hold, at their most after ten seconds; sheds elsewhere",
+          "on the host: `systemctl status powerblock-agent`; if the host is off for longer, take it out"
+          " of `block.yaml`"),
+    _link("lease …", MEDIUM, "the node is heard but does not act on orders",
+          "as `agent`",
+          "its log says `order refused` with the reason; two controllers on one broker? an agent started"
+          " with `--observe`?"),
+    _link("backstop …", MEDIUM, "this node's BMC cannot be used, or does not do what it says",
+          "the node counts at its most while its agent is silent",
+          "the text says what the BMC did: address, login, certificate, no such limit. The node must not be"
+          " left to its agent alone for long"),
+    Entry("faults …", LOW,
+          "what this node's agent says of its GPUs, or limits of a GPU that do not fit `block.yaml`",
+          "as `gpu`; limits of `block.yaml` are taken",
+          "the sentence names the remedy; correct `min_w`, `max_w`"),
+    Entry("gpu …", MEDIUM, "this GPU cannot be read, or does not take its limit",
+          "counts it at what it may hold; one that cannot be read tells nothing, is ordered to its least,"
+          " and after ten seconds counts at its most",
+          "the agent's log names the driver's error and the remedy; see Xid in the kernel log"),
+    Entry("excess …", MEDIUM, "this GPU draws more than its limit",
+          "what it draws is counted, others give way",
+          "a limit set by somebody else? thermal or firmware fault; drain and reset it"),
+    Entry("rack …", HIGH, "GPUs of this rack may draw more than its inlets carry",
+          "every GPU of it that can be reached is at its least, or its cut is not confirmed yet",
+          "as `shortfall`, for one rack: who cannot be reached? Shed by hand if an inlet is full",
+          suppressible=False),
+    Entry("inlet …", CRITICAL, "this inlet carries over 2 % more than it may for long (80 % of its rating)",
+          "cuts its rack",
+          "loads on this feed that are not in `block.yaml`? supplies that lost the other feed, which then"
+          " all hang on this one? Shed by hand before the breaker does", latching=True, suppressible=False),
+    Entry("shortfall", CRITICAL, "so much above the promised line cannot be shed",
+          "every GPU it can reach is already at its least",
+          "find who cannot be reached (`agent`, `lease`, `gpu`); tell the site what cannot be kept; shed"
+          " by hand if a breaker is near", suppressible=False),
+    Entry("over budget", HIGH, "the meter reads more than is promised, by over 1 %",
+          "goes on cutting as measured base load rises",
+          "look for `excess`, `gpu`, `agent` beside it; else loads on the feed that are not in"
+          " `block.yaml`", suppressible=False),
+)  # fmt: skip
+
+DISK: Final = _cascade(
+    "disk",
+    Entry("state file", HIGH, "the state cannot be kept on disk",
+          "goes on, but a restart now would forget limits",
+          "free the disk, repair permissions of the state directory; do not restart before"),
+    Entry("journal", LOW, "the journal cannot be written",
+          "goes on; lines are lost and counted",
+          "free the disk"),
+    Entry("history", LOW, "`signals.jsonl` cannot be written",
+          "goes on; lines are lost and counted",
+          "free the disk"),
+    Entry("shed record", LOW, "`sheds.jsonl` cannot be written",
+          "calls are carried out all the same; how long their steps took is lost",
+          "free the disk"),
+    Entry("frequency record", LOW, "the record of a frequency response cannot be written",
+          "responds all the same; what was delivered cannot be shown afterwards",
+          "free the disk; the folder `records` of the state directory"),
+    Entry("backstop file", HIGH, "what BMCs held before they were set cannot be kept on disk",
+          "caps silent hosts all the same; a restart now would not know what to put back",
+          "free the disk, repair permissions of the state directory; do not restart before"),
+    Entry("commands", LOW, "`commands.jsonl` cannot be written",
+          "commands are carried out all the same; who gave them is lost",
+          "free the disk"),
+)  # fmt: skip
+
+SITE: Final = _cascade(
+    "site",
+    _link("broker …", MEDIUM,
+          "no connection to the source's own broker, or a topic of the source that its broker denies",
+          "this source falls silent; the loop in the block is not touched",
+          "the text says what the broker did: address, login, certificate, denied subscription;"
+          " reconnects by itself within 2 s"),
+    _link("canary …", LOW, "what we send to ourselves there does not come back",
+          "nothing: life is judged by the heartbeat",
+          "broker frozen or overloaded, or its access list withholds"),
+    _link("vtn …", MEDIUM, "a round, the notifier or a report went wrong; the text says what",
+          "asks again, at most after a minute. Without a whole round for `heartbeat_timeout_s`: failsafe"
+          " limit. A round with an event that was refused proves that the VTN lives, and states no plan:"
+          " it does not end `init` or `failsafe`",
+          "address, secret, scope, certificate: as the text says. While enrolling fails, events that are"
+          " targeted at us may not be listed for us"),
+    Entry("flood", MEDIUM, "more signals than may be looked at, in the last ten seconds",
+          "no more than 20 % of the time goes into signals; each source's newest are read, the others"
+          " refused unread; heartbeats are read first",
+          "find who publishes so much (`powerblock signals`), and take its right to write away. A VTN is"
+          " asked for everything again by itself; over bare MQTT what was lost shows as `plan`"),
+    Entry("signal …", MEDIUM, "a signal was refused; the text says why",
+          "the signal counts for nothing; what was known of that event before stays in force",
+          "tell the sender the sentence. Goes out when the same event is accepted (for DSX: a target that"
+          " says something new), or after ten minutes"),
+    Entry("site not heard …", MEDIUM, "it has not spoken since our start",
+          "failsafe limit",
+          "is the site's application up? `powerblock status` shows when it was heard last; look for"
+          " `broker`, `vtn`, `signal`, `canary` beside it. Heartbeats that were heard and refused (late,"
+          " retained, repeated, malformed) are a `signal` alarm",
+          on_delay_s=5.0),  # after every start of ours, until its next heartbeat
+    Entry("site lost …", HIGH, "not heard for its `heartbeat_timeout_s`",
+          "failsafe limit, approached by the ramp; open windows stay",
+          "as `site not heard`; after coming back it must state its plan: heartbeats with `event_ids` or"
+          " any event (bare MQTT), a whole round (VTN), a load target (DSX)"),
+    Entry("plan …", MEDIUM,
+          "its heartbeat lists events that never arrived or were refused; or, five times in a row, leaves"
+          " out one that stands here; or it has more windows within reach than find a place",
+          "keeps what it has; a heartbeat with unknown events does not end `init` or `failsafe`, and one"
+          " that leaves an event out releases nothing",
+          "let it send these events again, or delete what is over; `powerblock signals` says if one was"
+          " refused, and why"),
+    Entry("status …", LOW, "a status or alert was too large or could not be written, and was not told",
+          "goes on; the next one is told again",
+          "fewer windows at once; the text says what"),
+)  # fmt: skip
 
 FIELD: Final = (
-    Entry(
-        pattern="facility mode",
-        priority=Priority.LOW,
-        meaning="the block is switched to LOCAL or OFF",
-        by_itself="refuses remote commands that move plant or power and says so; in OFF draws its least",
-        response="switch back to REMOTE when the work on site is done",
-        off_delay_s=0.0,
-    ),
-    Entry(
-        pattern="device …",
-        priority=Priority.MEDIUM,
-        meaning="this field device does not answer, or answers what cannot be true",
-        by_itself="its values count as bad wherever they are served; no other device is touched",
-        response="wire, address, unit id; the text gives the device's own words",
-        on_delay_s=5.0,  # a start, and a device that restarts its server, are no news
-        off_delay_s=LINK_OFF_S,
-    ),
-    Entry(
-        pattern="write …",
-        priority=Priority.HIGH,
-        meaning="a value written to this device was not confirmed: refused, or read back as another",
-        by_itself="says so to whoever asked; writes nothing more by itself",
-        response="is the device in local mode, or does somebody else write to it? Look at the device before"
-        " the next try, then reset the alarm",
-        latching=True,
-    ),
-    Entry(
-        pattern="lapsed …",
-        priority=Priority.HIGH,
-        meaning="a writer that promised a heartbeat with its power limit has fallen silent",
-        by_itself="its limit ended; its fallback holds, where it set one",
-        response="is that system alive? The alarm ends when it sets a limit again; or release its slot:"
-        " `powerblock command block.yaml release writer='…'`",
-    ),
-    Entry(
-        pattern="facility server",
-        priority=Priority.MEDIUM,
-        meaning="`powerblock serve` has not been heard for ten seconds",
-        by_itself="control goes on; nothing is served to SCADA, DSX Exchange and monitoring meanwhile",
-        response="`systemctl status powerblock-serve`; what it told last stands until it says otherwise",
-    ),
-    Entry(
-        pattern="served …",
-        priority=Priority.LOW,
-        meaning="the facility server says that something it serves is not well: a broker that is away, a disk"
-        " that is full, an integration that is silent or asks for what it may not",
-        by_itself="goes on with everything else; what cannot be sent is stored where it was configured so",
-        response="the text names what it is; control of the block does not depend on it",
-    ),
-    Entry(
-        pattern="high-high …",
-        priority=Priority.CRITICAL,
-        meaning="the value of this point is above its highest limit",
-        by_itself="nothing",
-        response="as configured for the point; else look at the plant",
-        latching=True,
-        suppressible=False,
-    ),
-    Entry(
-        pattern="low-low …",
-        priority=Priority.CRITICAL,
-        meaning="the value of this point is below its lowest limit",
-        by_itself="nothing",
-        response="as configured for the point; else look at the plant",
-        latching=True,
-        suppressible=False,
-    ),
-    Entry(
-        pattern="high …",
-        priority=Priority.MEDIUM,
-        meaning="the value of this point is above its limit",
-        by_itself="nothing",
-        response="as configured for the point; else look at the plant",
-    ),
-    Entry(
-        pattern="low …",
-        priority=Priority.MEDIUM,
-        meaning="the value of this point is below its limit",
-        by_itself="nothing",
-        response="as configured for the point; else look at the plant",
-    ),
-    Entry(
-        pattern="flag …",
-        priority=Priority.MEDIUM,
-        meaning="the device itself reports this; priority and latch as in its profile",
-        by_itself="nothing",
-        response="see the device's manual; the text names point and bit",
-    ),
-)
+    Entry("facility mode", LOW, "the block is switched to LOCAL or OFF",
+          "refuses remote commands that move plant or power and says so; in OFF draws its least",
+          "switch back to REMOTE when the work on site is done", off_delay_s=0.0),
+    _link("device …", MEDIUM, "this field device does not answer, or answers what cannot be true",
+          "its values count as bad wherever they are served; no other device is touched",
+          "wire, address, unit id; the text gives the device's own words. If it says frozen and the plant"
+          " is really still (whole numbers, no load): `frozen_after_s: null`, or longer, in `block.yaml`",
+          on_delay_s=5.0),  # a start, and a device that restarts its server, are no news
+    Entry("write …", HIGH,
+          "a value written to this device was not confirmed: refused, or read back as another",
+          "says so to whoever asked; writes nothing more by itself",
+          "is the device in local mode, or does somebody else write to it? Look at the device before the"
+          " next try, then reset the alarm", latching=True),
+    Entry("lapsed …", HIGH, "a writer that promised a heartbeat with its power limit has fallen silent",
+          "its limit ended; its fallback holds, where it set one",
+          "is that system alive? The alarm ends when it sets a limit again; or release its slot:"
+          " `powerblock command block.yaml release writer='…'`"),
+    Entry("facility server", MEDIUM, "`powerblock serve` has not been heard for ten seconds",
+          "control goes on; nothing is served to SCADA, DSX Exchange and monitoring meanwhile",
+          "`systemctl status powerblock-serve`; what it told last stands until it says otherwise"),
+    Entry("served …", LOW,
+          "the facility server says that something it serves is not well: a port that somebody else has, a"
+          " broker that is away, a disk that is full, an integration that is silent or asks for what it may"
+          " not",
+          "goes on with everything else; what cannot be sent is stored where it was configured so",
+          "the text names what it is; control of the block does not depend on it"),
+    Entry("high-high …", CRITICAL, "the value of this point is above its highest limit",
+          "nothing",
+          "as configured for the point; else look at the plant", latching=True, suppressible=False),
+    Entry("low-low …", CRITICAL, "the value of this point is below its lowest limit",
+          "nothing",
+          "as configured for the point; else look at the plant", latching=True, suppressible=False),
+    Entry("high …", MEDIUM, "the value of this point is above its limit",
+          "nothing",
+          "as configured for the point; else look at the plant"),
+    Entry("low …", MEDIUM, "the value of this point is below its limit",
+          "nothing",
+          "as configured for the point; else look at the plant"),
+    Entry("flag …", MEDIUM, "the device itself reports this; priority and latch as in its profile",
+          "nothing",
+          "see the device's manual; the text names point and bit"),
+)  # fmt: skip
 
 OURS: Final = (
-    Entry(
-        pattern="alarm file",
-        priority=Priority.LOW,
-        meaning="the alarms' own state cannot be kept on disk",
-        by_itself="goes on; after a restart now, alarms would ask to be acknowledged again and shelves would"
-        " end",
-        response="free the disk, repair permissions of the state directory",
-        group="disk",
-    ),
-    Entry(
-        pattern="alarm memory",
-        priority=Priority.LOW,
-        meaning="what was kept of the alarms could not be read at the start; the file was set aside",
-        by_itself="begins without: what stands asks to be acknowledged again; latched alarms whose condition"
-        " has gone, shelves and what was out of service are forgotten",
-        response="look through `powerblock alarms`; take out of service again what is under repair",
-        off_delay_s=0.0,
-    ),
-    Entry(
-        pattern="alarm journal",
-        priority=Priority.LOW,
-        meaning="`alarms.jsonl` cannot be written",
-        by_itself="goes on; lines are lost and counted",
-        response="free the disk",
-        group="disk",
-    ),
-    Entry(
-        pattern="alarms …",
-        priority=Priority.MEDIUM,
-        meaning="more alarms of this kind than are listed one by one",
-        by_itself="counts the rest",
-        response="so many alike have one cause: look for what they have in common",
-    ),
-    Entry(
-        pattern="…",
-        priority=Priority.MEDIUM,
-        meaning="an alarm that this table does not know",
-        by_itself="unknown",
-        response="the text is all that is known; report it to whoever maintains this program",
-    ),
-)
+    Entry("alarm file", LOW, "the alarms' own state cannot be kept on disk",
+          "goes on; after a restart now, alarms would ask to be acknowledged again and shelves would end",
+          "free the disk, repair permissions of the state directory", group="disk"),
+    Entry("alarm memory", LOW,
+          "what was kept of the alarms could not be read at the start; the file was set aside",
+          "begins without: what stands asks to be acknowledged again; latched alarms whose condition has"
+          " gone, shelves and what was out of service are forgotten",
+          "look through `powerblock alarms`; take out of service again what is under repair",
+          off_delay_s=0.0),
+    Entry("alarm journal", LOW, "`alarms.jsonl` cannot be written",
+          "goes on; lines are lost and counted",
+          "free the disk", group="disk"),
+    Entry("alarms …", MEDIUM, "more alarms of this kind than are listed one by one",
+          "counts the rest",
+          "so many alike have one cause: look for what they have in common"),
+    Entry("…", MEDIUM, "an alarm that this table does not know",
+          "unknown",
+          "the text is all that is known; report it to whoever maintains this program"),
+)  # fmt: skip
 
 SECTIONS: Final[Mapping[str, tuple[Entry, ...]]] = MappingProxyType(
     {
-        "The block": BLOCK,
+        "The block": BLOCK + DISK,
         "The site's sources": SITE,
         "Field devices, their points, and commands": FIELD,
         "The alarms themselves": OURS,

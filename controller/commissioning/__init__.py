@@ -7,6 +7,10 @@
 
 Everything here reads and nothing else, `write --confirm` apart. There is one connection at a time, every
 wait has a bound, and a device of a running block is looked at through the controller's process image, because
-its only connection may be the controller's. `target` is what was typed, `lines` and `sources` are the ways to
-values, `shown` is how a value looks to a person.
+its only connection may be the controller's.
+
+A command is a module of its name (`read` and `watch` are `reading`, `write` is `writing`), and `cli` is how
+it is typed. Below them: `target`, what was typed; `sources`, ways to the values of a device, and `talk`, the
+one that asks Modbus; `shown`, how a value looks to a person; `recording`, `sheet` and `files`, what is left
+on disk.
 """

@@ -105,9 +105,10 @@ class Capture:
             self._reads = self._first_reads(profile)
             begun_s = time.monotonic()
             for number in range(self._rounds):
-                on_step(f"round {number + 1} of {self._rounds}, {len(self._taken)} reads")
+                name = f"round {number + 1} of {self._rounds}"
+                on_step(name)
                 await asyncio.sleep(max(0.0, begun_s + number * self._every_s - time.monotonic()))
-                await self._round(talk, begun_s)
+                await self._round(talk, begun_s, name, on_step)
 
     async def _discovered(self, talk: Talk) -> Profile:
         """What discovery reads is part of the device, too: a replay must answer it."""
@@ -135,8 +136,8 @@ class Capture:
         planned: Reads = [(one.table, one.first, one.count) for one in plan_reads(points, profile)]
         return [*self._walked, *planned]
 
-    async def _round(self, talk: Talk, begun_s: float) -> None:
-        """All reads once; what was not answered once more at the end."""
+    async def _round(self, talk: Talk, begun_s: float, name: str, on_step: Callable[[str], None]) -> None:
+        """All reads once; what was silent or busy once more at the end."""
         waiting, kept = list(self._reads), []
         again: Reads = []
         silences = 0
@@ -144,12 +145,12 @@ class Capture:
             if len(self._taken) >= READS_MAX:
                 raise ToolError(f"{READS_MAX} reads are in the file; fewer --rounds")
             last_try = not waiting
-            table, first, count = read = again.pop(0) if last_try else waiting.pop(0)
-            at_s = round(time.monotonic() - begun_s, 3)
+            read = again.pop(0) if last_try else waiting.pop(0)
+            on_step(f"{name}: {read[0]} {read[1]}, {len(self._taken)} in the file, {len(waiting)} to go")
             try:
-                words = await talk.words(self._target.config.unit, table, first, count)
-            except SilentError:
-                silences += 1
+                instead = await self._read(talk, read, begun_s)
+            except (SilentError, RefusedError) as error:
+                silences = silences + 1 if isinstance(error, SilentError) else 0
                 if silences >= SILENCES_MAX:
                     raise
                 if last_try:
@@ -158,22 +159,34 @@ class Capture:
                 else:
                     again.append(read)
                 continue
-            except RefusedError as refused:
-                silences = 0
-                if count > 1 and refused.lasting and table not in BIT_TABLES:
-                    half = count // 2
-                    waiting[:0] = [(table, first, half), (table, first + half, count - half)]
-                elif refused.code:
-                    self._refused(
-                        Taken(at_s=at_s, table=table, first=first, refused=refused.code, count=count)
-                    )
-                continue
             silences = 0
-            kept.append(read)
-            self._taken.append(Taken(at_s=at_s, table=table, first=first, words=words))
+            if instead is None:
+                kept.append(read)
+            else:
+                waiting[:0] = instead
         self._reads = kept  # what refuses once refuses again
         if not kept:
             raise DeviceError(f"{self._target.where}: every address of the range is refused")
+
+    async def _read(self, talk: Talk, read: tuple[Table, int, int], begun_s: float) -> Reads | None:
+        """Take it. None: it was there; else what to read instead, nothing for a hole in the map.
+
+        Raises SilentError, or RefusedError for what may be otherwise in a moment, such as busy.
+        """
+        table, first, count = read
+        at_s = round(time.monotonic() - begun_s, 3)
+        try:
+            words = await talk.words(self._target.config.unit, table, first, count)
+        except RefusedError as refused:
+            if not refused.lasting:
+                raise
+            if count > 1 and table not in BIT_TABLES:
+                half = count // 2
+                return [(table, first, half), (table, first + half, count - half)]
+            self._refused(Taken(at_s=at_s, table=table, first=first, refused=refused.code, count=count))
+            return []
+        self._taken.append(Taken(at_s=at_s, table=table, first=first, words=words))
+        return None
 
     def _refused(self, taken: Taken) -> None:
         """A hole in the map is one line."""

@@ -1,10 +1,12 @@
 """The point-to-point check of a block: every device and every point of it, read once and judged.
 
 A point passes when its device is the one that its profile names, answers, and says something plausible. What
-no program can know is left to the person with the instrument: the sheet has columns for the reading, initials
-and date, and fields to sign. One device after the other, one connection at a time; a device that does not
-answer fails with the reason, and costs the others nothing. Of a running block the values come from its
-controller.
+came and is doubted, because the controller takes it for frozen or because it is hardly true, has neither
+passed nor failed: somebody must look. What a SunSpec device says that it does not have is not fitted, and no
+fault. What no program can know is left to the person with the instrument: the sheet has columns for the
+reading, initials and date, and fields to sign. One device after the other, one connection at a time; a device
+that does not answer fails with the reason, and costs the others nothing. Of a running block the values come
+from its controller.
 
 The sheet names the file that it was made of by its digest, so that a signed sheet can be held against the
 configuration that runs years later.
@@ -23,7 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from controller.commissioning.points import address, form
-from controller.commissioning.shown import Shown, bad, expected
+from controller.commissioning.shown import NOT_FITTED, Shown, bad, expected
 from controller.commissioning.shown import unit as unit_of
 from controller.commissioning.sources import source_of
 from controller.commissioning.target import Target, ToolError, loaded, of_block
@@ -34,7 +36,8 @@ from protocols.profile import Point, Profile
 from protocols.reading import DeviceError
 
 DIGEST_CHARS: Final = 16
-PASS, FAIL, BY_HAND = "pass", "fail", "by hand"
+PASS, FAIL, DOUBT, BY_HAND = "pass", "fail", "doubt", "by hand"
+VERDICTS: Final = (PASS, FAIL, DOUBT, NOT_FITTED, BY_HAND)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +95,8 @@ class Sheet:
 
     @property
     def well(self) -> bool:
-        return self.complete and not self.count(FAIL)
+        """A doubt is to be cleared before anybody signs."""
+        return self.complete and not self.count(FAIL) and not self.count(DOUBT)
 
 
 def begun(path: Path, names: Sequence[str]) -> tuple[Sheet, list[Target], list[Device]]:
@@ -175,7 +179,6 @@ def _configured(config: DeviceConfig, profile: Profile | None) -> tuple[Point, .
 def _line(number: int, target: Target, point: Point, shown: dict[str, Shown], fault: str) -> Line:
     one = shown.get(point.name) or bad(point, fault)
     rule = target.config.writes.get(point.name)
-    passed = one.quality is Quality.GOOD and not fault
     by_hand = not point.readable
     why = "a command: cannot be read, try it with `powerblock write`" if by_hand else fault or one.why
     return Line(
@@ -187,13 +190,21 @@ def _line(number: int, target: Target, point: Point, shown: dict[str, Shown], fa
         form=form(point),
         expected=expected(point),
         access="r" if rule is None else f"write {rule.lowest:g} to {rule.highest:g}",
-        read=one.said,
+        read=one.came,
         unit=unit_of(point),
         raw=one.raw,
-        quality="" if by_hand else one.quality.name.lower(),
-        verdict=BY_HAND if by_hand else PASS if passed else FAIL,
+        quality="" if by_hand else one.standing,
+        verdict=BY_HAND if by_hand else FAIL if fault else _verdict(one),
         why=why,
     )
+
+
+def _verdict(one: Shown) -> str:
+    if one.absent:
+        return NOT_FITTED
+    if one.quality is Quality.BAD:
+        return FAIL
+    return DOUBT if one.why or one.quality is not Quality.GOOD else PASS
 
 
 # --- on a terminal ------------------------------------------------------------------------------------------
@@ -208,6 +219,8 @@ def as_json(sheet: Sheet) -> dict[str, Any]:
         "complete": sheet.complete,
         "passed": sheet.count(PASS),
         "failed": sheet.count(FAIL),
+        "doubted": sheet.count(DOUBT),
+        "not_fitted": sheet.count(NOT_FITTED),
         "by_hand": sheet.count(BY_HAND),
         "devices": [
             {
@@ -232,24 +245,33 @@ def as_json(sheet: Sheet) -> dict[str, Any]:
     }
 
 
-def render(sheet: Sheet, files: Sequence[Path]) -> RenderableType:
+STYLES: Final = {FAIL: "red", DOUBT: "yellow"}
+
+
+def _first_why(part: Part) -> str:
+    """Of the worst that there is."""
+    for verdict in (FAIL, DOUBT):
+        for line in part.lines:
+            if line.verdict == verdict:
+                return part.fault or f"{line.point}: {line.why}"
+    return part.fault
+
+
+def render(sheet: Sheet) -> RenderableType:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for column in ("device", "pass", "fail", "by hand", "why"):
-        table.add_column(column, justify="right" if column in ("pass", "fail", "by hand") else "left")
+    for column in ("device", *VERDICTS, "why"):
+        table.add_column(column, justify="right" if column in VERDICTS else "left")
     for part in sheet.parts:
-        failed = part.count(FAIL)
-        first = next((line for line in part.lines if line.verdict == FAIL), None)
-        why = part.fault or ("" if first is None else f"{first.point}: {first.why}")
+        counts = [(verdict, part.count(verdict)) for verdict in VERDICTS]
+        failed = part.fault or part.count(FAIL)
         table.add_row(
-            Text(part.name, style="bold red" if failed or part.fault else "bold"),
-            str(part.count(PASS)),
-            Text(str(failed), style="red" if failed else ""),
-            str(part.count(BY_HAND)),
-            Text(why),
+            Text(part.name, style="bold red" if failed else "bold"),
+            *(Text(str(count), style=STYLES.get(verdict, "") if count else "") for verdict, count in counts),
+            Text(_first_why(part)),
         )
     total = (
-        f"{sheet.count(PASS)} pass, {sheet.count(FAIL)} fail, {sheet.count(BY_HAND)} by hand"
-        f" on {len(sheet.parts)} devices" + ("" if sheet.complete else "; interrupted")
+        ", ".join(f"{sheet.count(verdict)} {verdict}" for verdict in VERDICTS)
+        + f" on {len(sheet.parts)} devices"
+        + ("" if sheet.complete else "; interrupted")
     )
-    written = [Text(f"written {path}", style="dim") for path in files]
-    return Group(table, Text(total, style="bold"), *written)
+    return Group(table, Text(total, style="bold"))

@@ -2,26 +2,34 @@
 
 Exit status as everywhere: 0 all is well, 1 the answer is not the one hoped for (nobody answers, a point is
 bad, a write is refused, interrupted), 2 bad input. What a program wants goes to stdout, progress and errors
-go to stderr.
+go to stderr. SIGTERM is heard like Ctrl-C, so that `timeout` leaves what was found, too.
 """
 
 import asyncio
+import errno
+import functools
+import inspect
 import json
 import logging
 import os
+import signal
 import sys
+import time
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Final, NoReturn, TypeVar
 
 import typer
 from rich.console import Console, RenderableType
+from rich.text import Text
 
 # Each command imports its own part: `powerblock --help` must not wait for driver libraries.
 
 EXIT_NEGATIVE: Final = 1
 EXIT_BAD_INPUT: Final = 2
 PIPE_COLUMNS: Final = 160  # whoever reads a file of it scrolls sideways
+STEP_SAID_S: Final = 10.0  # in a pipe, from one line about what is being done to the next
 PANEL: Final = "Commissioning"
 
 Words = Annotated[
@@ -33,22 +41,39 @@ Words = Annotated[
 Device = Annotated[
     list[str], typer.Argument(metavar="URL | BLOCK.yaml DEVICE", help="a device, by its URL or as configured")
 ]
-ProfileName = Annotated[
-    str | None, typer.Option("--profile", metavar="NAME", help="built-in profile, or the path of yours")
-]
-UnitId = Annotated[int | None, typer.Option("--unit", min=1, max=247, help="unit id; 1 if not given")]
 Ca = Annotated[Path | None, typer.Option(help="modbus+tls: who signed the device's certificate")]
 Cert = Annotated[Path | None, typer.Option(help="modbus+tls: our certificate")]
 Key = Annotated[Path | None, typer.Option(help="modbus+tls: our key")]
+Every = Annotated[str, typer.Option(metavar="TIME", help="from one look to the next: 1s, 500ms, 2m")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON for programs")]
 
 _T = TypeVar("_T")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """What is said of a device beside its URL: an option each. A block says all of it itself."""
+
+    profile: Annotated[
+        str | None, typer.Option("--profile", metavar="NAME", help="built-in profile, or the path of yours")
+    ] = None
+    unit: Annotated[int | None, typer.Option("--unit", min=1, max=247, help="unit id; 1 if not given")] = None
+    ca: Ca = None
+    cert: Cert = None
+    key: Key = None
+
+    def target(self, words: list[str]) -> tuple[Any, list[str]]:
+        """The device, and the words after it. Raises ToolError."""
+        from controller.commissioning.target import parsed
+
+        return parsed(words, profile=self.profile, unit=self.unit, tls=(self.ca, self.cert, self.key))
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands of commissioning."""
     for command in (scan, probe, points, read, watch, write, capture, playback, checkout):
-        app.command(rich_help_panel=PANEL)(command)
+        settings = {"ignore_unknown_options": command is write}  # -5 is a value
+        app.command(rich_help_panel=PANEL, context_settings=settings)(_command(command))
 
 
 # --- who is there -------------------------------------------------------------------------------------------
@@ -62,62 +87,57 @@ def scan(
     units: Annotated[str, typer.Option(metavar="RANGE", help="unit ids, such as 1-20,33")] = "1",
     ports: Annotated[str, typer.Option(metavar="RANGE", help="TCP ports of hosts; 4840 is OPC UA")] = "502",
     rate: Annotated[float, typer.Option(help="questions a second, at most")] = 4.0,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
     as_json: AsJson = False,
 ) -> None:
     """Look which units answer: slowly, one connection at a time, reads alone. Status 1 if none does."""
     from controller.commissioning import scan as tool
+    from controller.commissioning import target
 
-    with _Errors():
-        places = tool.places(where, tool.numbers(ports, "--ports", 1, 65_535))
-        ids = tool.numbers(units, "--units", 1, tool.UNIT_MAX)
-        survey = tool.planned(places, ids, rate)
-        _say(f"{survey.of} questions at {len(places)} places; Ctrl-C ends it and shows what was found")
+    places = tool.places(where, tool.numbers(ports, "--ports", 1, 65_535), tls=(ca, cert, key))
+    ids = tool.numbers(units, "--units", 1, tool.UNIT_MAX)
+    survey, gap_s = tool.planned(places, ids), target.gap_s(rate)
+    asked = f"{_counted(survey.of, 'question')} at {_counted(len(places), 'place')}"
+    _say(f"{asked}; Ctrl-C ends it and shows what was found")
     with _Steps() as step:
         _interruptible(
             tool.scan(
                 places,
                 ids,
                 survey,
-                rate_per_s=rate,
+                gap_s=gap_s,
                 on_step=lambda text: step(f"{survey.done}/{survey.of}  {text}"),
             )
         )
     _show(tool.as_json(survey) if as_json else tool.render(survey))
-    if not (survey.complete and survey.found):
-        raise typer.Exit(EXIT_NEGATIVE)
+    _demand(survey.complete and survey.found)
 
 
-def probe(
-    device: Device,
-    profile: Annotated[
-        str | None, typer.Option("--profile", metavar="NAME", help="try this one alone")
-    ] = None,
-    unit: UnitId = None,
-    ca: Ca = None,
-    cert: Cert = None,
-    key: Key = None,
-    as_json: AsJson = False,
-) -> None:
+def probe(device: Device, told: Told, as_json: AsJson = False) -> None:
     """Find out what a device is, and what to paste into block.yaml. Status 1 if nothing fits."""
     from controller.commissioning import probe as modbus
     from controller.commissioning import probe_opcua as opcua
-    from controller.commissioning.target import ToolError, parsed
+    from controller.commissioning.target import ToolError
+    from controller.gateway_config import SUNSPEC
+    from protocols.profile import load_profile
 
-    with _Errors():
-        target, rest = parsed(device, unit=unit, tls=(ca, cert, key))
-        if rest:
-            raise ToolError(f"{' '.join(rest)!r}: a probe takes a device and no points; remove it")
-        _checked_profile(profile)
-        _free(target)
+    only = told.profile  # the one to try, and not what is there
+    target, rest = replace(told, profile=None).target(device)
+    if rest:
+        raise ToolError(f"{' '.join(rest)!r}: a probe takes a device and no points; remove it")
+    if only is not None and (only != SUNSPEC or target.config.is_opcua):
+        load_profile(only)
+    _demand_free(target)
     kind: Any = opcua if target.config.is_opcua else modbus
     place = {} if target.config.is_opcua else {"unit": target.config.unit}
     found = kind.Found(where=target.where, url=target.config.url, **place)
-    with _Errors(), _Steps() as step:
-        complete = _interruptible(kind.probe(target, found, profile, step))
+    with _Steps() as step:
+        complete = _interruptible(kind.probe(target, found, only, step))
     about = (found, target) if target.config.is_opcua else (found,)
     _show(kind.as_json(*about) if as_json else kind.render(*about))
-    if not (complete and found.well):
-        raise typer.Exit(EXIT_NEGATIVE)
+    _demand(complete and found.well)
 
 
 def points(
@@ -125,74 +145,50 @@ def points(
         list[str] | None,
         typer.Argument(metavar="[PROFILE | URL | BLOCK.yaml DEVICE]", help="none: list all profiles"),
     ] = None,
-    profile: ProfileName = None,
-    unit: UnitId = None,
-    ca: Ca = None,
-    cert: Cert = None,
-    key: Key = None,
+    *,
+    told: Told,
     as_json: AsJson = False,
 ) -> None:
     """Show what a profile knows: address, type, range, access and evidence of each point."""
     from controller.commissioning import points as tool
 
-    if not device and profile is None:
+    if not device and told.profile is None:
         _show(tool.all_as_json() if as_json else tool.render_all())
         return
-    with _Errors():
-        found = _profile_of(device or [], profile, unit, (ca, cert, key))
+    found = _profile_of(device or [], told)
     _show(tool.as_json(found) if as_json else tool.render(found))
 
 
 # --- values -------------------------------------------------------------------------------------------------
 
 
-def read(
-    device: Words,
-    profile: ProfileName = None,
-    unit: UnitId = None,
-    ca: Ca = None,
-    cert: Cert = None,
-    key: Key = None,
-    as_json: AsJson = False,
-) -> None:
+def read(device: Words, told: Told, as_json: AsJson = False) -> None:
     """Read points once, with quality and raw registers. Status 1 if one of them is not good."""
     from controller.commissioning import reading as tool
-    from controller.commissioning.target import parsed
 
-    with _Errors():
-        target, names = parsed(device, profile=profile, unit=unit, tls=(ca, cert, key))
-        seen = _run(tool.look(target, names))
-    _show(seen.as_json() if as_json else tool.render(seen))
-    if not seen.well:
-        raise typer.Exit(EXIT_NEGATIVE)
+    target, names = told.target(device)
+    _warn_if_held(target)
+    seen = _run(tool.look(target, names))
+    _show(seen.as_json() if as_json else tool.Screen(seen))
+    _demand(seen.well)
 
 
-def watch(
-    device: Words,
-    every: Annotated[str, typer.Option(metavar="TIME", help="between two looks: 1s, 500ms, 2m")] = "1s",
-    profile: ProfileName = None,
-    unit: UnitId = None,
-    ca: Ca = None,
-    cert: Cert = None,
-    key: Key = None,
-    as_json: AsJson = False,
-) -> None:
+def watch(device: Words, told: Told, every: Every = "1s", as_json: AsJson = False) -> None:
     """Watch points until Ctrl-C: a live table, or plain lines in a pipe."""
     from controller.commissioning import reading as tool
-    from controller.commissioning.target import ToolError, parsed
+    from controller.commissioning.target import period_s
 
-    with _Errors():
-        try:
-            every_s = tool.seconds(every)
-        except ValueError as error:
-            raise ToolError(f"--every: {error}") from error
-        target, names = parsed(device, profile=profile, unit=unit, tls=(ca, cert, key))
-        watching = tool.Watch(target, names, every_s)
-        console = Console()
-        if as_json or not console.is_terminal:
-            _interruptible(_print_lines(watching, as_json))
-        else:
-            _interruptible(_draw(watching, console))
+    every_s = period_s(every)
+    target, names = told.target(device)
+    _warn_if_held(target)
+    watching = tool.Watch(target, names, every_s)
+    console = Console()
+    if as_json or not console.is_terminal:
+        _interruptible(_print_lines(watching, as_json))
+        return
+    _interruptible(_draw(watching, console))
+    if watching.last is not None:
+        _show(tool.Screen(watching.last, watching.seen))
 
 
 async def _print_lines(watching: Any, as_json: bool) -> None:
@@ -205,11 +201,11 @@ async def _print_lines(watching: Any, as_json: bool) -> None:
 async def _draw(watching: Any, console: Console) -> None:
     from rich.live import Live
 
-    from controller.commissioning.reading import render_watch
+    from controller.commissioning.reading import Screen
 
     with Live(console=console, screen=True, auto_refresh=False) as live:
         async for seen in watching.looks():
-            live.update(render_watch(seen, watching.seen), refresh=True)
+            live.update(Screen(seen, watching.seen, live=True), refresh=True)
 
 
 def write(
@@ -219,26 +215,19 @@ def write(
             metavar="URL|BLOCK.yaml DEVICE... POINT VALUE", help="the device, the point, its value"
         ),
     ],
+    told: Told,
     confirm: Annotated[bool, typer.Option("--confirm", help="send it; without, only show it")] = False,
-    profile: ProfileName = None,
-    unit: UnitId = None,
-    ca: Ca = None,
-    cert: Cert = None,
-    key: Key = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what a write would send; with --confirm send it, read it back and compare."""
     from controller.commissioning import writing as tool
-    from controller.commissioning.target import ToolError, parsed
+    from controller.commissioning.target import ToolError
 
-    with _Errors():
-        target, rest = parsed(device, profile=profile, unit=unit, tls=(ca, cert, key))
-        if len(rest) != 2:
-            raise ToolError(
-                f"give the point and its value after the device, not {' '.join(rest) or 'nothing'!r}"
-            )
-        made = _run(tool.plan(target, *rest))
-        written = _run(tool.sent(made)) if confirm else None
+    target, rest = told.target(device)
+    if len(rest) != 2:
+        raise ToolError(f"give the point and its value after the device, not {' '.join(rest) or 'nothing'!r}")
+    made = _run(tool.plan(target, *rest))
+    written = _run(tool.sent(made)) if confirm else None
     _show(tool.written_as_json(made, written) if as_json else tool.render(made, written))
 
 
@@ -248,51 +237,38 @@ def write(
 def capture(
     device: Device,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help=".yaml or .json")],
+    told: Told,
     ranges: Annotated[
         list[str] | None, typer.Option("--range", metavar="TABLE:FIRST-LAST", help="such as holding:0-99")
     ] = None,
     rounds: Annotated[int, typer.Option(help="how often")] = 1,
-    every: Annotated[str, typer.Option(metavar="TIME", help="from one round to the next")] = "1s",
+    every: Every = "1s",
     rate: Annotated[float, typer.Option(help="questions a second, at most")] = 10.0,
-    profile: ProfileName = None,
-    unit: UnitId = None,
-    ca: Ca = None,
-    cert: Cert = None,
-    key: Key = None,
 ) -> None:
     """Record a device's raw registers with their times; `powerblock playback` serves the file."""
     from controller.commissioning import capture as tool
-    from controller.commissioning import recording
-    from controller.commissioning.reading import seconds
-    from controller.commissioning.target import ToolError, parsed
+    from controller.commissioning import files, recording
+    from controller.commissioning.target import ToolError, gap_s, period_s
 
-    with _Errors():
-        target, rest = parsed(device, profile=profile, unit=unit, tls=(ca, cert, key))
-        if rest:
-            raise ToolError(f"{' '.join(rest)!r}: a capture takes all points, or --range")
-        if output.exists():
-            raise ToolError(f"{output} exists; choose another name, or remove it")
-        if not 0.0 < rate <= 50.0:
-            raise ToolError(f"--rate: {rate:g}; use more than 0, 50 questions a second at most")
+    target, rest = told.target(device)
+    if rest:
+        raise ToolError(f"{' '.join(rest)!r}: a capture takes all points, or --range")
+    made = tool.Capture(
+        target, tool.ranges(ranges or []), gap_s=gap_s(rate), rounds=rounds, every_s=period_s(every)
+    )
+    files.demand_new(output)
+    _demand_free(target)
+    complete = False
+    with _Steps() as step:
         try:
-            every_s = seconds(every)
-        except ValueError as error:
-            raise ToolError(f"--every: {error}") from error
-        _free(target)
-        made = tool.Capture(
-            target, tool.ranges(ranges or []), gap_s=1.0 / rate, rounds=rounds, every_s=every_s
-        )
-        with _Steps() as step:
-            try:
-                complete = _interruptible(made.run(step))
-            finally:
-                if made.recording.reads:
-                    recording.written(made.recording, output)
-                    _say(f"written {output}: {len(made.recording.reads)} reads")
+            complete = _interruptible(made.run(step))
+        finally:
+            if made.recording.reads:
+                files.written(output, recording.as_text(made.recording, output.suffix))
+                _say(f"written {output}: {len(made.recording.reads)} reads")
     if made.unanswered:
         _say(f"not answered: {made.missing}; try a lower --rate")
-    if made.unanswered or not complete:
-        raise typer.Exit(EXIT_NEGATIVE)
+    _demand(complete and not made.unanswered)
 
 
 def playback(
@@ -301,27 +277,27 @@ def playback(
     again: Annotated[bool, typer.Option("--again", help="start over at the end")] = False,
 ) -> None:
     """Serve a recorded device over Modbus TCP until Ctrl-C. Nobody can write to it."""
-    import time
-
     from controller.commissioning import playback as tool
     from controller.commissioning import recording
     from controller.commissioning.target import ToolError
 
-    with _Errors():
-        host, _, port = listen.rpartition(":")
-        if not host or not port.isdecimal() or int(port) > 65_535:
-            raise ToolError(f"--listen {listen!r}: write it like 127.0.0.1:5020")
-        taken = recording.loaded(path)
-        begun_s = time.monotonic()
-        server = tool.server_of(
-            taken, lambda: time.monotonic() - begun_s, host=host.strip("[]"), port=int(port), again=again
-        )
-        recorded = f"unit {taken.unit} of {taken.url}, recorded {taken.began_utc}"
-        _say(f"{recorded}, at modbus+tcp://{listen}; Ctrl-C ends it")
-        try:
-            _interruptible(server.run())
-        except OSError as error:
-            raise ToolError(f"--listen {listen}: {error.strerror}; choose another port") from error
+    host, _, port = listen.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65_535:
+        raise ToolError(f"--listen {listen!r}: write it like 127.0.0.1:5020")
+    taken = recording.loaded(path)
+    begun_s = time.monotonic()
+    server = tool.server_of(
+        taken, lambda: time.monotonic() - begun_s, host=host.strip("[]"), port=int(port), again=again
+    )
+    recorded = f"unit {taken.unit} of {taken.url}, recorded {taken.began_utc}"
+
+    def say() -> None:
+        _say(f"{recorded}, at modbus+tcp://{host}:{server.port}; Ctrl-C ends it")
+
+    try:
+        _interruptible(tool.served(server, say))
+    except OSError as error:
+        raise ToolError(f"--listen {listen}: {error.strerror}; choose another address or port") from error
 
 
 def checkout(
@@ -339,18 +315,34 @@ def checkout(
     from controller.commissioning import checkout as tool
     from controller.commissioning import sheet as paper
 
-    with _Errors():
-        paths = [] if output is None else paper.paths_of(output)
-        sheet, targets, configured = tool.begun(block_path, devices or [])
-        with _Steps() as step:
-            _interruptible(tool.checkout(sheet, targets, configured, step))
-        paper.written(sheet, paths)
-    _show(tool.as_json(sheet) if as_json else tool.render(sheet, paths))
-    if not sheet.well:
-        raise typer.Exit(EXIT_NEGATIVE)
+    paths = [] if output is None else paper.paths_of(output)
+    sheet, targets, configured = tool.begun(block_path, devices or [])
+    with _Steps() as step:
+        _interruptible(tool.checkout(sheet, targets, configured, step))
+    _show(tool.as_json(sheet) if as_json else tool.render(sheet))
+    for path in paper.written(sheet, paths):
+        _say(f"written {path}")
+    _demand(sheet.well)
 
 
 # --- what they share ----------------------------------------------------------------------------------------
+
+
+def _command(function: Callable[..., None]) -> Callable[..., None]:
+    """Spread `told` over an option for each of its fields, and make a sentence of what goes wrong."""
+    own = inspect.signature(function).parameters
+    spread = inspect.signature(Told).parameters if "told" in own else {}
+
+    @functools.wraps(function)
+    def command(**given: Any) -> None:
+        if spread:
+            given["told"] = Told(**{name: given.pop(name) for name in spread})
+        with _Errors():
+            function(**given)
+
+    options = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in (own | spread).values()]
+    command.__signature__ = inspect.Signature([one for one in options if one.name != "told"])  # type: ignore[attr-defined]
+    return command
 
 
 class _Errors:
@@ -368,12 +360,15 @@ class _Errors:
             _leave(str(error), EXIT_BAD_INPUT)
         if isinstance(error, DeviceError):
             _leave(str(error), EXIT_NEGATIVE)
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            _leave("the output cannot be written: the disk is full", EXIT_NEGATIVE)
 
 
 class _Steps:
-    """What is being done now, on stderr: one line that changes, or nothing in a pipe."""
+    """What is being done now, on stderr: one line that changes, or in a pipe a line now and then."""
 
     def __enter__(self) -> Callable[[str], None]:
+        self._said_s = time.monotonic()
         self._status = Console(stderr=True).status("") if sys.stderr.isatty() else None
         if self._status is not None:
             self._status.start()
@@ -385,27 +380,45 @@ class _Steps:
 
     def _step(self, text: str) -> None:
         if self._status is not None:
-            self._status.update(text)
+            self._status.update(Text(text))
+        elif time.monotonic() - self._said_s >= STEP_SAID_S:
+            self._said_s = time.monotonic()
+            _say(text)
 
 
 def _run(what: Coroutine[Any, Any, _T]) -> _T:
     try:
-        return asyncio.run(what)
-    except KeyboardInterrupt:
+        return asyncio.run(_hearing_sigterm(what))
+    except (KeyboardInterrupt, asyncio.CancelledError):
         _leave("interrupted", EXIT_NEGATIVE)
 
 
 def _interruptible(what: Coroutine[Any, Any, None]) -> bool:
     """Run it; False if Ctrl-C ended it."""
     try:
-        asyncio.run(what)
-    except KeyboardInterrupt:
+        asyncio.run(_hearing_sigterm(what))
+    except (KeyboardInterrupt, asyncio.CancelledError):
         return False
     return True
 
 
-def _free(target: Any) -> None:
-    """A device that a running controller holds is not asked beside it. Raises ToolError."""
+async def _hearing_sigterm(what: Coroutine[Any, Any, _T]) -> _T:
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    return await what
+
+
+def _demand(well: object) -> None:
+    if not well:
+        raise typer.Exit(EXIT_NEGATIVE)
+
+
+def _demand_free(target: Any) -> None:
+    """A device that a running controller holds is not asked beside it. Raises ToolError.
+
+    Of one that is named by its URL that is said, and no more: it may have room for two.
+    """
     from controller.commissioning.sources import controller_runs
     from controller.commissioning.target import ToolError
 
@@ -414,35 +427,45 @@ def _free(target: Any) -> None:
             f"{target.name}: a controller runs this block and may hold the device's only connection;"
             " stop it first, or use read and watch, which ask the controller"
         )
+    _warn_if_held(target)
 
 
-def _checked_profile(name: str | None) -> None:
-    """Raises ProfileError."""
-    from protocols.profile import load_profile
+def _warn_if_held(target: Any) -> None:
+    """Whoever names a device by its URL goes past the controller that may hold its only connection."""
+    from controller.commissioning.sources import holder
+    from controller.commissioning.target import ToolError
 
-    if name is not None:
-        load_profile(name)
+    try:
+        held = _run(holder(target, any_unit=True))
+    except ToolError:
+        _say("warning: a controller runs on this host and may hold this device; only its group may know")
+        return
+    if held:
+        _say(
+            f"warning: this host's controller is connected there, for {held}: a second connection may push"
+            f" it out; `powerblock read BLOCK.yaml {held}` asks the controller"
+        )
 
 
-def _profile_of(words: list[str], name: str | None, unit: int | None, tls: tuple[Path | None, ...]) -> Any:
+def _profile_of(words: list[str], told: Told) -> Any:
     """Of a name or file, of a configured device, or of a device that tells it. Raises ToolError."""
     from controller.commissioning.sources import opened
-    from controller.commissioning.target import SCHEME_MARK, parsed
+    from controller.commissioning.target import SCHEME_MARK
     from protocols.profile import load_profile
 
     if not words or (len(words) == 1 and SCHEME_MARK not in words[0]):
-        return load_profile(words[0] if words else name or "")
-    target, _ = parsed(words, profile=name, unit=unit, tls=tls)
+        return load_profile(words[0] if words else told.profile or "")
+    target, _ = told.target(words)
     known = target.profile()
     if known is not None:
         return known
 
-    async def told() -> Any:
+    async def asked() -> Any:
         source = await opened(target)
         await source.close()
         return getattr(source, "profile", None) or target.known_profile()
 
-    return _run(told())
+    return _run(asked())
 
 
 def _show(what: dict[str, Any] | RenderableType) -> None:
@@ -453,6 +476,10 @@ def _show(what: dict[str, Any] | RenderableType) -> None:
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console = Console(width=PIPE_COLUMNS)
     console.print(what)
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" + ("" if count == 1 else "s")
 
 
 def _say(text: str) -> None:

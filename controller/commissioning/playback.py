@@ -5,6 +5,7 @@ like on the device. After the last moment of the recording its last values stay,
 over. Nobody may write.
 """
 
+import asyncio
 import bisect
 import ipaddress
 from collections import defaultdict
@@ -72,6 +73,21 @@ class RecordedBank:
             raise Refusal(ExceptionCode(code) if known else ExceptionCode.SERVER_DEVICE_FAILURE)
         place = bisect.bisect_right(moments, (now_s, 0x10000)) - 1
         return moments[max(0, place)][1]
+
+
+async def served(server: ModbusServer, on_listening: Callable[[], None]) -> None:
+    """Serve for ever, and say when it has begun. Raises OSError where the address cannot be had."""
+    running = asyncio.create_task(server.run())
+    listening = asyncio.create_task(server.listening.wait())
+    try:
+        await asyncio.wait({running, listening}, return_when=asyncio.FIRST_COMPLETED)
+        if listening.done():
+            on_listening()
+        await running
+    finally:
+        for task in (running, listening):
+            task.cancel()
+        await asyncio.gather(running, listening, return_exceptions=True)
 
 
 def server_of(

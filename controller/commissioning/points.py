@@ -1,22 +1,26 @@
 """What a profile knows: its points with address, type, range and evidence, or the list of all profiles."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from controller.commissioning.shown import expected
+from controller.commissioning.shown import expected, said, wanted
 from controller.commissioning.shown import unit as unit_of
 from protocols import codec
 from protocols.profile import Point, Profile, builtin_profiles, load_profile
 
+BY_IMAGE: Final = "told by the controller"  # of a device that says itself where its points are
+
 
 def address(point: Point) -> str:
-    """`holding 12296..12297`; of an OPC UA point its node."""
+    """`holding 12296..12297`; of an OPC UA point its node; of what the image tells nothing of the kind."""
     if point.node:
         return point.node
+    if point.address < 0:
+        return BY_IMAGE
     last = point.address + codec.width(point) - 1
     return f"{point.table} {point.address}" + (f"..{last}" if last > point.address else "")
 
@@ -25,6 +29,8 @@ def form(point: Point) -> str:
     """`u16 x 0.1`, with what is odd about it: the order of its words, a mask, a scale factor."""
     if point.node:
         return "method" if point.method else "variable"
+    if point.address < 0:
+        return ""
     parts = [f"{point.type}[{point.registers}]" if point.type == "string" else point.type]
     if point.scale != 1.0:
         parts.append(f"x {point.scale:g}")
@@ -76,15 +82,18 @@ def render(profile: Profile) -> RenderableType:
     for column in ("point", "address", "type", "unit", "expected", "access", "poll", "title"):
         table.add_column(column, overflow="fold", no_wrap=column == "point")
     for point in profile.points.values():
-        table.add_row(
-            Text(point.name, style="bold yellow" if point.writable else "bold"),
+        cells = (
             address(point),
             form(point),
             unit_of(point) or point.unit,
             expected(point),
             point.access,
             point.poll,
-            Text(point.title),
+            point.title,
+        )
+        table.add_row(
+            Text(point.name, style="bold yellow" if point.writable else "bold"),
+            *map(Text, cells),
         )
     return Group(*_head(profile), table, *_control(profile))
 
@@ -96,7 +105,7 @@ def _head(profile: Profile) -> Iterator[Text]:
     if source.note:
         yield Text(source.note, style="dim")
     for one in profile.identity:
-        yield Text(f"checked before use: {one.point} must be {one.wanted}", style="dim")
+        yield Text(f"checked before use: {one.point} must be {wanted(profile, one)}", style="dim")
     yield Text("")
 
 
@@ -107,9 +116,10 @@ def _control(profile: Profile) -> Iterator[Text]:
         return
     yield Text("")
     for one in control.requires:
-        yield Text(f"a command needs {one.point} to be {one.wanted}")
+        yield Text(f"a command needs {one.point} to be {wanted(profile, one)}")
     for setting in control.arm:
-        yield Text(f"written before the first command: {setting.point} = {setting.value:g}")
+        value = said(profile.points[setting.point], setting.value)
+        yield Text(f"written before the first command: {setting.point} = {value}")
     if control.heartbeat is not None:
         yield Text(f"kept alive by {control.heartbeat.point}, every {control.heartbeat.period_s:g} s")
     if control.reversion is not None:
@@ -144,9 +154,6 @@ def render_all() -> RenderableType:
     for row in all_as_json()["profiles"]:
         table.add_row(
             Text(row["profile"], style="bold"),
-            row["title"],
-            row["protocol"],
-            str(row["points"]),
-            row["evidence"],
+            *(Text(str(row[column])) for column in ("title", "protocol", "points", "evidence")),
         )
     return Group(table, Text("\nsunspec: the device says itself what it has", style="dim"))

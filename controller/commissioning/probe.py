@@ -8,22 +8,25 @@ plate on the door decides. A device that answers nothing but zeros fits everythi
 nothing.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from controller.commissioning.shown import Shown
-from controller.commissioning.sources import introduced, taken_from
+from controller.commissioning import belief
+from controller.commissioning.shown import Shown, wanted
+from controller.commissioning.sources import introduced, short, taken_from
 from controller.commissioning.talk import Talk
-from controller.commissioning.target import Target
+from controller.commissioning.target import Target, in_block, quoted
 from controller.gateway_config import SUNSPEC
 from controller.image.model import Quality
-from protocols.modbus.questions import LostError, RefusedError, SilentError
+from protocols.modbus.questions import LostError, Question, RefusedError, SilentError
 from protocols.profile import Point, Profile, ProfileError, builtin_profiles, load_profile
 from protocols.reading import DeviceError
 from protocols.sunspec import discover
@@ -34,6 +37,7 @@ POINTS_FIRST: Final = 4  # if none of these is there, the rest is not asked for
 FITS_RATIO: Final = 0.9  # of the points tried are plausible: one unused input does not rule a profile out
 WORTH_RATIO: Final = 0.25  # of them say something else than 0, or they prove nothing
 KINDS: Final = ("pdu", "meter", "cdu", "chiller", "ups", "bess", "breaker")
+NAME_MAX: Final = 48  # characters of it, with room for a unit id
 
 MATCHES, FITS, FITS_NOT, PROVES_NOTHING = "matches", "fits", "does not fit", "proves nothing"
 STYLES: Final = {MATCHES: "bold green", FITS: "yellow", PROVES_NOTHING: "", FITS_NOT: "dim"}  # best first
@@ -41,9 +45,10 @@ STYLES: Final = {MATCHES: "bold green", FITS: "yellow", PROVES_NOTHING: "", FITS
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """How a profile and a device go together."""
+    """How a profile and a device go together. `written`: the profile as block.yaml names it."""
 
     profile: str
+    written: str
     title: str
     verdict: str
     why: str
@@ -63,7 +68,6 @@ class Found:
     where: str
     url: str
     unit: int
-    answered: bool = False
     nameplate: dict[str, str] = field(default_factory=dict)
     nameplate_fault: str = ""
     sunspec: str = ""
@@ -78,9 +82,9 @@ class Found:
     @property
     def chosen(self) -> list[str]:
         """Profiles to try, the likeliest first."""
-        proven = [one.profile for one in self.of(MATCHES)]
+        proven = [one.written for one in self.of(MATCHES)]
         unproven = self.of(FITS) or self.of(PROVES_NOTHING)
-        return proven or ([SUNSPEC] if self.sunspec else []) or [one.profile for one in unproven]
+        return proven or ([SUNSPEC] if self.sunspec else []) or [one.written for one in unproven]
 
     @property
     def well(self) -> bool:
@@ -96,26 +100,59 @@ async def probe(
     Args:
         target: of Modbus.
         found: filled as we go, so that an interrupted probe still tells what it knows.
-        only: the one profile to try; None: all that are built in.
+        only: the one profile to try, `sunspec` for what the device says alone; None: all that are built in.
         on_step: called with what is tried next.
     """
     unit_id = target.config.unit
-    async with Talk(target.config.transport()) as talk:
+    async with _Listening(target.config.transport()) as talk:
         try:
             on_step("device identification (function 43)")
-            found.nameplate, found.nameplate_fault = await talk.introduction(unit_id)
-            found.answered = bool(found.nameplate)
+            found.nameplate, fault = await talk.introduction(unit_id)
+            found.nameplate_fault = short(fault)
             on_step("SunSpec")
             await _sunspec(talk, unit_id, found)
-            for profile in map(load_profile, builtin_profiles() if only is None else [only]):
+            talk.demand_modbus()
+            for name in builtin_profiles() if only is None else [only] if only != SUNSPEC else []:
+                profile = load_profile(name)
                 if profile.protocol == "modbus":
                     on_step(profile.name)
-                    found.verdicts.append(await _try(talk, unit_id, profile))
-                    found.answered |= found.verdicts[-1].verdict != FITS_NOT
+                    found.verdicts.append(await _try(talk, unit_id, profile, in_block(name)))
+            talk.demand_modbus()
         finally:
             found.questions = talk.asked
-    if not found.answered:
+    if not talk.answered:
         raise SilentError(f"{target.where}: {_silence(target)}")
+
+
+class _Listening(Talk):
+    """Remembers whether anybody has answered, and what else came of asking.
+
+    Attributes:
+        answered: as Modbus does, be it by a refusal.
+        strange: why not, from the first question that something else came of; "" = silence at most.
+    """
+
+    answered = False
+    strange = ""
+
+    async def ask(self, unit_id: int, question: Question) -> bytes:
+        try:
+            answer = await super().ask(unit_id, question)
+        except LostError as lost:
+            self.strange = self.strange or str(lost)
+            raise
+        except RefusedError as refused:
+            self.answered |= bool(refused.code)
+            if not refused.code:
+                self.strange = self.strange or f"{self.transport.where} answers, and not as Modbus does"
+            raise
+        self.answered = True
+        return answer
+
+    def demand_modbus(self) -> None:
+        """Raises LostError for another service than Modbus, or for one that shuts us out."""
+        if self.strange and not self.answered:
+            raise LostError(f"{self.strange}; is it Modbus that listens there, and may this host ask it?")
 
 
 def _silence(target: Target) -> str:
@@ -127,25 +164,19 @@ def _silence(target: Target) -> str:
 
 async def _sunspec(talk: Talk, unit_id: int, found: Found) -> None:
     async def read(first: int, count: int) -> Sequence[int]:
-        try:
-            words = await talk.holding(unit_id, first, count)
-        except RefusedError:
-            found.answered = True
-            raise
-        found.answered = True
-        return words
+        return await talk.holding(unit_id, first, count)
 
     try:
         profile = await discover(read, name="device")
     except (ProfileError, DeviceError) as error:
-        found.sunspec_fault = str(error).removeprefix("device: ")
+        found.sunspec_fault = short(error).removeprefix("device: ")
         if not talk.connected:
             await talk.connect()
         return
     found.sunspec, found.sunspec_title = profile.provenance.document, profile.title
 
 
-async def _try(talk: Talk, unit_id: int, profile: Profile) -> Verdict:
+async def _try(talk: Talk, unit_id: int, profile: Profile, written: str) -> Verdict:
     if not talk.connected:
         await talk.connect()
     try:
@@ -154,7 +185,7 @@ async def _try(talk: Talk, unit_id: int, profile: Profile) -> Verdict:
         verdict, why = FITS_NOT, str(lost)
     except DeviceError as error:
         verdict, why = FITS_NOT, str(error).partition(": ")[2] or str(error)
-    return Verdict(profile=profile.name, title=profile.title, verdict=verdict, why=why)
+    return Verdict(profile=profile.name, written=written, title=profile.title, verdict=verdict, why=why)
 
 
 async def _by_identity(talk: Talk, unit_id: int, profile: Profile) -> tuple[str, str]:
@@ -162,8 +193,8 @@ async def _by_identity(talk: Talk, unit_id: int, profile: Profile) -> tuple[str,
     if stranger:
         return FITS_NOT, stranger.removeprefix("another device? ")
     said = await _some(talk, unit_id, profile)
-    plausible = sum(one.quality is Quality.GOOD for one in said)
-    proof = ", ".join(f"{one.point} is {one.wanted}" for one in profile.identity)
+    plausible = sum(_is_plausible(one) for one in said)
+    proof = ", ".join(f"{one.point} is {wanted(profile, one)}" for one in profile.identity)
     if plausible < MATCHES_RATIO * len(said):
         return FITS_NOT, f"{proof}, but only {plausible} of {len(said)} points are plausible"
     return MATCHES, f"{proof}; {plausible} of {len(said)} points plausible"
@@ -171,9 +202,9 @@ async def _by_identity(talk: Talk, unit_id: int, profile: Profile) -> tuple[str,
 
 async def _by_values(talk: Talk, unit_id: int, profile: Profile) -> tuple[str, str]:
     said = await _some(talk, unit_id, profile)
-    plausible = [one for one in said if one.quality is Quality.GOOD]
+    plausible = [one for one in said if _is_plausible(one)]
     if len(plausible) < FITS_RATIO * len(said):
-        first = next(one for one in said if one.quality is not Quality.GOOD)
+        first = max((one for one in said if not _is_plausible(one)), key=lambda one: belief.HINT in one.why)
         missing = len(said) - len(plausible)
         return FITS_NOT, f"{missing} of {len(said)} points not, {first.point.name}: {first.why}"
     telling = [one for one in plausible if one.value != 0.0 and not _is_free(one.point)]
@@ -194,6 +225,10 @@ async def _some(talk: Talk, unit_id: int, profile: Profile) -> list[Shown]:
     return [taken[point.name] for point in points if point.name in taken]
 
 
+def _is_plausible(one: Shown) -> bool:
+    return one.quality is Quality.GOOD and not one.why
+
+
 def _is_free(point: Point) -> bool:
     """Whether any pattern would be plausible."""
     return point.lowest == float("-inf") and point.highest == float("inf") and not point.enum
@@ -206,22 +241,21 @@ def block_lines(found: Found) -> str:
     """The device as block.yaml wants it; what else fits stands beside it."""
     chosen = found.chosen
     profile = chosen[0] if chosen else "path/to/your-profile.yaml"
-    kind = profile.rpartition("_")[2]
+    kind = next((kind for kind in KINDS if Path(profile).stem.endswith(kind)), "")
     lines = ["devices:", f"  - name: {_name(profile, found)}  # its name for good"]
     also = f"  # or {', '.join(chosen[1:])}: not to be told apart from here" if len(chosen) > 1 else ""
     unproven = "" if found.of(MATCHES) or found.sunspec or not chosen else "  # plausible, not proven"
-    lines.append(f"    profile: {profile}{also or unproven}")
+    lines.append(f"    profile: {quoted(profile)}{also or unproven}")
     lines.append(f'    url: "{found.url}"')
     if found.unit != 1:
         lines.append(f"    unit: {found.unit}")
-    if kind in KINDS:
-        lines.append(f"    kind: {kind}")
+    lines.append(f"    kind: {kind}" if kind else f"    # kind: {KINDS[0]}  # or {', '.join(KINDS[1:])}")
     return "\n".join(lines)
 
 
 def _name(profile: str, found: Found) -> str:
-    stem = profile.rpartition("/")[2].removesuffix(".yaml").replace("_", "-")
-    return f"{stem}-{found.unit}"
+    stem = re.sub("[^A-Za-z0-9.]+", "-", Path(profile).stem)[:NAME_MAX].strip("-.")
+    return f"{stem or 'device'}-{found.unit}"
 
 
 # --- on paper -----------------------------------------------------------------------------------------------
@@ -268,8 +302,7 @@ def render(found: Found) -> RenderableType:
     return Group(
         head,
         Text(""),
-        table,
-        Text(""),
+        *((table, Text("")) if shown else ()),
         Text(_advice(found)),
         Text(""),
         Text(block_lines(found), style="cyan", no_wrap=True, overflow="ignore"),
@@ -289,6 +322,8 @@ def _advice(found: Found) -> str:
         said = f"{fits[0].profile} fits, and nothing proves it: compare a value with the device's display"
     elif silent:
         said = f"{silent[0].profile} can be read and says next to nothing: give it load, and probe again"
+    elif len(found.verdicts) == 1:
+        said = f"{found.verdicts[0].profile} does not fit as it is: mend it, or look for another one"
     else:
         said = (
             "No built-in profile fits. `powerblock capture --range` records its registers; write a profile"

@@ -18,7 +18,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from controller.commissioning.target import Target
+from controller.commissioning.shown import printable
+from controller.commissioning.target import Target, in_block, quoted
 from controller.gateway_config import opcua_security
 from protocols.modbus.questions import LostError
 from protocols.opcua.fence import PeerError, ask
@@ -56,9 +57,13 @@ class Endpoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """How many points of a profile the server has: good ones of all that can be read."""
+    """How many points of a profile the server has: good ones of all that can be read.
+
+    `written`: the profile as block.yaml names it.
+    """
 
     profile: str
+    written: str
     title: str
     good: int
     of: int
@@ -83,7 +88,7 @@ class Found:
 
     @property
     def chosen(self) -> list[str]:
-        return [one.profile for one in self.fits if one.good and one.good == one.of]
+        return [one.written for one in self.fits if one.good and one.good == one.of]
 
 
 async def probe(
@@ -101,9 +106,10 @@ async def probe(
         asker.disconnect_socket()
     _note(found, list(endpoints or ())[:ENDPOINTS_MAX])
     on_step("session")
-    profiles = [load_profile(name) for name in builtin_profiles()] if only is None else [load_profile(only)]
+    names = builtin_profiles() if only is None else (only,)
+    profiles = {in_block(name): load_profile(name) for name in names}
     try:
-        await _look_inside(target, found, [one for one in profiles if one.protocol == "opcua"])
+        await _look_inside(target, found, {n: one for n, one in profiles.items() if one.protocol == "opcua"})
     except PeerError as error:
         found.session_fault = str(error)
 
@@ -111,11 +117,11 @@ async def probe(
 def _note(found: Found, endpoints: list[Any]) -> None:
     for one in endpoints:
         users = tuple(sorted({token.TokenType.name for token in one.UserIdentityTokens or ()}))
-        policy = str(one.SecurityPolicyUri).rpartition("#")[2]
+        policy = printable(str(one.SecurityPolicyUri).rpartition("#")[2])
         found.endpoints.append(Endpoint(policy=policy, mode=one.SecurityMode.name, users=users))
     if endpoints:
         server = endpoints[0].Server
-        found.application = f"{server.ApplicationName.Text or '?'} ({server.ApplicationUri})"
+        found.application = printable(f"{server.ApplicationName.Text or '?'} ({server.ApplicationUri})")
     shown = next((bytes(one.ServerCertificate) for one in endpoints if one.ServerCertificate), b"")
     found.certificate = _certificate(shown) if shown else ""
 
@@ -128,10 +134,11 @@ def _certificate(shown: bytes) -> str:
     print_ = certificate.fingerprint(hashes.SHA256()).hex(":", 2)
     until = certificate.not_valid_after_utc
     expired = ", EXPIRED" if until < datetime.now(UTC) else ""
-    return f"{certificate.subject.rfc4514_string()}, until {until:%Y-%m-%d}{expired}, SHA-256 {print_}"
+    name = printable(certificate.subject.rfc4514_string())
+    return f"{name}, until {until:%Y-%m-%d}{expired}, SHA-256 {print_}"
 
 
-async def _look_inside(target: Target, found: Found, profiles: list[Profile]) -> None:
+async def _look_inside(target: Target, found: Found, profiles: Mapping[str, Profile]) -> None:
     """Raises PeerError where the server does not let us in."""
     client, certificate = await secured_client(
         target.config.url, opcua_security(target.config), CONNECT_WAIT_MAX_S
@@ -143,9 +150,9 @@ async def _look_inside(target: Target, found: Found, profiles: list[Profile]) ->
         for name, answer in zip(ABOUT, answers, strict=True):
             if text := _about(name, answer):
                 found.about[name] = text
-        found.namespaces = list(session.uris)
-        for profile in profiles:
-            found.fits.append(await _fit(session, profile))
+        found.namespaces = [printable(uri) for uri in session.uris]
+        for written, profile in profiles.items():
+            found.fits.append(await _fit(session, profile, written))
     finally:
         with suppress(PeerError):  # the line is cut, and the session at the server runs out
             await ask(client.disconnect(), LEAVE_WAIT_MAX_S)
@@ -162,10 +169,10 @@ def _about(name: str, answer: ua.DataValue) -> str:
             return ""
         off_s = theirs_s - time.time()
         return "right" if abs(off_s) < CLOCK_ERROR_SHOWN_S else f"{off_s:+.0f} s off: set it"
-    return "" if raw is None else str(raw)
+    return "" if raw is None else printable(str(raw))
 
 
-async def _fit(session: Session, profile: Profile) -> Fit:
+async def _fit(session: Session, profile: Profile, written: str) -> Fit:
     points = [point for point in profile.points.values() if point.readable]
     there = [point for point in points if not point.namespace_uri or point.namespace_uri in session.uris]
     why = "" if len(there) == len(points) else "the server lacks its namespace"
@@ -176,7 +183,7 @@ async def _fit(session: Session, profile: Profile) -> Fit:
             fault = judge(profile.points[name], answer)[1]
             good += not fault
             why = why or (f"{name}: {fault}" if fault else "")
-    return Fit(profile=profile.name, title=profile.title, good=good, of=len(points), why=why)
+    return Fit(profile=profile.name, written=written, title=profile.title, good=good, of=len(points), why=why)
 
 
 # --- on paper -----------------------------------------------------------------------------------------------
@@ -185,7 +192,7 @@ async def _fit(session: Session, profile: Profile) -> Fit:
 def block_lines(found: Found, target: Target) -> str:
     chosen = found.chosen
     profile = chosen[0] if chosen else "path/to/your-profile.yaml"
-    lines = ["devices:", "  - name: opcua-1  # its name for good", f"    profile: {profile}"]
+    lines = ["devices:", "  - name: opcua-1  # its name for good", f"    profile: {quoted(profile)}"]
     lines.append(f'    url: "{found.url}"')
     best = next((one for one in found.endpoints if one.mode == "SignAndEncrypt"), None)
     if best is None or (found.about and target.config.security == "none"):
@@ -237,7 +244,7 @@ def render(found: Found, target: Target) -> RenderableType:
         head.add_row(Text("namespace"), Text(f"{index}  {uri}"))
     table = Table.grid(padding=(0, 2))
     for fit in found.fits:
-        style = "bold green" if fit.profile in found.chosen else "dim"
+        style = "bold green" if fit.written in found.chosen else "dim"
         table.add_row(
             Text(fit.profile, style=style), Text(f"{fit.good} of {fit.of} points are good"), Text(fit.why)
         )

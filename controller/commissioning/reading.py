@@ -9,13 +9,13 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, Literal
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from controller.commissioning.shown import QUALITY_STYLES, Shown, bad, counted, number
+from controller.commissioning.shown import STYLES, Shown, bad, counted, number
 from controller.commissioning.shown import unit as unit_of
 from controller.commissioning.sources import Source, opened
 from controller.commissioning.target import Target
@@ -24,7 +24,14 @@ from controller.views.figures import span
 from protocols.profile import Point
 from protocols.reading import DeviceError
 
-EVERY_LEAST_S: Final = 0.1  # the wire of a slow device is not ours alone
+GAP: Final = 2  # between two columns
+ROWS_BESIDE: Final = 4  # of a screen: who it is, a stranger's mark, names of columns, the time
+FOLDING: Final = {"value": 24, "why": 20, "raw": 20}  # characters that they want at least
+NEVER_LEFT_OUT: Final = ("point", "value", "quality", "why")
+COLUMNS: Final[dict[str, Literal["left", "right"]]] = {
+    "point": "left", "value": "right", "unit": "left", "quality": "left", "age": "right", "least": "right",
+    "greatest": "right", "raw": "left", "why": "left",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +46,9 @@ class Look:
 
     @property
     def well(self) -> bool:
-        return not self.stranger and all(one.quality is Quality.GOOD for one in self.shown.values())
+        """Whether all that the device has is good, and something is."""
+        fitted = [one for one in self.shown.values() if not one.absent]
+        return bool(fitted) and not self.stranger and all(one.quality is Quality.GOOD for one in fitted)
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -90,12 +99,14 @@ class Watch:
         names: its points; none: all.
         every_s: from the beginning of one look to that of the next.
         seen: what has been seen, by point.
+        last: the newest look.
     """
 
     target: Target
     names: Sequence[str]
     every_s: float
     seen: dict[str, Seen] = field(default_factory=dict)
+    last: Look | None = None
 
     async def looks(self) -> AsyncIterator[Look]:
         """For ever. Raises DeviceError or ToolError if the first one fails: a typing error, most likely."""
@@ -109,7 +120,8 @@ class Watch:
                 shown = await self._shown(source, points, shown, taken_at_s)
                 for name, one in shown.items():
                     self.seen.setdefault(name, Seen()).take(one)
-                yield _look(self.target, source, shown)
+                self.last = _look(self.target, source, shown)
+                yield self.last
                 await asyncio.sleep(max(0.0, begun_s + self.every_s - time.monotonic()))
         finally:
             await source.close()
@@ -135,30 +147,7 @@ class Watch:
         return shown
 
 
-def seconds(text: str) -> float:
-    """`1s`, `0.5`, `200ms`, `2m`. Raises ValueError with the remedy."""
-    for ending, factor in (("ms", 1e-3), ("s", 1.0), ("m", 60.0), ("", 1.0)):
-        if text.endswith(ending):
-            try:
-                value = float(text.removesuffix(ending)) * factor
-            except ValueError:
-                break
-            if EVERY_LEAST_S <= value <= 3600.0:
-                return value
-            break
-    raise ValueError(f"{text!r} is no period; write 1s, 500ms or 2m, from {EVERY_LEAST_S:g} s to an hour")
-
-
 # --- on paper -----------------------------------------------------------------------------------------------
-
-
-def render(seen: Look) -> RenderableType:
-    return Group(*_head(seen), _table(seen.shown, {}))
-
-
-def render_watch(seen: Look, ranges: Mapping[str, Seen]) -> RenderableType:
-    when = datetime.fromtimestamp(seen.at_utc_s, UTC)
-    return Group(*_head(seen), _table(seen.shown, ranges), Text(f"{when:%H:%M:%S} UTC", style="dim"))
 
 
 def lines(seen: Look) -> str:
@@ -170,37 +159,82 @@ def lines(seen: Look) -> str:
     )
 
 
-def _head(seen: Look) -> list[RenderableType]:
-    head: list[RenderableType] = [
-        Text.assemble((seen.name, "bold"), f"  {seen.where}  ", (counted(seen.shown), "dim"))
-    ]
-    if seen.stranger:
-        head.append(Text(seen.stranger, style="bold red"))
-    return head
+@dataclass(frozen=True)
+class Screen:
+    """A look as a table that fits: no figure is ever cut, so what does not fit is left out whole.
+
+    Attributes:
+        seen: the look.
+        ranges: what has been seen before, for the columns of a watch.
+        live: fills the screen, and says which rows did not fit.
+    """
+
+    seen: Look
+    ranges: Mapping[str, Seen] = field(default_factory=dict)
+    live: bool = False
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        seen = self.seen
+        head = f"  {seen.where}  "
+        yield Text.assemble((seen.name, "bold"), head, (counted(seen.shown), "dim"), no_wrap=self.live)
+        if seen.stranger:
+            yield Text(seen.stranger, style="bold red", no_wrap=self.live)
+        rows = list(seen.shown.values())
+        room = console.height - ROWS_BESIDE if self.live else len(rows)
+        yield self._table(rows[:room], options.max_width)
+        if not self.live:
+            return
+        hidden = {one.point.name: one for one in rows[room:]}
+        more = f"; {len(hidden)} more do not fit ({counted(hidden)}): name points to watch" if hidden else ""
+        yield Text(f"{datetime.fromtimestamp(seen.at_utc_s, UTC):%H:%M:%S} UTC{more}", style="dim")
+
+    def _table(self, rows: Sequence[Shown], width: int) -> Table:
+        columns = _fitting(self._columns(rows), width)
+        table = Table(box=None, padding=(0, GAP, 0, 0), header_style="dim")
+        shown = {name: columns[name] for name in COLUMNS if name in columns}
+        for name, (_, wide) in shown.items():
+            folds = name in FOLDING and not self.live
+            table.add_column(name, justify=COLUMNS[name], no_wrap=not folds, min_width=wide, overflow="fold")
+        for row in zip(*(cells for cells, _ in shown.values()), strict=True):
+            table.add_row(*row)
+        if self.live:  # one line each: that is how they are counted
+            for cells, wide in shown.values():
+                for cell in cells:
+                    cell.truncate(wide, overflow="ellipsis")
+        return table
+
+    def _columns(self, rows: Sequence[Shown]) -> dict[str, list[Text]]:
+        """By name, in the order in which they are missed."""
+        columns = {
+            "point": [Text(one.point.name, style="bold") for one in rows],
+            "value": [Text(one.came or ("" if one.absent else "?")) for one in rows],
+            "quality": [Text(one.standing, style=STYLES[one.standing]) for one in rows],
+            "why": [Text(one.why) for one in rows],
+            "unit": [Text(unit_of(one.point)) for one in rows],
+        }
+        ranges = [self.ranges.get(one.point.name, Seen()) for one in rows]
+        if self.ranges:
+            columns["least"] = [Text(_figure(one.lowest)) for one in ranges]
+            columns["greatest"] = [Text(_figure(one.highest)) for one in ranges]
+        columns["raw"] = [Text(one.raw, style="dim") for one in rows]
+        columns["age"] = [Text(span(one.age_s)) for one in rows]
+        return columns
 
 
-def _table(shown: Mapping[str, Shown], ranges: Mapping[str, Seen]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("point", no_wrap=True)
-    table.add_column("value", justify="right", overflow="fold")
-    table.add_column("unit")
-    table.add_column("quality")
-    table.add_column("age", justify="right", no_wrap=True)
-    if ranges:
-        table.add_column("least", justify="right")
-        table.add_column("greatest", justify="right")
-    table.add_column("raw", overflow="fold", style="dim")
-    table.add_column("why", overflow="fold")
-    for name, one in shown.items():
-        cells: list[RenderableType] = [
-            Text(name, style="bold"),
-            Text(one.said or "?"),
-            Text(unit_of(one.point)),
-            Text(one.quality.name.lower(), style=QUALITY_STYLES[one.quality]),
-            Text(span(one.age_s)),
-        ]
-        if ranges:
-            seen = ranges.get(name, Seen())
-            cells += [Text("" if end is None else number(end)) for end in (seen.lowest, seen.highest)]
-        table.add_row(*cells, Text(one.raw), Text(one.why))
-    return table
+def _fitting(columns: dict[str, list[Text]], width: int) -> dict[str, tuple[list[Text], int]]:
+    """Columns that are not empty and have room without a figure being cut, and how wide each is at least."""
+    kept: dict[str, tuple[list[Text], int]] = {}
+    for name, cells in columns.items():
+        widest = max((cell.cell_len for cell in cells), default=0)
+        wide = max(len(name), min(widest, FOLDING.get(name, widest)))
+        if widest and (wide + GAP <= width or name in NEVER_LEFT_OUT):
+            kept[name] = cells, wide
+            width -= wide + GAP
+    if "why" in kept:  # what is left over is for the reasons
+        cells, wide = kept["why"]
+        kept["why"] = cells, min(wide + max(width, 0), max(cell.cell_len for cell in cells))
+    return kept
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else number(value)

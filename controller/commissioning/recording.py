@@ -7,12 +7,12 @@
     began_utc: 2026-11-21T10:00:00+00:00
     nameplate: {vendor: Raritan}
     reads:
-      - {at_s: 0.0, table: holding, first: 12296, words: [17254, 32768]}
+      - {at_s: 0.0, table: holding, first: 12296, words: [0x4366, 0x8000]}
       - {at_s: 0.3, table: holding, first: 12302, refused: 2, count: 2}
 
-Words are what was on the wire, 0 to 65535, bits 0 and 1; nothing is decoded, so a profile that turns out
-wrong can be mended and tried on the same file. `refused` is the Modbus exception code of so many
-addresses.
+Words are what was on the wire (in JSON, which has no hex, 0 to 65535), bits 0 and 1; nothing is decoded, so a
+profile that turns out wrong can be mended and tried on the same file. `refused` is the Modbus exception code
+of so many addresses.
 """
 
 import json
@@ -24,7 +24,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from controller.commissioning.target import ToolError
-from protocols.profile import Table
+from protocols.profile import BIT_TABLES, Table
 
 VERSION: Final = 1
 FILE_MAX_BYTES: Final = 64 * 1024 * 1024  # a day of a meter, once a second
@@ -73,30 +73,23 @@ class Range:
     last: int
 
 
-def written(recording: Recording, path: Path) -> None:
-    """One read per line: made for people and for version control. Raises ToolError."""
-    if path.suffix == ".json":
+def as_text(recording: Recording, suffix: str) -> str:
+    """One read per line: made for people and for version control; `.json` as JSON."""
+    if suffix == ".json":
         content = {"powerblock_capture": VERSION, **recording.model_dump(exclude_defaults=True)}
-        text = json.dumps(content, indent=1)
-    else:
-        head = recording.model_dump(exclude={"reads"}, exclude_defaults=True)
-        text = yaml.safe_dump({"powerblock_capture": VERSION, **head}, sort_keys=False, allow_unicode=True)
-        text += "reads:\n" if recording.reads else "reads: []\n"
-        text += "".join(f"  - {_flow(taken)}\n" for taken in recording.reads)
-    try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError:
-        raise ToolError(f"{path} exists; choose another name, or remove it") from None
-    except OSError as error:
-        raise ToolError(
-            f"{path}: cannot be written: {error.strerror}; check folder and permissions"
-        ) from None
+        return json.dumps(content, indent=1)
+    head = recording.model_dump(exclude={"reads"}, exclude_defaults=True)
+    text = yaml.safe_dump({"powerblock_capture": VERSION, **head}, sort_keys=False, allow_unicode=True)
+    text += "reads:\n" if recording.reads else "reads: []\n"
+    return text + "".join(f"  - {_flow(taken)}\n" for taken in recording.reads)
 
 
 def _flow(taken: Taken) -> str:
     fields = taken.model_dump(exclude_defaults=True)
-    return "{" + ", ".join(f"{name}: {json.dumps(value)}" for name, value in fields.items()) + "}"
+    texts = {name: json.dumps(value) for name, value in fields.items()}
+    if taken.words and taken.table not in BIT_TABLES:
+        texts["words"] = "[" + ", ".join(f"0x{word:04X}" for word in taken.words) + "]"
+    return "{" + ", ".join(f"{name}: {text}" for name, text in texts.items()) + "}"
 
 
 def loaded(path: Path) -> Recording:

@@ -13,11 +13,24 @@ from html import escape
 from pathlib import Path
 from typing import Final
 
-from controller.commissioning.checkout import BY_HAND, FAIL, PASS, Line, Part, Sheet
-from controller.commissioning.target import ToolError
+from controller.commissioning import files
+from controller.commissioning.checkout import BY_HAND, DOUBT, FAIL, PASS, Line, Part, Sheet
+from controller.commissioning.shown import NOT_FITTED
 
 SUFFIXES: Final = (".csv", ".html")
-FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r")
+FORMULA_STARTS: Final = (
+    "=",
+    "+",
+    "-",
+    "@",
+    "\t",
+    "\r",
+    "\n",
+    "\uff1d",
+    "\uff0b",
+    "\uff0d",
+    "\uff20",
+)  # some read wide signs, too
 
 COLUMNS: Final = {
     "number": "no.", "device": "device", "point": "point", "title": "title", "address": "address",
@@ -37,22 +50,16 @@ def paths_of(output: Path) -> list[Path]:
     """
     paths = [output] if output.suffix in SUFFIXES else [Path(f"{output}{ending}") for ending in SUFFIXES]
     for path in paths:
-        if path.exists():
-            raise ToolError(f"{path} exists, and may be signed; choose another name, or remove it")
-        if not path.parent.is_dir():
-            raise ToolError(f"{path}: there is no folder {path.parent}; make it first")
+        files.demand_new(path)
     return paths
 
 
-def written(sheet: Sheet, paths: list[Path]) -> None:
-    """Raises ToolError."""
+def written(sheet: Sheet, paths: list[Path]) -> list[Path]:
+    """All of them. Raises ToolError."""
     forms = {".csv": as_csv, ".html": as_html}
     for path in paths:
-        try:
-            with path.open("x", encoding="utf-8", newline="") as file:
-                file.write(forms[path.suffix](sheet))
-        except OSError as error:
-            raise ToolError(f"{path}: cannot be written: {error.strerror}") from None
+        files.written(path, forms[path.suffix](sheet))
+    return paths
 
 
 # --- CSV ----------------------------------------------------------------------------------------------------
@@ -113,6 +120,7 @@ tr.fault th { border: 0.4mm solid #a00; background: #fff }
 td.n { text-align: right; color: #555 } td.v { text-align: right; font-weight: 600 }
 small { color: #555; font-size: 7pt } code { font: 7pt "DejaVu Sans Mono", monospace }
 .pass { color: #063 } .fail { color: #a00; font-weight: 700 } .hand { color: #555 }
+.doubt { color: #850; font-weight: 700 }
 .end { break-inside: avoid; border-top: 0.3mm solid #111; padding-top: 3mm; margin-top: 6mm }
 .fields { display: grid; gap: 1mm 8mm } .signatures { grid-template-columns: repeat(3, 1fr) }
 .instruments { grid-template-columns: 2fr 1fr 1fr; margin-bottom: 5mm }
@@ -124,7 +132,8 @@ WIDTHS_PERCENT: Final = (3.2, 15, 12.5, 12, 10, 8, 5.3, 12.5, 10.5, 5, 6)
 HEADS: Final = (
     "no.", "point", "address", "expected", "value read", "raw", "result", "reason", *BY_PEOPLE,
 )  # fmt: skip
-CLASSES: Final = {PASS: "pass", FAIL: "fail", BY_HAND: "hand"}
+CLASSES: Final = {PASS: "pass", FAIL: "fail", DOUBT: "doubt", NOT_FITTED: "hand", BY_HAND: "hand"}
+COUNTED: Final = {BY_HAND: "to be tried by hand"}  # others go by their own names
 
 
 def as_html(sheet: Sheet) -> str:
@@ -148,8 +157,8 @@ def _html(sheet: Sheet) -> Iterator[str]:
     ):
         yield f"<dt>{name}</dt><dd>{escape(text)}</dd>"
     yield '</dl>\n<div class="sum">'
-    for verdict, words in ((PASS, "pass"), (FAIL, "fail"), (BY_HAND, "to be tried by hand")):
-        yield f'<div class="{CLASSES[verdict]}"><b>{sheet.count(verdict)}</b> {words}</div>'
+    for verdict, style in CLASSES.items():
+        yield f'<div class="{style}"><b>{sheet.count(verdict)}</b> {COUNTED.get(verdict, verdict)}</div>'
     yield "</div>\n"
     for part in sheet.parts:
         yield from _part(part)
@@ -177,7 +186,16 @@ def _outcome(part: Part) -> str:
     failed = part.count(FAIL)
     if failed or part.fault:
         return f'<span class="fail">{failed} of {len(part.lines)} fail</span>'
-    return f'<span class="pass">all {len(part.lines)} read well</span>'
+    if doubted := part.count(DOUBT):
+        return f'<span class="doubt">{doubted} of {len(part.lines)} in doubt</span>'
+    return f'<span class="pass">{_well(part)}</span>'
+
+
+def _well(part: Part) -> str:
+    missing = part.count(NOT_FITTED)
+    if not missing:
+        return f"all {len(part.lines)} read well"
+    return f"all {len(part.lines) - missing} read well, {missing} not fitted"
 
 
 def _row(line: Line, why: str) -> str:

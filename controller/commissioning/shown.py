@@ -9,14 +9,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from controller.field import ABSENT
 from controller.image.model import Quality, Value
-from protocols.profile import Point
+from protocols.profile import Identity, Point, Profile
 
 EXACT_BELOW: Final = 1e7  # seven digits are what a 32-bit float carries; a counter beyond is shown whole
 MINUS: Final = "\u2212"
 STATES_SHOWN: Final = 4  # of an enumeration, in the column for the expected range
 
-QUALITY_STYLES: Final = {Quality.GOOD: "green", Quality.UNCERTAIN: "yellow", Quality.BAD: "bold red"}
+NOT_FITTED: Final = "not fitted"
+
+STYLES: Final = {"good": "green", "uncertain": "yellow", "bad": "bold red", NOT_FITTED: "dim"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +29,9 @@ class Shown:
     Attributes:
         raw: registers or variable as they came; "" where that is not known.
         age_s: since it was taken.
-        why: it is not good.
+        why: it is not good, or hardly.
+        refused: the number that came and is not believed; None: none came.
+        absent: the device says that it does not have it, as SunSpec lets it: no fault.
     """
 
     point: Point
@@ -35,10 +40,21 @@ class Shown:
     why: str = ""
     raw: str = ""
     age_s: float = 0.0
+    refused: float | None = None
+    absent: bool = False
 
     @property
     def said(self) -> str:
         return said(self.point, self.value)
+
+    @property
+    def came(self) -> str:
+        """For a person: what it says, believed or not; "" where nothing came."""
+        return self.said or ("" if self.refused is None else number(self.refused))
+
+    @property
+    def standing(self) -> str:
+        return NOT_FITTED if self.absent else self.quality.name.lower()
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -49,22 +65,28 @@ class Shown:
             "quality": self.quality.name.lower(),
             "why": self.why,
             "raw": self.raw,
+            "refused": self.refused,
+            "absent": self.absent,
             "age_s": round(self.age_s, 3),
         }
 
 
-def good(point: Point, value: Value, raw: str = "") -> Shown:
-    return Shown(point=point, value=value, quality=Quality.GOOD, raw=raw)
+def good(point: Point, value: Value, raw: str = "", why: str = "") -> Shown:
+    return Shown(point=point, value=value, quality=Quality.GOOD, raw=raw, why=why)
 
 
-def bad(point: Point, why: str, raw: str = "") -> Shown:
-    return Shown(point=point, value=None, quality=Quality.BAD, why=why, raw=raw)
+def bad(point: Point, why: str, raw: str = "", refused: float | None = None) -> Shown:
+    return Shown(point=point, value=None, quality=Quality.BAD, why=why, raw=raw, refused=refused)
+
+
+def absent(point: Point, raw: str = "") -> Shown:
+    return Shown(point=point, value=None, quality=Quality.BAD, why=ABSENT, raw=raw, absent=True)
 
 
 def said(point: Point, value: Value) -> str:
     """The value in words: states and flags by their names."""
     if value is None or isinstance(value, str):
-        return value or ""
+        return printable(value or "")
     if point.enum:
         return f"{value:g} {point.enum.get(int(value), '?')}"
     if point.bits:
@@ -73,6 +95,18 @@ def said(point: Point, value: Value) -> str:
     if point.unit == "bool":
         return "on" if value else "off"
     return number(value)
+
+
+def wanted(profile: Profile, one: Identity) -> str:
+    """What a point must say, a state by its name."""
+    point = profile.points[one.point]
+    named = point.unit == "bool" or bool(point.enum)
+    return said(point, one.equals) if named and one.equals is not None else one.wanted
+
+
+def printable(text: str) -> str:
+    """What a device says about itself, without what would steer a terminal or break a line."""
+    return "".join(char if char.isprintable() else "?" for char in text)
 
 
 def number(value: float) -> str:
@@ -124,10 +158,8 @@ def words_said(words: Sequence[int]) -> str:
 
 
 def counted(shown: Mapping[str, Shown]) -> str:
-    """`12 good, 1 uncertain, 2 bad`."""
-    counts = {quality: sum(one.quality is quality for one in shown.values()) for quality in Quality}
+    """`12 good, 1 uncertain, 2 bad, 40 not fitted`."""
+    counts = {standing: sum(one.standing == standing for one in shown.values()) for standing in STYLES}
     return ", ".join(
-        f"{counts[quality]} {quality.name.lower()}"
-        for quality in (Quality.GOOD, Quality.UNCERTAIN, Quality.BAD)
-        if counts[quality] or quality is Quality.GOOD
+        f"{count} {standing}" for standing, count in counts.items() if count or standing == "good"
     )

@@ -15,22 +15,27 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, Protocol
+from urllib.parse import urlsplit
 
 from asyncua import Client, ua
 
 from controller.clock import now_s
-from controller.commissioning.shown import Shown, bad, good, words_said
+from controller.commissioning import belief
+from controller.commissioning.shown import Shown, absent, bad, good, words_said
+from controller.commissioning.shown import wanted as named
 from controller.commissioning.talk import Talk
 from controller.commissioning.target import Target, ToolError
+from controller.field import ABSENT
 from controller.gateway_config import opcua_security
 from controller.image import model
-from controller.image.feed import ImageFeed
+from controller.image.feed import ImageFeed, heard
 from controller.image.image import GroupCells
 from controller.image.model import Quality
 from controller.image.wire import SOCKET_NAME
 from protocols import codec
 from protocols.modbus.questions import LostError, RefusedError, SilentError
 from protocols.modbus.reads import Read, plan_reads, span, words_of
+from protocols.modbus.transport import TCP_PORT, TLS_PORT
 from protocols.opcua.fence import PeerError, ask
 from protocols.opcua.security import secured_client
 from protocols.opcua.session import Session, look_around
@@ -39,14 +44,14 @@ from protocols.profile import Point, Profile, ProfileError
 from protocols.reading import DeviceError, Value
 from protocols.sunspec import discover
 
+HOST_RUN_DIR: Final = Path("/run/powerblock")  # of this host's controller, as the systemd unit makes it
+PORTS: Final = {"modbus+tcp": TCP_PORT, "modbus+tls": TLS_PORT, "opc.tcp": 4840}
 HEARD_WAIT_MAX_S: Final = 3.0  # a controller that runs tells its whole image within a second
 CONNECT_WAIT_MAX_S: Final = 8.0  # a small OPC UA server needs seconds for its keys
 ANSWER_WAIT_MAX_S: Final = 3.0
 LEAVE_WAIT_MAX_S: Final = 0.5
 RAW_SHOWN_CHARS: Final = 60
 SILENCES_MAX: Final = 2  # in a row: the unit is off, and every further question would cost its wait
-
-PLAUSIBLE: Final = "not present or implausible: outside its range, a 'not present' mark, or another device"
 
 
 class Source(Protocol):
@@ -115,6 +120,34 @@ def controller_runs(run_dir: Path) -> bool:
     return True
 
 
+async def holder(target: Target, *, any_unit: bool = False) -> str:
+    """The name under which the controller of this host has a device named by its URL; "" = it has not.
+
+    With `any_unit` also one beside it on the same connection. Raises ToolError where this user may not know.
+    """
+    if target.run_dir is not None or not controller_runs(HOST_RUN_DIR):
+        return ""
+    try:
+        async with heard(HOST_RUN_DIR / SOCKET_NAME) as feed:
+            groups = [cells.group for cells in feed.image.groups]
+    except TimeoutError:
+        return ""
+    place, unit = _endpoint(target.config.url), str(target.config.unit)
+    for group in groups:
+        if group.kind != "device" or _endpoint(group.about["url"]) != place:
+            continue
+        if any_unit or group.about["unit"] == unit:
+            return group.path.rpartition("/")[2]
+    return ""
+
+
+def _endpoint(url: str) -> tuple[str, int, str]:
+    """What a URL leads to, however it is written."""
+    parts = urlsplit(url)
+    line = str(Path(parts.path).resolve()) if not parts.netloc else ""
+    return parts.hostname or "", parts.port or PORTS.get(parts.scheme, 0), line
+
+
 # --- Modbus ------------------------------------------------------------------------------------------------
 
 
@@ -155,7 +188,8 @@ class ModbusSource:
         if not self.talk.connected:
             await self.talk.connect()
             self.stranger = await introduced(self.talk, self._unit_id, self.profile)
-        taken = await taken_from(self.talk, self._unit_id, self.profile, points, self._known)
+        told = self._target.profile() is None
+        taken = await taken_from(self.talk, self._unit_id, self.profile, points, self._known, told=told)
         return {point.name: taken[point.name] for point in points}
 
 
@@ -184,17 +218,24 @@ async def introduced(talk: Talk, unit_id: int, profile: Profile) -> str:
             raise DeviceError(str(silent)) from silent
         if not identity.accepts(value):
             said = "nothing" if value is None else repr(value)
-            wanted = f"profile {profile.name} wants {identity.wanted}"
+            wanted = f"profile {profile.name} wants {named(profile, identity)}"
             return f"another device? {identity.point} says {said}, {wanted}"
     return ""
 
 
 async def taken_from(
-    talk: Talk, unit_id: int, profile: Profile, points: Sequence[Point], known: dict[str, Value]
+    talk: Talk,
+    unit_id: int,
+    profile: Profile,
+    points: Sequence[Point],
+    known: dict[str, Value],
+    *,
+    told: bool = False,
 ) -> dict[str, Shown]:
     """Values of `points` and of the scale factors they rest on, by as few questions as the profile allows.
 
-    `known` holds scale factors, and is kept up to date here. Raises LostError when the connection is gone,
+    `known` holds scale factors, and is kept up to date here. `told`: the profile is the device's own, of all
+    that its standard knows; what it lacks is no fault. Raises LostError when the connection is gone,
     SilentError when the unit answered nothing at all.
     """
     taken: dict[str, Shown] = {}
@@ -219,7 +260,7 @@ async def taken_from(
                 return taken | _all_bad(reads, f"not asked any more: {short(silent)}")
         else:
             heard, silences = True, 0
-            taken |= _shown(read, answer, known)
+            taken |= _shown(read, answer, known, told=told)
     return taken
 
 
@@ -227,20 +268,32 @@ def _all_bad(reads: Sequence[Read], why: str) -> dict[str, Shown]:
     return {point.name: bad(point, why) for read in reads for point in read.span.points}
 
 
-def _shown(read: Read, answer: bytes, known: dict[str, Value]) -> dict[str, Shown]:
+def _shown(read: Read, answer: bytes, known: dict[str, Value], *, told: bool) -> dict[str, Shown]:
     values = read.values(answer, known)
     words = words_of(read.span.table, read.span.count, answer)
     known.update(values)
+    lacking = read.absent_in(answer) if told else frozenset()
     shown: dict[str, Shown] = {}
     for point in read.span.points:
         at = point.address - read.span.first
-        raw = words_said(words[at : at + codec.width(point)])
-        value = values[point.name]
-        shown[point.name] = bad(point, PLAUSIBLE, raw) if value is None else good(point, value, raw)
+        own = words[at : at + codec.width(point)]
+        shown[point.name] = (
+            absent(point, words_said(own))
+            if point.name in lacking
+            else _believed(point, values[point.name], own, known)
+        )
     return shown
 
 
-def short(error: DeviceError) -> str:
+def _believed(point: Point, value: Value, words: Sequence[int], known: Mapping[str, Value]) -> Shown:
+    raw, hint = words_said(words), belief.other_order(point, words, known)
+    if value is not None:
+        return good(point, value, raw, hint)
+    came = belief.number_in(point, words, known)
+    return bad(point, "; ".join(filter(None, (belief.why_refused(point, came), hint))), raw, came)
+
+
+def short(error: Exception | str) -> str:
     """Without the unit, which the sheet names, and without the general remedy."""
     text = str(error)
     text = text.partition(": ")[2] if text.startswith("unit ") else text
@@ -307,7 +360,8 @@ class OpcuaSource:
         for one in identity:
             if not one.accepts(said[one.point].value):
                 shown = said[one.point]
-                return f"another device? {one.point} says {shown.why or shown.said}, wanted {one.wanted}"
+                says = shown.why or shown.said
+                return f"another device? {one.point} says {says}, wanted {named(self.profile, one)}"
         return ""
 
 
@@ -402,4 +456,6 @@ def _of_cell(point: Point, cells: GroupCells) -> Shown:
         return bad(point, "the controller does not read it")
     cell = cells.cell(cells.places[point.name], now_s())
     value = None if cell.quality is Quality.BAD else cell.value
+    if value is None and cell.why == ABSENT:
+        return absent(point)
     return Shown(point=point, value=value, quality=cell.quality, why=cell.why, age_s=cell.age_s)

@@ -2,7 +2,7 @@
 
 It is the gateway's own client underneath, with its rules: an answer that comes too late is never taken for
 another one, function, unit and length of each answer are checked, and the wire cannot write. What is added is
-pace, a limit on patience, and the question for the name plate.
+pace and a limit on patience.
 
 A question that could be answered by a late answer to an older one is not refused here but held back until
 that cannot happen any more: a person would rather wait.
@@ -11,15 +11,11 @@ that cannot happen any more: a person would rather wait.
 import asyncio
 import struct
 from collections.abc import Sequence
+from functools import partial
 from typing import Final, Self
 
-from controller.commissioning.nameplate import (
-    PIECES_MAX,
-    NameplateFraming,
-    named,
-    nameplate_question,
-    objects,
-)
+from controller.commissioning.nameplate import named
+from protocols.modbus import read_identification
 from protocols.modbus.asker import Asker
 from protocols.modbus.questions import LostError, Question, RefusedError, SilentError, read_question
 from protocols.modbus.station import ModbusUnit, Station
@@ -76,8 +72,6 @@ class Talk:
         self.close()
         line = Line() if self._profile is None else self._profile.line
         wire = self.transport.wire(line, writable=False)
-        # the client has no other place for a function of its own
-        wire._framing = NameplateFraming(wire._framing, rtu=self.transport.rtu)  # noqa: SLF001
         where = self.transport.where
         try:
             async with asyncio.timeout(self.transport.connect_wait_max_s):
@@ -120,16 +114,7 @@ class Talk:
 
     async def nameplate(self, unit_id: int) -> dict[str, str]:
         """What the device says that it is. Raises as `ask`."""
-        told: dict[int, str] = {}
-        following: int | None = 0
-        for _ in range(PIECES_MAX):
-            piece, following = objects(await self.ask(unit_id, nameplate_question(following or 0)))
-            if not piece.keys() - told.keys() and following is not None:
-                raise RefusedError("a device identification that never ends")
-            told |= piece
-            if following is None:
-                break
-        return named(told)
+        return named(await read_identification(partial(self.ask, unit_id)))
 
     async def introduction(self, unit_id: int) -> tuple[dict[str, str], str]:
         """The name plate, or {} and why there is none.

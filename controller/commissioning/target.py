@@ -7,16 +7,20 @@ Either way it ends as the `DeviceConfig` that the gateway itself would run on, c
 that what works here works there.
 """
 
+import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
 from controller.config import ConfigError, GatewayConfig, devices, load_config
 from controller.gateway_config import (
     OPCUA_SCHEME,
+    PROFILE_ENDING,
     SUNSPEC,
     Device,
     DeviceConfig,
@@ -27,6 +31,9 @@ from protocols.profile import Profile, ProfileError, builtin_profiles, load_prof
 
 UNKNOWN: Final = ""  # profile of an OPC UA server that is only to be probed
 SCHEME_MARK: Final = "://"
+RATE_MAX_PER_S: Final = 50.0  # beyond that old serial gateways begin to drop
+EVERY_LEAST_S: Final = 0.1  # the wire of a slow device is not ours alone
+EVERY_MOST_S: Final = 3600.0
 BLOCK_SUFFIXES: Final = (".yaml", ".yml")
 EXAMPLES: Final = (
     "modbus+tcp://10.0.0.7, modbus+rtu:///dev/ttyUSB0?baud=19200&parity=E, opc.tcp://10.0.0.9:4840"
@@ -118,7 +125,24 @@ def by_name(path: Path, name: str) -> Target:
 
 
 def of_block(config: GatewayConfig, device: Device) -> Target:
+    shown(device.config.url)
     return Target(name=device.name, config=device.config, run_dir=config.run_dir)
+
+
+def shown(url: str) -> str:
+    """A URL that may be shown: screens, sheets, recordings and histories keep it. Raises ToolError."""
+    if "@" in url.partition("?")[0]:
+        raise ToolError(
+            "a user or a password in a URL would be on screens and sheets; name them in a block.yaml, as"
+            " `user` and `password_file` under `security`"
+        )
+    try:
+        (urlsplit(url).hostname or "").encode("idna")
+    except UnicodeError:
+        raise ToolError(f"{url!r}: that is no host; check its dots") from None
+    except ValueError as error:
+        raise ToolError(f"{url!r}: {error}") from None
+    return url
 
 
 def loaded(path: Path) -> GatewayConfig:
@@ -129,9 +153,44 @@ def loaded(path: Path) -> GatewayConfig:
         raise ToolError(str(error)) from error
 
 
+def in_block(profile: str) -> str:
+    """A profile as `--profile` names it, as block.yaml has to: its folder is another one."""
+    return str(Path(profile).absolute()) if profile.endswith(PROFILE_ENDING) else profile
+
+
+def quoted(text: str) -> str:
+    """As YAML takes it for a text, whatever a folder is called."""
+    return text if re.fullmatch(r"[\w./-]+", text) else json.dumps(text)
+
+
+def gap_s(rate_per_s: float) -> float:
+    """Rest between two questions, of `--rate`. Raises ToolError."""
+    if not 0.0 < rate_per_s <= RATE_MAX_PER_S:
+        raise ToolError(
+            f"--rate: {rate_per_s:g}; use more than 0, {RATE_MAX_PER_S:g} questions a second at most"
+        )
+    return 1.0 / rate_per_s
+
+
+def period_s(text: str) -> float:
+    """`--every`: `1s`, `0.5`, `200ms`, `2m`. Raises ToolError."""
+    for ending, factor in (("ms", 1e-3), ("s", 1.0), ("m", 60.0), ("", 1.0)):
+        if text.endswith(ending):
+            try:
+                value = float(text.removesuffix(ending)) * factor
+            except ValueError:
+                break
+            if EVERY_LEAST_S <= value <= EVERY_MOST_S:
+                return value
+            break
+    raise ToolError(
+        f"--every: {text!r} is no period; write 1s, 500ms or 2m, from {EVERY_LEAST_S:g} s to an hour"
+    )
+
+
 def _by_url(url: str, profile: str | None, unit: int, tls: Sequence[Path | None]) -> Target:
     ca, cert, key = tls
-    fields: dict[str, Any] = {"url": url, "unit": unit, "ca": ca, "cert": cert, "key": key}
+    fields: dict[str, Any] = {"url": shown(url), "unit": unit, "ca": ca, "cert": cert, "key": key}
     is_opcua = url.partition(SCHEME_MARK)[0] == OPCUA_SCHEME
     if is_opcua:
         fields["security"] = "none"  # a server that wants more is described in a block

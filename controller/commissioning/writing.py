@@ -10,7 +10,7 @@ block wants armed. Where a controller runs the block, it carries the write out: 
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -19,12 +19,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from controller.commissioning.shown import Shown, said, words_said
+from controller.commissioning.shown import Shown, number, said, wanted, words_said
 from controller.commissioning.shown import unit as unit_of
-from controller.commissioning.sources import ImageSource, ModbusSource, OpcuaSource, Source, opened
+from controller.commissioning.sources import ImageSource, ModbusSource, OpcuaSource, Source, holder, opened
 from controller.commissioning.target import Target, ToolError
 from controller.gateway_config import opcua_security
-from controller.image.model import Result
+from controller.image.model import Quality, Result
 from controller.views.command import carry_out, parsed
 from protocols import codec
 from protocols.codec import CodecError
@@ -35,12 +35,13 @@ from protocols.opcua import OpcUaDevice
 from protocols.opcua.fence import PeerError
 from protocols.opcua.values import UnfitError, variant
 from protocols.profile import Point, Profile, Setting
-from protocols.reading import DeviceError, Reading, Value, WriteRule, Written
+from protocols.reading import NOTHING_SENT, DeviceError, Reading, Value, WriteRule, Written
 
 CONNECT_WAIT_MAX_S: Final = 12.0  # a small OPC UA server that is busy with its keys
 WRITE_WAIT_MAX_S: Final = 5.0
 LEAVE_WAIT_MAX_S: Final = 1.0
 POLL_S: Final = 1.0
+SWITCH: Final = frozenset((0, 1))  # states of what can be told on and off, whatever they are called
 WORDS: Final = {"on": 1.0, "true": 1.0, "off": 0.0, "false": 0.0}
 
 
@@ -78,6 +79,11 @@ class Plan:
 
 async def plan(target: Target, name: str, text: str) -> Plan:
     """Judge the write and look at the point. Sends no write. Raises DeviceError or ToolError."""
+    if held := await holder(target):
+        raise ToolError(
+            f"{target.name}: the controller of this host holds it, as {held}, and would write against you;"
+            f" let it do the write: powerblock write BLOCK.yaml {held} {name} {text}"
+        )
     source = await opened(target)
     try:
         point = _point(source, target, name)
@@ -86,8 +92,9 @@ async def plan(target: Target, name: str, text: str) -> Plan:
         if source.stranger:
             raise DeviceError(f"{source.stranger}; nothing would be sent")
         now = (await source.take([point]))[name] if point.readable else None
+        _demand_there(source, now)
         sends = await _sends(source, target, point, value)
-        notes = tuple(_notes(source, target, point))
+        notes = (*_rounded(source, point, value), *_notes(source, target, point))
     finally:
         await source.close()
     return Plan(
@@ -99,6 +106,16 @@ async def plan(target: Target, name: str, text: str) -> Plan:
         now=now,
         sends=sends,
         notes=notes,
+    )
+
+
+def _demand_there(source: Source, now: Shown | None) -> None:
+    """Raises DeviceError for a point that cannot even be read: another device is easily told what to do."""
+    if not isinstance(source, ModbusSource) or now is None or now.quality is not Quality.BAD or now.raw:
+        return
+    raise DeviceError(
+        f"{now.point.name}: cannot be read: {now.why}; is it the device of profile {source.profile.name}?"
+        f" {NOTHING_SENT}"
     )
 
 
@@ -116,17 +133,18 @@ def _point(source: Source, target: Target, name: str) -> Point:
 
 def value_of(point: Point, text: str) -> float:
     """A number in the point's unit, the name of a state, on or off. Raises ToolError."""
-    states = {state: float(number) for number, state in point.enum.items()}
+    states = {state.lower(): float(number) for number, state in point.enum.items()}
     word = text.strip().lower()
-    if text in states:
-        return states[text]
-    if point.unit == "bool" and word in WORDS:
+    if word in states:
+        return states[word]
+    if word in WORDS and (point.unit == "bool" or point.enum.keys() == SWITCH) and not states.keys() & WORDS:
         return WORDS[word]
     try:
         return float(text)
     except ValueError:
-        wanted = ", ".join(states) or ("on or off" if point.unit == "bool" else f"a number in {point.unit}")
-        raise ToolError(f"{point.name}: {text!r} is no value; use {wanted}") from None
+        rest = "on or off" if point.unit == "bool" else f"a number in {point.unit}"
+        use = ", ".join(point.enum.values()) or rest
+        raise ToolError(f"{point.name}: {text!r} is no value; use {use}") from None
 
 
 def permitted(target: Target, point: Point, value: float) -> None:
@@ -198,7 +216,7 @@ async def _modbus_send(source: ModbusSource, target: Target, point: Point, value
     framing = Rtu() if source.talk.transport.rtu else Mbap()
     frame = framing.ask(target.config.unit, question)
     what = (
-        f"{point.name} = {value:g}: function {question.pdu[0]}, {point.table} {point.address},"
+        f"{point.name} = {said(point, value)}: function {question.pdu[0]}, {point.table} {point.address},"
         f" {words_said(words)}"
     )
     return what, frame.hex(" ")
@@ -233,6 +251,14 @@ async def _opcua_send(source: OpcuaSource, point: Point, value: float) -> tuple[
     return f"write {point.node}", f"{made.VariantType.name} {made.Value}"
 
 
+def _rounded(source: Source, point: Point, value: float) -> Iterator[str]:
+    """Of a value between two steps of the register."""
+    if isinstance(source, ModbusSource) and not (point.scale_factor or point.mask):
+        carried = codec.decode(point, codec.encode(point, value))
+        if isinstance(carried, float | int) and number(carried) != number(value):
+            yield f"the register has no {value:g}: it will say {number(carried)} {unit_of(point)}".rstrip()
+
+
 def _notes(source: Source, target: Target, point: Point) -> list[str]:
     notes = []
     profile = None if isinstance(source, ImageSource) else getattr(source, "profile", None)
@@ -243,15 +269,18 @@ def _notes(source: Source, target: Target, point: Point) -> list[str]:
         elif profile.control.heartbeat is not None:
             notes.append("the device falls back by itself once its heartbeat rests after this")
         elif profile.control.release:
-            undone = ", ".join(f"{one.point} = {one.value:g}" for one in profile.control.release)
+            undone = ", ".join(
+                f"{one.point} = {said(profile.points[one.point], one.value)}"
+                for one in profile.control.release
+            )
             notes.append(f"it stays armed after this; what would release it: {undone}")
-        notes += [f"it needs {one.point} to be {one.wanted}" for one in profile.control.requires]
+        notes += [f"it needs {one.point} to be {wanted(profile, one)}" for one in profile.control.requires]
     if not (point.readable and point.read_back):
         notes.append("it cannot be read back: the device's acknowledgement is all there will be")
     if profile is not None and profile.write_gap_s:
         notes.append(f"the device bears one write per {profile.write_gap_s:g} s")
     if target.run_dir is None:
-        notes.append("nobody knows here whether a gateway holds this device; stop it first")
+        notes.append("whether a gateway elsewhere holds this device is not known here; stop it first")
     return notes
 
 
@@ -360,10 +389,9 @@ async def _left(running: asyncio.Task[None]) -> None:
 def render(made: Plan, written: Written | None) -> RenderableType:
     table = Table.grid(padding=(0, 2))
     unit = unit_of(made.point)
-    now = "cannot be read" if made.now is None else f"{made.now.said or made.now.why} {unit}".strip()
     table.add_row(Text("device"), Text(f"{made.target.name}  {made.where}"))
     table.add_row(Text("point"), Text(f"{made.point.name}  {made.point.title}"))
-    table.add_row(Text("before" if written is not None else "now"), Text(now))
+    table.add_row(Text("before" if written is not None else "now"), Text(_now(made.now, unit)))
     table.add_row(Text("wanted"), Text(f"{said(made.point, made.value)} {unit}".strip(), style="bold"))
     for what, frame in made.sends:
         table.add_row(Text("sent" if written is not None else "would send"), Text(what))
@@ -377,6 +405,14 @@ def render(made: Plan, written: Written | None) -> RenderableType:
         Text("") if written is not None else Text("nothing was sent; add --confirm to send it", style="bold")
     )
     return Group(table, last)
+
+
+def _now(now: Shown | None, unit: str) -> str:
+    if now is None:
+        return "a command: cannot be read"
+    if not now.came:
+        return f"cannot be read: {now.why}"
+    return f"{now.came} {unit}".rstrip() + (f"  ({now.why})" if now.why else "")
 
 
 def written_as_json(made: Plan, written: Written | None) -> dict[str, Any]:

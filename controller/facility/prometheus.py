@@ -27,6 +27,7 @@ import re
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
+from functools import partial
 from typing import Final, NamedTuple
 
 import msgspec
@@ -34,6 +35,7 @@ from aiohttp import web
 
 from controller.clock import now_s
 from controller.facility.config import PrometheusConfig
+from controller.facility.door import Door
 from controller.image.feed import ImageFeed
 from controller.image.image import GroupCells
 from controller.image.model import Group, Point, Quality
@@ -42,6 +44,7 @@ PREFIX: Final = "powerblock"
 BLOCK, SHED_STEPS = "block", "shed_steps"  # group and point whose text tells how long calls took
 CHUNK: Final = 200  # points in one turn of the loop: half a millisecond
 SCRAPES_MAX: Final = 4  # at a time; each holds its text in memory
+CONNECTIONS_MAX: Final = 32  # the oldest makes room: descriptors are those of every other way out, too
 CLOSE_WAIT_S: Final = 1.0
 
 OTHERS: Final = (  # name, help and unit of what is told of every point besides its value
@@ -177,20 +180,31 @@ class Prometheus:
         self._info: list[str] = []
         self._scrapes = asyncio.Semaphore(SCRAPES_MAX)
         self.port = config.port
+        self._door = Door("facility.prometheus", config.host, config.port)
         self._shape()
         feed.on_shape.append(self._shape)
 
+    @property
+    def fault(self) -> str:
+        """Why nobody can scrape; "": one can."""
+        return self._door.fault
+
     async def run(self) -> None:
-        """Serve for ever. Raises OSError when the address is not to be had."""
+        """Serve for ever, as soon as the port is to be had."""
+        await self._door.is_free()
         app = web.Application()
         app.router.add_get("/metrics", self._answer)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=CLOSE_WAIT_S)
         await runner.setup()
         try:
-            site = web.TCPSite(runner, self._config.host, self._config.port)
-            await site.start()
-            self.port = runner.addresses[0][1]
-            await asyncio.get_running_loop().create_future()
+            assert runner.server is not None  # since setup
+            host, port = self._config.host, self._config.port
+            let_in = partial(_let_in, runner.server)
+            loop = asyncio.get_running_loop()
+            door = await loop.create_server(let_in, host, port, backlog=CONNECTIONS_MAX)
+            self.port = door.sockets[0].getsockname()[1]
+            async with door:
+                await loop.create_future()
         finally:
             await runner.cleanup()
 
@@ -316,6 +330,14 @@ def _histogram(name: str, labels: Mapping[str, str], lengths: Lengths) -> Iterat
         yield f"{name}_bucket{_labelled({**labels, 'le': end})} {count}\n"
     yield f"{name}_sum{_labelled(labels)} {lengths.sum_s:.12g}\n"
     yield f"{name}_count{_labelled(labels)} {sum(lengths.counts)}\n"
+
+
+def _let_in(server: web.Server) -> asyncio.Protocol:
+    """One more connection."""
+    there = [one for one in server.connections if one.transport is not None]
+    if len(there) >= CONNECTIONS_MAX:
+        there[0].force_close()
+    return server()
 
 
 def _lines(

@@ -1,7 +1,8 @@
 """`powerblock serve`: the life of the facility server.
 
-It starts whatever the configuration names and feeds it from one mirror of the controller's image. A fault of
-one server ends the process, and the service manager starts a new one; the controller does not notice.
+It starts whatever the configuration names and feeds it from one mirror of the controller's image. A port that
+cannot be had costs its own server alone, which tries again. Any other fault of one server ends the process,
+and the service manager starts a new one; the controller does not notice.
 
 Servers are imported only where they are configured: each brings a library of its own.
 """
@@ -12,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from importlib import metadata
-from itertools import islice
+from itertools import accumulate
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -23,16 +24,17 @@ from controller.clock import now_s
 from controller.commands import SAY
 from controller.config import BlockConfig, ConfigError, GatewayConfig, load_config
 from controller.endless import RELOAD, Life, ending, run_and_leave
+from controller.facility.files import READ, unusable
 from controller.image.feed import ImageFeed
 from controller.image.model import WORDS_MAX, Command, Role
-from controller.image.wire import SOCKET_NAME
+from controller.image.wire import COMMAND_MAX_BYTES, SOCKET_NAME
 from controller.notify import notify
 from controller.reload import is_sound
 
 WATCHDOG_S: Final = 1.0
 
 SAY_S: Final = 2.0
-FLAGS_MAX: Final = 32
+SAY_MAX_BYTES: Final = COMMAND_MAX_BYTES // 2  # with room for what msgpack and the command put around it
 FACILITY: Final = Command(verb=SAY, by="serve", role=Role.OBSERVE, via="serve")
 
 
@@ -64,11 +66,15 @@ async def run(config: GatewayConfig | BlockConfig, path: Path) -> int:
     life = Life()
     life.end_on_signals()
     life.reload_on_signal(partial(is_sound, path))
+    if wrong := list(unusable(config.facility, config.block)):
+        return _refused("\n".join(f"{path.name}: {sentence}" for sentence in wrong))
     feed = ImageFeed(config.run_dir / SOCKET_NAME)
     try:
         servers = {name: made for name, make in SERVERS.items() if (made := make(config, feed)) is not None}
     except ValueError as error:  # of configuration, keys, brokers: each says which
         return _refused(error)
+    except OSError as error:  # of folders that are made
+        return _refused(f"{error.filename}: {error.strerror}; {READ}")
     if not servers:
         return _refused("facility: nothing to serve; name opcua, modbus, bms, prometheus or mirror")
     log.info("start", block=config.block, serves=", ".join(servers))
@@ -85,7 +91,7 @@ async def run(config: GatewayConfig | BlockConfig, path: Path) -> int:
 def _opcua(config: GatewayConfig, feed: ImageFeed) -> Server | None:
     if config.facility.opcua is None:
         return None
-    from controller.facility.opcua import OpcUaFacility
+    from controller.facility.opcua.server import OpcUaFacility
 
     return OpcUaFacility(config.facility.opcua, feed, block=config.block, state_dir=_state_dir(config))
 
@@ -93,7 +99,7 @@ def _opcua(config: GatewayConfig, feed: ImageFeed) -> Server | None:
 def _modbus(config: GatewayConfig, feed: ImageFeed) -> Server | None:
     if config.facility.modbus is None:
         return None
-    from controller.facility.modbus import ModbusFacility
+    from controller.facility.modbus.server import ModbusFacility
 
     return ModbusFacility(
         config.facility.modbus,
@@ -107,7 +113,7 @@ def _modbus(config: GatewayConfig, feed: ImageFeed) -> Server | None:
 def _bms(config: GatewayConfig, feed: ImageFeed) -> Server | None:
     if config.facility.bms is None:
         return None
-    from controller.facility.bms import BmsPublisher
+    from controller.facility.dsx_bms.publisher import BmsPublisher
 
     return BmsPublisher(config.facility.bms, feed, block=config.block, state_dir=_state_dir(config))
 
@@ -123,7 +129,7 @@ def _prometheus(config: GatewayConfig, feed: ImageFeed) -> Server | None:
 def _mirror(config: GatewayConfig, feed: ImageFeed) -> Server | None:
     if config.facility.mirror is None:
         return None
-    from controller.facility.mirror import Mirror
+    from controller.facility.mirror.publisher import Mirror
 
     return Mirror(config.facility.mirror, feed, block=config.block, state_dir=_state_dir(config))
 
@@ -156,18 +162,32 @@ async def _say(feed: ImageFeed, servers: Mapping[str, Server]) -> None:
     while True:
         await asyncio.sleep(SAY_S)
         if feed.alive:
-            wrong = {key[:WORDS_MAX]: text[:WORDS_MAX] for key, text in _wrong(servers)}
-            await feed.command(msgspec.structs.replace(FACILITY, arguments=wrong))
+            await feed.command(msgspec.structs.replace(FACILITY, arguments=said(servers)))
 
 
-def _wrong(servers: Mapping[str, Server]) -> Iterator[tuple[str, str]]:
-    """By key and text, bounded."""
+def said(servers: Mapping[str, Server]) -> dict[str, float | bool | str | None]:
+    """What is wrong, by key: a fault of each server, then their flags; what finds no room is counted."""
+    found = [(key[:WORDS_MAX], text[:WORDS_MAX]) for key, text in (*_faults(servers), *_flags(servers))]
+    sizes_bytes = accumulate(len(key.encode()) + len(text.encode()) for key, text in found)
+    fitting = sum(size_bytes <= SAY_MAX_BYTES for size_bytes in sizes_bytes)
+    more = len(found) - fitting
+    return {
+        **dict(found[:fitting]),
+        **({"more": f"{more} more; `served` alarms show the first"} if more else {}),
+    }
+
+
+def _faults(servers: Mapping[str, Server]) -> Iterator[tuple[str, str]]:
     for name, server in servers.items():
         fault = getattr(server, "fault", "")
         if fault:
             yield name, fault
+
+
+def _flags(servers: Mapping[str, Server]) -> Iterator[tuple[str, str]]:
+    for server in servers.values():
         flags: Callable[[], Iterable[tuple[str, str]]] = getattr(server, "flags", tuple)
-        yield from islice(flags(), FLAGS_MAX)
+        yield from flags()
 
 
 def _refused(error: Exception | str) -> int:

@@ -10,7 +10,8 @@ lost is answered here, and says so honestly: it may have been carried out or not
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from itertools import count
 from pathlib import Path
 from typing import Final
@@ -24,6 +25,7 @@ from controller.image.model import AlarmView, Command, Group, Outcome, Result
 from protocols.reading import retry_delay_s
 
 SILENT_S: Final = 2.0  # four pulses
+HEARD_WAIT_S: Final = 2.0  # for a controller that runs
 OUTCOME_WAIT_S: Final = 6.0  # a write to a slow device, its read-back, and its place in the line
 MIRROR_BUFFER_BYTES: Final = 256 * 1024
 
@@ -91,7 +93,10 @@ class ImageFeed:
             return Outcome(result=Result.REJECTED, reason="the controller is not heard; nothing was sent")
         number = next(self._ids)
         answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        frame = wire.packed(msgspec.structs.replace(command, id=number))
+        try:
+            frame = wire.sendable(msgspec.structs.replace(command, id=number))
+        except wire.WireError as error:
+            return Outcome(id=command.id, result=Result.REJECTED, reason=f"{error}; nothing was sent")
         self._waiting[number] = answer
         writer.write(frame)
         try:
@@ -174,3 +179,18 @@ class ImageFeed:
         self.alive = alive
         for tell in self.on_alive:
             tell()
+
+
+@asynccontextmanager
+async def heard(path: Path) -> AsyncIterator[ImageFeed]:
+    """A filled mirror, for one look or one command. Raises TimeoutError when no controller is heard."""
+    feed, alive = ImageFeed(path), asyncio.Event()
+    feed.on_alive.append(alive.set)
+    running = asyncio.create_task(feed.run(), name="mirror")
+    try:
+        async with asyncio.timeout(HEARD_WAIT_S):
+            await alive.wait()
+        yield feed
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)

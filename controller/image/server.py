@@ -171,8 +171,10 @@ class ImageServer:
                 self._take(listener, wire.command(body))
                 await asyncio.sleep(COMMAND_GAP_S)
                 await writer.drain()  # who does not read his answers is not heard either
-        except (wire.WireError, OSError) as error:
+        except wire.WireError as error:
             log.warning("image: connection closed", why=str(error))
+        except OSError as error:  # a tool that leaves in the middle is no news
+            log.debug("image: connection lost", why=str(error))
         except asyncio.CancelledError:
             pass  # the process ends, and this task with it; streams of Python 3.11 would log it as an error
         finally:

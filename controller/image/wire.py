@@ -86,6 +86,15 @@ def packed(frame: Frame | Command) -> bytes:
     return len(body).to_bytes(HEAD_BYTES, "big") + body
 
 
+def sendable(command: Command) -> bytes:
+    """Its frame. Raises WireError for one over which the controller would end the whole connection."""
+    made = packed(command)
+    if len(made) - HEAD_BYTES > COMMAND_MAX_BYTES:
+        raise WireError(f"too long: {len(made) - HEAD_BYTES} bytes, {COMMAND_MAX_BYTES} at most")
+    _decoded(_commands, made[HEAD_BYTES:])
+    return made
+
+
 def frame(body: bytes) -> Frame:
     """Raises WireError."""
     return _decoded(_frames, body)

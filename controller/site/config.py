@@ -19,7 +19,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from controller.agent.config import MqttConfig, TopicName
+from controller.agent.config import File, MqttConfig, TopicName
 from protocols.dsx_flex.topics import AGENT_SPELLINGS
 
 SOURCES_MAX: Final = 8
@@ -166,9 +166,9 @@ class OpenAdrVtnConfig(SourceConfig):
     resources: Annotated[tuple[str, ...], Field(max_length=16)] = ()
     token_url: str | None = None
     scope: str | None = None
-    ca: str | None = None
-    cert: str | None = None
-    key: str | None = None
+    ca: File | None = None
+    cert: File | None = None
+    key: File | None = None
     plain: bool = False  # http:// and mqtt://: laboratories only
     poll_s: Annotated[float, Field(ge=1, le=3600)] = 20.0
     heartbeat_timeout_s: Timeout | None = 60.0

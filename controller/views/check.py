@@ -19,9 +19,9 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from controller.agent.config import MqttConfig
 from controller.config import BlockConfig, InletConfig, NodeEntry, RackConfig, settings_of
 from controller.core.model import Settings, ShedLevel
+from controller.facility.files import CREDENTIALS, link
 from controller.site.config import DsxFlexConfig, OpenAdrVtnConfig, RampConfig, Source
 from controller.site.keys import key_files, signer_file
 from controller.site.openadr import ven_settings
@@ -29,10 +29,9 @@ from controller.site.policy import ACTS, policy_of
 from controller.views import check_gateway
 from controller.views.figures import kw, percent, span
 from controller.yaml_config import ConfigError
-from protocols.mqtt import MqttConfigError, MqttLink
+from protocols.mqtt import MqttConfigError
 
 KW: Final = 1000.0
-CREDENTIALS: Final = Path("/run/credentials")
 MQTT_FILES: Final = ("password_file", "ca", "cert", "key")
 SOURCE_FILES: Final = ("client_secret_file", "signing_key", "ca", "cert", "key")
 ALIKE_W: Final = 1.0  # inlets that differ by less are equally tight
@@ -148,6 +147,7 @@ def warnings(config: BlockConfig, found: BlockFacts) -> Iterator[str]:
     yield from _device_warnings(config)
     yield from _source_warnings(config)
     yield from _shed_warnings(config, found)
+    yield from check_gateway.warnings(config)
 
 
 def _block_warnings(config: BlockConfig, found: BlockFacts) -> Iterator[str]:
@@ -230,11 +230,11 @@ def unfit(config: BlockConfig) -> Iterator[str]:
 
 def _trials(config: BlockConfig) -> Iterator[Callable[[], object]]:
     """What the controller makes of them first: connections not yet connected, key sets, a VEN's settings."""
-    yield partial(_link, config.mqtt)
+    yield partial(link, config.mqtt, "check")
     for source in config.site.sources:
         mqtt = getattr(source, "mqtt", None)
         if mqtt is not None:
-            yield partial(_link, mqtt)
+            yield partial(link, mqtt, "check")
         if isinstance(source, DsxFlexConfig):
             where = f"site.sources: {source.name}"
             yield partial(key_files, f"{where}: publishers", source.publishers)
@@ -242,17 +242,6 @@ def _trials(config: BlockConfig) -> Iterator[Callable[[], object]]:
             yield partial(signer_file, f"{where}: signing_key", source.signing_key, source.signing_kid)
         if isinstance(source, OpenAdrVtnConfig):
             yield partial(ven_settings, source)
-
-
-def _link(mqtt: MqttConfig) -> MqttLink:
-    return MqttLink(
-        mqtt.url,
-        client_id="check",
-        on_message=lambda *_: None,
-        username=mqtt.username,
-        password=mqtt.password(),
-        tls=mqtt.tls(),
-    )
 
 
 def _files(config: BlockConfig) -> Iterator[tuple[str, Path]]:
@@ -324,16 +313,14 @@ def as_json(config: BlockConfig) -> dict[str, Any]:
         "config": config.model_dump(mode="json"),
         "facts": asdict(found),
         "warnings": list(warnings(config, found)),
+        **check_gateway.facility_json(config),
     }
 
 
 def render(config: BlockConfig) -> RenderableType:
     found = facts(config)
     parts: list[RenderableType] = [_tree(config, found), Text(), _powers(found), _times(config, found)]
-    for sentence in warnings(config, found):
-        line = Table.grid(padding=(0, 1))
-        line.add_row(Text("!", style="bold yellow"), sentence)
-        parts.append(line)
+    parts += map(check_gateway.warning, warnings(config, found))
     return Group(*parts)
 
 

@@ -4,21 +4,24 @@ The list is for whoever signs for the installation: every address, every point t
 far, and every door that is open to others.
 """
 
+import getpass
 import ipaddress
+import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Final
 
 from pydantic import BaseModel
 from rich.console import Group, RenderableType
+from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
 from controller.config import BlockConfig, GatewayConfig, devices
+from controller.facility.files import unreadable, unusable
 from controller.gateway_config import SUNSPEC, Device, profile_of
+from controller.views import check_bms
 
 DEVICES_SHOWN_MAX: Final = 100
-CREDENTIALS: Final = Path("/run/credentials")
 
 
 def branches(config: GatewayConfig | BlockConfig) -> Iterator[Tree]:
@@ -33,7 +36,9 @@ def branches(config: GatewayConfig | BlockConfig) -> Iterator[Tree]:
     served = Tree(Text("served by `powerblock serve`"), guide_style="dim")
     for name, server in config.facility:
         if server is not None:
-            served.add(_server(name, server))
+            branch = served.add(_server(name, server))
+            for part in check_bms.branches(config) if name == "bms" else ():
+                branch.add(part)
     if not served.children:
         served.add(Text("nothing", style="dim"))
     yield served
@@ -44,32 +49,47 @@ def render(config: GatewayConfig) -> RenderableType:
     tree = Tree(Text.assemble((config.block, "bold"), "  a gateway without GPUs"), guide_style="dim")
     for branch in branches(config):
         tree.add(branch)
-    return Group(tree)
+    return Group(tree, *map(warning, warnings(config)))
+
+
+def warning(sentence: str) -> Table:
+    """One line, or more with an indent."""
+    line = Table.grid(padding=(0, 1))
+    line.add_row(Text("!", style="bold yellow"), sentence)
+    return line
 
 
 def as_json(config: GatewayConfig) -> dict[str, Any]:
-    return {"block": config.block, "config": config.model_dump(mode="json")}
+    return {
+        "block": config.block,
+        "config": config.model_dump(mode="json"),
+        "warnings": list(warnings(config)),
+        **facility_json(config),
+    }
+
+
+def facility_json(config: GatewayConfig | BlockConfig) -> dict[str, Any]:
+    """What the bus is told, for programs; nothing where there is no bus."""
+    return {} if config.facility.bms is None else {"bms": check_bms.as_json(config)}
 
 
 def unfit(config: GatewayConfig | BlockConfig) -> Iterator[str]:
-    """Files that are named and cannot be read by this user, on this machine."""
+    """What controller and facility server would refuse or complain of, for this user on this machine."""
     for device in devices(config):
-        yield from _unreadable(device.where, device.config)
-    for name, server in config.facility:
-        if server is not None:
-            yield from _unreadable(f"facility.{name}", server)
+        yield from unreadable(device.where, device.config)
+    yield from unusable(config.facility, config.block)
+    if config.facility.bms is not None:
+        yield from check_bms.mistakes(config)
 
 
-def _unreadable(where: str, settings: BaseModel) -> Iterator[str]:
-    for name, value in settings:
-        if isinstance(value, BaseModel):
-            yield from _unreadable(f"{where}.{name}", value)
-        elif isinstance(value, Path) and not value.is_relative_to(CREDENTIALS):
-            try:
-                if not value.is_dir():
-                    value.open("rb").close()
-            except OSError as error:
-                yield f"{where}.{name}: {value}: {error.strerror}; check the path and its permissions"
+def warnings(config: GatewayConfig | BlockConfig) -> Iterator[str]:
+    """Folders that this user could not write; the service's user may be another one."""
+    for name, folder in (("state_dir", config.state_dir), ("run_dir", config.run_dir)):
+        there = next(path for path in (folder, *folder.parents) if os.access(path, os.F_OK))
+        if not there.is_dir():
+            yield f"{name}: {there} is no folder; choose another {name}"
+        elif not os.access(there, os.W_OK | os.X_OK):
+            yield f"{name}: {there} cannot be written by {getpass.getuser()}; whoever runs the service must"
 
 
 def _device(tree: Tree, device: Device) -> None:
@@ -99,8 +119,16 @@ def _server(name: str, server: BaseModel) -> Text:
     said = Text.assemble((name, "bold"))
     if host is not None:
         said.append(f"  {host}:{port}")
-        if not ipaddress.ip_address(host).is_loopback:
+        if not _is_loopback(host):
             said.append("  open to other hosts", style="yellow")
     if mqtt is not None:
         said.append(f"  {mqtt.url}")
     return said
+
+
+def _is_loopback(host: str) -> bool:
+    """A name is judged by itself: what it leads to may change."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -3,63 +3,81 @@
 Commands from here count in LOCAL as well. Who may is the socket's business: its owner and group.
 """
 
-import asyncio
 import getpass
+import re
+import socket
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, get_args, get_origin
+
+import msgspec
 
 from controller.commands import VERBS
-from controller.image.feed import ImageFeed
+from controller.image.feed import heard
 from controller.image.model import Command, Outcome, Result, Role
 from controller.image.wire import SOCKET_NAME
 
-HEARD_WAIT_S: Final = 2.0
+TYPES: Final = {"float": "a number", "int": "a whole number", "str": "a text"}
 
 
 class CommandError(ValueError):
-    """No such verb, or arguments that are none."""
+    """No such verb, or arguments that are none; or the way to the controller is closed to this user."""
 
 
 def parsed(verb: str, arguments: list[str]) -> Command:
     """`name=value` words as a command. Raises CommandError."""
     if verb not in VERBS:
         raise CommandError(f"no verb {verb!r}; one of {', '.join(VERBS)}")
-    known = VERBS[verb].arguments.__struct_fields__
+    known = {field.name: field for field in msgspec.structs.fields(VERBS[verb].arguments)}
     said: dict[str, float | bool | str | None] = {}
     for word in arguments:
-        name, equals, value = word.partition("=")
+        name, equals, text = word.partition("=")
         if not equals or name not in known:
             wanted = ", ".join(f"{one}=…" for one in known) or "none"
             raise CommandError(f"{word!r} is no argument of {verb}; it takes {wanted}")
-        said[name] = _value(value)
+        said[name] = _value(known[name], text)
+    for field in known.values():
+        if field.required and field.name not in said:
+            raise CommandError(f"{verb}: {field.name}=… is missing; add it")
     return Command(
         verb=verb, arguments=said, by=getpass.getuser(), role=Role.ENGINEER, via="panel", local=True
     )
 
 
-def _value(text: str) -> float | str:
+def _value(field: msgspec.structs.FieldInfo, text: str) -> float | str | None:
+    """Raises CommandError for what the controller would not understand: a slip is no refusal."""
+    words = get_args(field.type) if get_origin(field.type) is Literal else ()
+    if words and text not in words:
+        raise CommandError(f"{field.name}: {text!r} is none of {', '.join(words)}")
     try:
-        number = float(text)
-    except ValueError:
-        return text
-    return int(number) if number.is_integer() else number
+        value: float | str | None = msgspec.convert(text, field.type, strict=False)
+    except msgspec.ValidationError as error:
+        why = re.sub(r"`(\w+)[^`]*`", lambda said: TYPES[said[1]], str(error).partition(", got")[0].lower())
+        raise CommandError(f"{field.name}: {why} (here: {text})") from None
+    return value
 
 
 async def carry_out(run_dir: Path, command: Command) -> Outcome:
-    """Have it done by the controller that runs there."""
-    feed, heard = ImageFeed(run_dir / SOCKET_NAME), asyncio.Event()
-    feed.on_alive.append(heard.set)
-    running = asyncio.create_task(feed.run())
+    """Have it done by the controller that runs there. Raises CommandError where this user may not ask it."""
+    _require_open(run_dir / SOCKET_NAME)
     try:
-        async with asyncio.timeout(HEARD_WAIT_S):
-            await heard.wait()
-        return await feed.command(command)
+        async with heard(run_dir / SOCKET_NAME) as feed:
+            return await feed.command(command)
     except TimeoutError:
-        reason = f"no controller at {run_dir / SOCKET_NAME}: does it run, and may you open the socket?"
+        reason = f"no controller at {run_dir / SOCKET_NAME}: does it run, and is this its run_dir?"
         return Outcome(result=Result.REJECTED, reason=reason)
-    finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
+
+
+def _require_open(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(path))
+        except PermissionError:
+            raise CommandError(
+                f"{path}: permission denied: run this as root or as a user of the controller's group"
+            ) from None
+        except OSError:
+            return  # nobody there, which is said by whoever asks
 
 
 def as_json(outcome: Outcome) -> dict[str, Any]:

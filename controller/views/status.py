@@ -46,11 +46,13 @@ class Seen:
     fault: str  # empty: written just now by a running controller
 
 
-def look(path: Path, now_utc_s: float) -> Seen:
+def look(path: Path, now_utc_s: float, *, guessed: bool = False) -> Seen:
+    """The file at `path`; `guessed`: no configuration said that it is there."""
     try:
         told = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
     except FileNotFoundError:
-        return Seen({}, None, f"controller not running: {path} does not exist")
+        hint = "; is its run_dir another? powerblock status block.yaml" if guessed else ""
+        return Seen({}, None, f"controller not running: {path} does not exist{hint}")
     except OSError as error:
         return Seen({}, None, f"{path}: {error.strerror}; run this as a user of the controller's group")
     except msgspec.DecodeError as error:
@@ -225,7 +227,8 @@ def _links(told: dict[str, Any]) -> Table:
     table = _table(("links", "left"), ("", "left"))
     down = [link for link in told["links"] if not link["up"]]
     for link in down[:ROWS_MAX]:
-        table.add_row(link["name"], Text.assemble(("down ", "bold red"), link["fault"]))
+        how = ("in doubt ", "bold yellow") if link.get("in_doubt") else ("down ", "bold red")
+        table.add_row(link["name"], Text.assemble(how, link["fault"]))
     up = [link["name"] + _age(link) for link in told["links"] if link["up"]]
     rest = f" and {len(up) - ROWS_MAX} more" if len(up) > ROWS_MAX else ""
     if up:

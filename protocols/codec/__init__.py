@@ -26,6 +26,7 @@ from protocols.codec.point import (
     decode,
     encode,
     from_raw,
+    is_absent,
     to_raw,
     width,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "decode",
     "encode",
     "from_raw",
+    "is_absent",
     "to_raw",
     "width",
 ]

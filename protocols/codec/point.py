@@ -67,6 +67,19 @@ def decode(point: "Point", registers: Sequence[int], known: Mapping[str, Value] 
     return from_raw(point, raw, known)
 
 
+def is_absent(point: "Point", registers: Sequence[int]) -> bool:
+    """Whether the device says that it has no such value: a mark, a text without characters, a float NaN.
+
+    That is how SunSpec says "not implemented". Raises CodecError as `decode` does.
+    """
+    pattern = _pattern(point, registers)
+    if point.type == "string":
+        return not pattern.strip(b"\0 ")
+    if point.type in FLOATS and math.isnan(struct.unpack(f">{TYPES[point.type][1]}", pattern)[0]):
+        return True
+    return int.from_bytes(pattern, "big") in point.sentinels
+
+
 def encode(
     point: "Point",
     value: float | str,
@@ -91,7 +104,7 @@ def encode(
     if point.type == "bool":
         return [int(bool(raw))]
     if point.mask:
-        return _words(point, _masked(point, raw, onto))
+        return _words(point, _masked(point, raw, known, onto))
     pattern = _nearest(point, raw, known)
     if int.from_bytes(pattern, "big") in point.sentinels:
         raise CodecError(f"{point.name}: {value} {point.unit} is the device's mark for 'not present'")
@@ -188,14 +201,19 @@ def _float_steps(point: "Point", raw: float) -> Iterator[bytes]:
     yield struct.pack(f">{pattern_code}", middle + 1)
 
 
-def _masked(point: "Point", raw: float, onto: Sequence[int] | None) -> bytes:
+def _masked(point: "Point", raw: float, known: Mapping[str, Value], onto: Sequence[int] | None) -> bytes:
     if onto is None:
         raise CodecError(f"{point.name}: shares its register with other points; read it, then write onto it")
-    field = round(raw) << lowest_bit(point.mask) if math.isfinite(raw) else -1
+    steps = (round(raw), math.floor(raw), math.ceil(raw)) if math.isfinite(raw) else ()
+    step = next((step for step in steps if from_raw(point, step, known) is not None), -1)
+    field = step << lowest_bit(point.mask) if step >= 0 else -1
     if field < 0 or field & ~point.mask:
         raise CodecError(f"{point.name}: {raw:g} does not fit the mask {point.mask:#x}")
     before = int.from_bytes(_pattern(point, onto), "big")
-    return (before & ~point.mask | field).to_bytes(2 * width(point), "big")
+    after = before & ~point.mask | field
+    if not {before, after}.isdisjoint(point.sentinels):
+        raise CodecError(f"{point.name}: its register is, or would become, the mark for 'not present'")
+    return after.to_bytes(2 * width(point), "big")
 
 
 # ---- scale and text ----

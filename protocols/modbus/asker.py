@@ -71,7 +71,7 @@ class Asker:
             if self._gap_s:
                 self._rest_until_s = loop_s() + self._gap_s
         station.owed.clear()  # devices answer in order: nothing older is on its way
-        self.silences, self.answered, station.heard = 0, True, True
+        self.silences, self.answered, station.heard, station.heard_s = 0, True, True, loop_s()
         return answer
 
     async def _rest(self, station: Station) -> None:

@@ -9,9 +9,11 @@ device acknowledges and what it does are two things.
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 from protocols import codec
+from protocols.control import RETRY_S
 from protocols.modbus.asker import Asker, loop_s
 from protocols.modbus.orders import Order, Orders
 from protocols.modbus.questions import LostError, SilentError, write_question
@@ -47,16 +49,13 @@ class Commands:
         self._asker, self._stations = asker, stations
         self._wake, self._introduce, self._fell_silent = wake, introduce, fell_silent
         self._orders = Orders()
-
-    def __bool__(self) -> bool:
-        return bool(self._orders)
+        self._under_way: Order | None = None
 
     @property
     def due_s(self) -> float:
         """When the next order may go or the next upkeep is due."""
         kept = self._kept()
-        upkeep_s = kept.upkeep.due_s if kept is not None and kept.upkeep is not None else math.inf
-        return min(self._orders.due_s, upkeep_s)
+        return min(self._orders.due_s, math.inf if kept is None else _upkeep_due_s(kept))
 
     def fail_all(self, why: str) -> None:
         self._orders.fail_all(why)
@@ -79,7 +78,12 @@ class Commands:
 
     async def release(self, station: Station, wait_max_s: float) -> None:
         upkeep = station.upkeep
-        if upkeep is None or not (upkeep.standing or upkeep.releasing):
+        self._orders.withdraw(station.name)
+        order = self._under_way
+        ours = order is not None and order.device == station.name and order.point is not None
+        if ours and order is not None:
+            order.end(DeviceError(f"{order.what}: withdrawn by a release; it may be in force until then"))
+        if upkeep is None or not (upkeep.standing or upkeep.releasing or ours):
             return
         upkeep.standing.clear()
         upkeep.releasing = True
@@ -95,7 +99,7 @@ class Commands:
             raise DeviceError(f"{station.name}: {error}") from error
         self._permit(station, target, value, value)  # its step is judged when its turn has come
         if not (target.scale_factor or target.mask):
-            _words(station, target, value, None)
+            _words(station, _within(station, target), value, None)
         return target
 
     async def _wait(self, order: Order, wait_max_s: float) -> Written | None:
@@ -122,8 +126,9 @@ class Commands:
 
     async def _carry_out(self, order: Order) -> None:
         station = self._stations[order.device]
+        self._under_way = order
         try:
-            if not station.introduced:
+            if not station.is_met(loop_s()):
                 await self._introduce(station)
             if order.point is None:
                 await self._disarm(station)
@@ -137,6 +142,8 @@ class Commands:
                 raise
             if isinstance(error, SilentError):
                 self._fell_silent(station, error)
+        finally:
+            self._under_way = None
 
     def _forsake(self, station: Station, why: str) -> None:
         """A command failed: without another one that stands, what was armed for it must not stay so."""
@@ -152,31 +159,42 @@ class Commands:
         """Write one point by its rule, read back what came of it, and keep it alive from then on."""
         value = order.value
         was, onto = await self._before(station, point)
-        bears_few = station.profile is not None and station.profile.write_gap_s > 0
-        if bears_few and onto is not None and onto == _words(station, point, value, onto):
-            return Written(value, was, confirmed=True)  # it says so already: spare its memory
-        self._permit(station, point, value, was)
+        if not _says_so(station, _within(station, point), value, onto):
+            self._permit(station, point, value, was)
         upkeep = station.upkeep
         stands = point.read_back and point.name not in station.upkept
         if upkeep is not None and stands and not upkeep.armed:
             await self._arm(station)
+        if order.done.done():  # out of time meanwhile, withdrawn, or its caller has gone
+            raise DeviceError(f"{order.what}: too late; nothing was sent")
         written = await self._change(station, point, value, was, onto)
-        if upkeep is not None and stands and not order.done.done():  # else its caller was told otherwise
+        if order.done.done():
+            self._forsake(station, "it came too late")
+        elif upkeep is not None and stands:
             upkeep.standing[point.name] = value
             upkeep.releasing = False
+            station.to_tell.discard(point.name)
         return written
 
     async def _before(self, station: Station, point: Point) -> tuple[Value, list[int] | None]:
         """Value and words of the point before a write, read anew where the write rests on them."""
+        await self._learn_factor(station, point)
         rated = station.unit.writes[point.name].rate_per_s is not None
-        bears_few = station.profile is not None and station.profile.write_gap_s > 0
-        if point.readable and (rated or bears_few or point.mask):
+        if point.readable and (rated or _bears_few(station) or point.mask):
             return await self._asker.look_at(station, point)
         return station.newest(point.name), None
+
+    async def _learn_factor(self, station: Station, point: Point) -> None:
+        """Some devices change it while they run; a write by an old one would be wrong by powers of ten."""
+        if point.scale_factor and station.profile is not None:
+            factor = station.profile.points[point.scale_factor]
+            station.known[factor.name], _ = await self._asker.look_at(station, factor)
 
     async def _change(
         self, station: Station, point: Point, value: float, was: Value, onto: Sequence[int] | None
     ) -> Written:
+        if _says_so(station, _within(station, point), value, onto):
+            return Written(value, was, confirmed=True)
         words = await self._put(station, point, value, was, onto)
         if not (point.readable and point.read_back):
             return Written(value, was, confirmed=False)
@@ -195,7 +213,7 @@ class Commands:
     ) -> list[int]:
         """Send one write: the only function that does. `by_us`: a setting of the profile's control block."""
         self._permit(station, point, value, was, by_us=by_us)
-        words = _words(station, point, value, onto)
+        words = _words(station, point if by_us else _within(station, point), value, onto)
         try:
             question = write_question(point.table, point.address, words, point.write, point.name)
         except ValueError as error:
@@ -243,14 +261,14 @@ class Commands:
         for condition in upkeep.control.requires:
             value, _ = await self._asker.look_at(station, profile.points[condition.point])
             if not condition.accepts(value):
-                wanted = condition.matches or condition.equals
                 raise DeviceError(
-                    f"{station.name}: {condition.point} reads {value!r}, a command needs {wanted!r}: "
+                    f"{station.name}: {condition.point} reads {value!r}, a command needs {condition.wanted}: "
                     f"local mode? nothing was sent"
                 )
         upkeep.touched = True
         await self._set(station, upkeep.to_arm())
         upkeep.took_arms(loop_s())
+        station.to_tell, station.tell_s = set(upkeep.standing), 0.0  # who forgot its arms forgot them, too
 
     async def _disarm(self, station: Station) -> None:
         upkeep = station.upkeep
@@ -263,28 +281,32 @@ class Commands:
         assert station.profile is not None
         for setting in settings:
             point = station.profile.points[setting.point]
-            onto = (await self._asker.look_at(station, point))[1] if point.mask else None
-            words = await self._put(station, point, setting.value, None, onto, by_us=True)
+            await self._learn_factor(station, point)
             watched = station.upkeep is not None and not station.upkeep.unwatched(point.name)
+            spared = watched and point.readable and _bears_few(station)
+            onto = (await self._asker.look_at(station, point))[1] if point.mask or spared else None
+            if spared and _says_so(station, point, setting.value, onto):
+                continue
+            words = await self._put(station, point, setting.value, None, onto, by_us=True)
             if watched and point.read_back and point.readable:
                 await self._read_back(station, point, words)
 
     async def keep_up(self) -> None:
         """Write what is due so that standing commands stay alive, or end; raises LostError."""
         station = self._kept()
-        if station is None or station.upkeep is None or station.upkeep.due_s > loop_s():
+        if station is None or station.upkeep is None or _upkeep_due_s(station) > loop_s():
             return
         upkeep = station.upkeep
         try:
-            if not station.introduced:
+            if not station.is_met(loop_s()):
                 await self._introduce(station)
             if upkeep.releasing:
                 await self._disarm(station)
-            elif not upkeep.armed:
-                await self._restore(station)
-            else:
-                await self._set(station, upkeep.upkeep(loop_s()))
-                upkeep.fault = ""
+                return
+            if not upkeep.armed:
+                await self._arm(station)
+            await self._set(station, upkeep.upkeep(loop_s()))
+            await self._tell_again(station)
         except LostError:
             raise
         except DeviceError as error:
@@ -293,15 +315,32 @@ class Commands:
             if isinstance(error, SilentError):
                 self._fell_silent(station, error)
 
-    async def _restore(self, station: Station) -> None:
-        """The device was away: it may have fallen back, and it does not know that a command stands."""
+    async def _tell_again(self, station: Station) -> None:
+        """The device was away and may have fallen back. What it refuses costs the other commands nothing."""
         upkeep, profile = station.upkeep, station.profile
         assert upkeep is not None
         assert profile is not None
-        await self._arm(station)
-        for name, value in tuple(upkeep.standing.items()):
-            point = profile.points[name]
-            await self._change(station, point, value, *await self._before(station, point))
+        station.to_tell &= upkeep.standing.keys()
+        if station.to_tell and station.tell_s > loop_s():
+            return
+        faults = []
+        for name in sorted(station.to_tell):
+            point, value = profile.points[name], upkeep.standing[name]
+            try:
+                was, onto = await self._before(station, point)
+                since_s = loop_s() - station.written_s.get(name, -math.inf)
+                step = station.unit.writes[name].towards(value, was, since_s)
+                await self._change(station, point, step, was, onto)
+                if step == value:
+                    station.to_tell.discard(name)
+                else:
+                    faults.append(f"{station.name}.{name}: on its way back to {value:g}, at {step:g}")
+            except (LostError, SilentError):
+                raise
+            except DeviceError as error:
+                faults.append(str(error))
+        upkeep.fault = f"commands not kept alive: {'; '.join(faults)}" if faults else ""
+        station.tell_s = loop_s() + RETRY_S
 
     def _kept(self) -> Station | None:
         """The answering unit whose upkeep is due first."""
@@ -310,7 +349,26 @@ class Commands:
 
 
 def _upkeep_due_s(station: Station) -> float:
-    return station.upkeep.due_s if station.upkeep is not None else math.inf
+    upkeep = station.upkeep
+    if upkeep is None:
+        return math.inf
+    tells = station.to_tell and upkeep.armed and not upkeep.releasing
+    return min(upkeep.due_s, station.tell_s) if tells else upkeep.due_s
+
+
+def _bears_few(station: Station) -> bool:
+    return station.profile is not None and station.profile.write_gap_s > 0
+
+
+def _says_so(station: Station, point: Point, value: float, onto: Sequence[int] | None) -> bool:
+    """Whether a device that bears few writes shows the value already: its memory is spared."""
+    return _bears_few(station) and onto is not None and list(onto) == _words(station, point, value, onto)
+
+
+def _within(station: Station, point: Point) -> Point:
+    """The point with the range that its rule leaves: no rounding may lead out of it."""
+    rule = station.unit.writes[point.name]
+    return replace(point, lowest=max(point.lowest, rule.lowest), highest=min(point.highest, rule.highest))
 
 
 def _words(station: Station, point: Point, value: float, onto: Sequence[int] | None) -> list[int]:

@@ -18,10 +18,17 @@ from typing import Final, Protocol
 
 from pymodbus.framer import FramerRTU
 
-from protocols.modbus.questions import EXCEPTION, Question, RefusedError, check
+from protocols.modbus.questions import (
+    EXCEPTION,
+    IDENTIFY,
+    PDU_MAX,
+    Question,
+    RefusedError,
+    check,
+    identification_size,
+)
 from protocols.reading import DeviceError
 
-PDU_MAX: Final = 253  # Modbus Application Protocol V1.1b3, 4.1
 NOISE_MAX: Final = 520  # two of the longest frames: what lies before them can only be noise
 TID_MAX: Final = 0xFFFF
 _FIXED: Final = {5: 8, 6: 8, 15: 8, 16: 8}  # function code -> bytes of its whole RTU answer
@@ -69,8 +76,11 @@ class Mbap:
     def ask(self, unit_id: int, question: Question, owed: Collection[bytes] = ()) -> bytes:  # noqa: ARG002
         tid = self._tid = self._tid % TID_MAX + 1  # 0 is what broken servers answer with
         self._question, self._unit_id, self.came = question, unit_id, ""
-        self._start = _HEADER.pack(tid, 0, question.size + 1, unit_id) + question.head
-        self._size = question.size + 7
+        if question.size is None:  # the way of the uncommon case takes it
+            self._size = -1
+        else:
+            self._start = _HEADER.pack(tid, 0, question.size + 1, unit_id) + question.head
+            self._size = question.size + 7
         return _HEADER.pack(tid, 0, len(question.pdu) + 1, unit_id) + question.pdu
 
     def feed(self, data: bytes) -> tuple[int, bytes | None]:
@@ -130,7 +140,7 @@ class Rtu:
     def ask(self, unit_id: int, question: Question, owed: Collection[bytes] = ()) -> bytes:
         self._question, self._unit_id, self._owed, self.came = question, unit_id, owed, ""
         self._start = bytes((unit_id,)) + question.head
-        self._size = question.size + 3
+        self._size = -1 if question.size is None else question.size + 3
         return sealed(bytes((unit_id,)) + question.pdu)
 
     def feed(self, data: bytes) -> tuple[int, bytes | None]:
@@ -139,7 +149,7 @@ class Rtu:
                 f"{len(data)} bytes that nobody asked for: a late answer, or two devices with one unit id?"
             )
             return len(data), None
-        for start in _places(data, self._start):
+        for start in _places(data, self._start) if self._size > 0 else ():
             frame = data[start : start + self._size]
             if len(frame) == self._size and is_sealed(frame):
                 if len(data) > start + self._size:
@@ -171,6 +181,7 @@ class Rtu:
             else:
                 self.give_up()
                 check(question, frame[1:-2])
+                return len(data), frame[1:-2]
         return max(at, len(data) - NOISE_MAX), None
 
 
@@ -192,6 +203,11 @@ def frame_size(data: bytes, at: int) -> int | None:
         size = 5
     elif code in _COUNTED:
         size = 5 + data[at + 2]
+    elif data[at + 1 : at + 3] == IDENTIFY:
+        told = identification_size(data[at + 1 : at + 1 + PDU_MAX])
+        if told is None:
+            return None if len(data) <= at + PDU_MAX else 0
+        size = told + 3
     else:
         size = _FIXED.get(code, 0)
     return size if len(data) >= at + size else None

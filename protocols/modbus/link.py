@@ -13,7 +13,7 @@ time. A register the device refuses costs its own point: the read that held it i
 import asyncio
 import math
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from protocols.modbus.asker import Asker, loop_s
@@ -40,7 +40,11 @@ WRITE_WAIT_MAX_S: Final = 3.0  # one read ahead of us, the write, and the read-b
 
 
 class StrangerError(DeviceError):
-    """The unit answers, and is not the device that its profile describes."""
+    """The unit answers, and is not the device that its profile describes; look again after `retry_s`."""
+
+    def __init__(self, text: str, retry_s: float) -> None:
+        super().__init__(text)
+        self.retry_s = retry_s
 
 
 class ModbusLink:
@@ -177,8 +181,7 @@ class ModbusLink:
         while True:
             command_s = math.inf
             if self._writable:
-                await self._commands.carry_out()
-                await self._commands.keep_up()
+                await self._attend()
                 command_s = self._commands.due_s
             now_s = loop_s()
             station, due_s = self._next(now_s)
@@ -186,6 +189,10 @@ class ModbusLink:
                 await self._poll(station)
             elif command_s > now_s:
                 await self._pause(min(due_s, command_s))
+
+    async def _attend(self) -> None:
+        await self._commands.carry_out()
+        await self._commands.keep_up()
 
     def _next(self, now_s: float) -> tuple[Station, float]:
         """Whom to ask next, and when: the living when they are due, the dead when nobody else is."""
@@ -229,14 +236,15 @@ class ModbusLink:
     async def _poll(self, station: Station) -> None:
         taken_at_s = self._clock()
         try:
-            if not station.introduced:
-                await self._introduce(station)
+            if not station.is_met(loop_s()):
+                await self._introduce(station, self._others)
+                taken_at_s = self._clock()
             await self._round(station, taken_at_s)
         except SilentError as silent:
             self._fell_silent(station, silent)
         except StrangerError as stranger:
             station.silent = 0
-            station.due_s = loop_s() + STRANGER_RETRY_S
+            station.due_s = loop_s() + stranger.retry_s
             station.unit.on_reading(station.reading(station.nothing(), taken_at_s, "up", str(stranger)))
         else:
             station.due_s = station.next_due_s(loop_s(), self._offset_s)
@@ -244,29 +252,35 @@ class ModbusLink:
     async def _round(self, station: Station, taken_at_s: float) -> None:
         values: dict[str, Value] = {}
         faults: list[str] = []
-        changed = False
+        absent: frozenset[str] = frozenset()
+        changed, profile = False, station.profile
         full, reads = station.round()
         slips = station.slips
         for read in reads:
-            if self._commands:
-                await self._commands.carry_out()
+            if self._writable:
+                await self._attend()
+                if station.profile is not profile:
+                    return  # a command has found another device there
             try:
                 answer = await self._asker.ask(station, read.question)
             except RefusedError as refused:
-                values |= {point.name: None for point in read.span.points}
+                values |= station.refused(read)
                 faults.append(str(refused))
                 station.split(read, refused)
                 continue
             moved, told = station.take(read, answer)
             changed |= moved
+            absent |= read.absent
             values = values | told if values else told
         self._asker.listen()
         doubt = station.finished(changed=changed, full=full, slips=slips, taken_at_s=taken_at_s)
         if not faults and None in values.values():
             faults = [
-                f"{name}: not present or implausible" for name, value in values.items() if value is None
+                f"{name}: not present or implausible"
+                for name, value in values.items()
+                if value is None and name not in absent
             ]
-        station.unit.on_reading(station.reading(values, taken_at_s, "up", "; ".join(faults), doubt))
+        station.unit.on_reading(station.reading(values, taken_at_s, "up", "; ".join(faults), doubt, absent))
 
     def _fell_silent(self, station: Station, why: SilentError) -> None:
         """Report it, ask the unit less and less often, and give the connection up if all are silent."""
@@ -277,9 +291,10 @@ class ModbusLink:
             station.due_s = max(why.until_s + EARLY_S, now_s + 2 * EARLY_S)
             return
         station.silent += 1
+        station.unanswered()
         station.due_s = now_s + max(station.unit.poll_s, retry_delay_s(station.silent))
         if station.dead:
-            station.introduced = False  # what comes back may be another device
+            station.discovered = False
             if any(not other.dead for other in self._stations.values()):
                 self._probe_from_s = now_s + station.reply_wait_max_s / PROBE_SHARE
         if self._asker.silences >= SILENT_MAX and all(other.silent for other in self._stations.values()):
@@ -291,21 +306,44 @@ class ModbusLink:
 
     # ---- who is there ----
 
-    async def _introduce(self, station: Station) -> None:
+    async def _introduce(
+        self, station: Station, meanwhile: Callable[[Station], Awaitable[None]] | None = None
+    ) -> None:
         """Before any other use: is it the device that the profile describes?
 
-        Raises SilentError or StrangerError.
+        `meanwhile`: done between the reads of a long chain. Raises SilentError or StrangerError.
         """
         try:
-            profile = station.unit.profile or await self._discover(station)
+            profile = station.unit.profile or (station.profile if station.discovered else None)
+            profile = profile or await self._discover(station, meanwhile)
             for identity in profile.identity:
                 await self._look(station, profile, identity)
         except (RefusedError, ProfileError) as error:
-            raise StrangerError(f"{station.name}: cannot tell what device it is: {error}") from error
+            station.unanswered()
+            busy = isinstance(error, RefusedError) and not error.lasting
+            raise StrangerError(
+                f"{station.name}: cannot tell what device it is: {error}",
+                station.unit.poll_s if busy else STRANGER_RETRY_S,
+            ) from error
+        except StrangerError:
+            station.discovered = False
+            station.unanswered()
+            raise
         station.introduced = True
 
-    async def _discover(self, station: Station) -> Profile:
+    async def _others(self, busy: Station) -> None:
+        """Poll who is due: others do not wait until the chain of one has been walked."""
+        for other in self._stations.values():
+            short = other.unit.profile is not None or other.discovered  # no chain of its own to walk
+            if other is not busy and short and not other.silent and other.due_s <= loop_s():
+                await self._poll(other)
+
+    async def _discover(
+        self, station: Station, meanwhile: Callable[[Station], Awaitable[None]] | None
+    ) -> Profile:
         async def read(address: int, count: int) -> Sequence[int]:
+            if meanwhile is not None:
+                await meanwhile(station)
             answer = await self._asker.ask(station, read_question("holding", address, count))
             return struct.unpack_from(f">{count}H", answer, 2)
 
@@ -314,15 +352,16 @@ class ModbusLink:
             station.adopt(profile)
             if station.unit.on_profile is not None:
                 station.unit.on_profile(profile)
+        station.discovered = True
         return profile
 
     async def _look(self, station: Station, profile: Profile, identity: Identity) -> None:
         value, _ = await self._asker.look_at(station, profile.points[identity.point])
         if not identity.accepts(value):
-            wanted = identity.matches or identity.equals
             raise StrangerError(
-                f"{station.name}: {identity.point} reads {value!r}, {profile.name} wants {wanted!r}: "
-                f"another device behind this address and unit id?"
+                f"{station.name}: {identity.point} reads {value!r}, {profile.name} wants {identity.wanted}: "
+                f"another device behind this address and unit id?",
+                STRANGER_RETRY_S,
             )
 
 

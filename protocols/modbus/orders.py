@@ -6,12 +6,12 @@ ran out of time waiting never leaves: a command of a minute ago is not what anyb
 
 import asyncio
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
 from protocols.profile import Point
-from protocols.reading import DeviceError, Written
+from protocols.reading import NOTHING_SENT, DeviceError, Written
 
 ORDERS_MAX: Final = 256  # waiting on one connection; a site that writes more at once has a fault in a loop
 
@@ -96,6 +96,14 @@ class Orders:
             del self._waiting[order.key]
 
     def fail_all(self, why: str) -> None:
-        for order in tuple(self._waiting.values()):
-            order.end(DeviceError(f"{order.what}: {why}; nothing was sent"))
-        self._waiting.clear()
+        self._fail(tuple(self._waiting.values()), why)
+
+    def withdraw(self, device: str) -> None:
+        """Writes to a device that is released now; releases go on waiting."""
+        writes = (order for order in self._waiting.values() if order.device == device and order.point)
+        self._fail(tuple(writes), "withdrawn by a release")
+
+    def _fail(self, orders: Iterable[Order], why: str) -> None:
+        for order in orders:
+            order.end(DeviceError(f"{order.what}: {why}; {NOTHING_SENT}"))
+            self.forget(order)

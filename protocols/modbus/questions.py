@@ -14,7 +14,11 @@ from typing import Final, Literal
 from protocols.profile import BIT_TABLES, Table
 from protocols.reading import DeviceError
 
+PDU_MAX: Final = 253  # Modbus Application Protocol V1.1b3, 4.1
 READ_CODES: Final = {"coil": 1, "discrete": 2, "holding": 3, "input": 4}
+IDENTIFY: Final = bytes((43, 14))  # function and MEI type; function 43 has others, which are no reads
+REGULAR: Final = 2  # names, beyond vendor, product and version; a device of less tells what it has
+IDENTIFIED_AT: Final = 7  # function, MEI, code, conformity, more follows, next object, number of objects
 EXCEPTION: Final = 0x80  # added to the function code of a request that was refused
 COIL_ON: Final = 0xFF00
 
@@ -67,16 +71,28 @@ class RefusedError(DeviceError):
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One request: its PDU, how the PDU of a right answer begins and how many bytes it has."""
+    """One request: its PDU, how the PDU of a right answer begins and how many bytes it has.
+
+    `size` None: the answer says itself how long it is (see `identification`).
+    """
 
     what: str  # "reading holding 0..4"
     pdu: bytes
     head: bytes
-    size: int
+    size: int | None
 
     @property
     def reads(self) -> bool:
-        return self.pdu[0] in READ_CODES.values()
+        return self.pdu[0] in READ_CODES.values() or self.pdu.startswith(IDENTIFY)
+
+    @property
+    def longest(self) -> int:
+        """Bytes that a right answer has at most."""
+        return PDU_MAX if self.size is None else self.size
+
+    def fits(self, pdu: bytes) -> bool:
+        size = identification_size(pdu) if self.size is None else self.size
+        return pdu.startswith(self.head) and len(pdu) == size
 
 
 def read_question(table: Table, first: int, count: int) -> Question:
@@ -116,6 +132,28 @@ def write_question(
     return Question(what=f"writing {name} at {table} {address}", pdu=pdu, head=pdu[:5], size=5)
 
 
+def identification_question(first: int) -> Question:
+    """Ask for all texts that the unit tells of itself, from object `first` on."""
+    return Question(
+        what="reading the device identification",
+        pdu=IDENTIFY + bytes((REGULAR, first)),
+        head=IDENTIFY,
+        size=None,
+    )
+
+
+def identification_size(pdu: bytes) -> int | None:
+    """Bytes of the identification that `pdu` begins with; None: more must come to tell."""
+    end = IDENTIFIED_AT
+    if len(pdu) < end:
+        return None
+    for _ in range(pdu[end - 1]):
+        if len(pdu) < end + 2:
+            return None
+        end += 2 + pdu[end + 1]
+    return end
+
+
 def check(question: Question, pdu: bytes) -> None:
     """Raise what is wrong with an answer; return if nothing is.
 
@@ -123,8 +161,13 @@ def check(question: Question, pdu: bytes) -> None:
         TargetSilentError: a gateway says that the unit does not answer.
         RefusedError: an exception, or not the answer to this question.
     """
-    if pdu.startswith(question.head) and len(pdu) == question.size:
+    if question.fits(pdu):
         return
+    if pdu == question.pdu:
+        raise RefusedError(
+            f"{question.what}: the question itself came back: an echo; "
+            f"is a unit there, and does the line (or its converter) echo?"
+        )
     code, asked = pdu[0], question.pdu[0]
     if code & EXCEPTION:
         number = pdu[1] if len(pdu) > 1 else 0
@@ -138,6 +181,12 @@ def check(question: Question, pdu: bytes) -> None:
         raise RefusedError(
             f"{question.what}: confirmed with {pdu[1:].hex(' ')} instead of {question.head[1:].hex(' ')}; "
             f"check what the device did"
+        )
+    if question.size is None:
+        raise RefusedError(f"{question.what}: an answer that ends in the middle, or goes on behind its end")
+    if len(pdu) == question.size:
+        raise RefusedError(
+            f"{question.what}: {question.head[1]} bytes came and are said to be {pdu[1]}; is it Modbus?"
         )
     raise RefusedError(
         f"{question.what}: {_amount(question.size - 2, asked)} asked, {_amount(len(pdu) - 2, asked)} came; "

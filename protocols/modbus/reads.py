@@ -4,7 +4,7 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from protocols.codec import NOTHING_KNOWN, SpanDecoder
+from protocols.codec import NOTHING_KNOWN, SpanDecoder, is_absent, width
 from protocols.modbus.questions import Question, read_question
 from protocols.profile import BIT_TABLES, Block, Point, Profile, Table
 from protocols.reading import Value
@@ -66,7 +66,13 @@ class Read:
     span: Span
     question: Question = field(init=False)
     _decoder: SpanDecoder = field(init=False)
-    newest: bytes = b""
+    newest: bytes = b""  # on this connection
+    before: bytes = b""  # the newest of earlier ones: a frozen device stays frozen however often it hangs up
+    absent: frozenset[str] = frozenset()  # of the newest data, where somebody wants to know
+
+    @property
+    def last(self) -> bytes:
+        return self.newest or self.before
 
     def __post_init__(self) -> None:
         self.question = read_question(self.span.table, self.span.first, self.span.count)
@@ -75,6 +81,15 @@ class Read:
     def values(self, answer: bytes, known: Mapping[str, Value] = NOTHING_KNOWN) -> dict[str, Value]:
         """What a right answer (its whole PDU) says."""
         return self._decoder.values(answer[2:], known)
+
+    def absent_in(self, answer: bytes) -> frozenset[str]:
+        """Points that a right answer says the device does not have."""
+        words, first = words_of(self.span.table, self.span.count, answer), self.span.first
+        return frozenset(
+            point.name
+            for point in self.span.points
+            if is_absent(point, words[point.address - first : point.address - first + width(point)])
+        )
 
 
 def words_of(table: Table, count: int, answer: bytes) -> list[int]:

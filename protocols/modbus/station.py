@@ -7,7 +7,11 @@ until it answers.
 On RTU framing an answer does not say which request it belongs to. So the shapes of requests that were left
 unanswered are *owed*: a question of such a shape must not be asked, because what comes may be the late answer
 to the older one. A question of another shape is safe, and since a device answers in order, its answer proves
-that nothing older is on the way. Until a full round has come cleanly after such a slip, readings carry doubt.
+that nothing older is on the way. Until a full round has come cleanly after such a slip, readings carry doubt;
+then all of it is read once more, so that no point stays in doubt for longer than the others.
+
+A silence may also have been a restart or an exchange. Whoever did not answer, or was not heard for so long
+as an exchange takes, is asked who it is before it is believed, and told again what it may have forgotten.
 """
 
 import math
@@ -16,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from protocols import codec
-from protocols.modbus.control import Upkeep, control_points
+from protocols.control import Upkeep, control_points
 from protocols.modbus.questions import Question, RefusedError
 from protocols.modbus.reads import Read, plan_reads, span
 from protocols.profile import Line, Point, Profile, ProfileError
@@ -25,6 +29,7 @@ from protocols.reading import Reading, Value, WriteRule
 SLOW_EVERY: Final = 10  # slow points are read with every tenth poll
 DEAD_AFTER: Final = 2  # silences in a row
 LATE_WAITS: Final = 10  # a device that needs ten times its allowed wait never answers
+EXCHANGE_S: Final = 5.0  # nobody exchanges a device in less: who was heard since then is who it was
 EARLY_S: Final = 0.001  # event loops round to the millisecond, some of them down
 UNKNOWN_WAIT_MAX_S: Final = 1.0  # for the answers of a device whose profile is still to be discovered
 UNITS_MAX: Final = 247  # unit ids 1..247; Modbus over serial line V1.02, 2.2
@@ -57,7 +62,7 @@ class Station:
     def __init__(self, unit: ModbusUnit, now_s: float) -> None:
         self.unit = unit
         self.profile: Profile | None = None
-        self.points: tuple[Point, ...] = ()
+        self.points: tuple[Point, ...] = ()  # told; beside them their scale factors are asked for
         self.upkeep: Upkeep | None = None
         self.upkept: frozenset[str] = frozenset()
         self.known: dict[str, Value] = {}  # scale factors
@@ -66,7 +71,11 @@ class Station:
         self.due_s = 0.0
         self.silent = 0  # unanswered rounds in a row
         self.heard = False  # on this connection
+        self.heard_s = -math.inf
         self.introduced = False  # it is the device that the profile describes
+        self.discovered = False  # the profile is what its model chain said; for a unit that brings none
+        self.to_tell: set[str] = set()  # standing commands that the device may have forgotten
+        self.tell_s = 0.0  # when they are told again
         self.doubt = ""
         self.slips = 0  # ever; to see whether a round passed without one
         self.owed: set[bytes] = set()
@@ -74,7 +83,9 @@ class Station:
         self._unchanged_since_s = now_s
         self._rounds = 0
         self._reads: dict[str, tuple[Read, ...]] = {}
+        self._asked: tuple[Point, ...] = ()
         self._factors: frozenset[str] = frozenset()
+        self._untold: frozenset[str] = frozenset()  # factors that nobody has named
         self._probes: tuple[Question, ...] = ()
         if unit.profile is not None:
             self.adopt(unit.profile)
@@ -87,40 +98,66 @@ class Station:
     def dead(self) -> bool:
         return self.silent >= (DEAD_AFTER if self.heard else 1)
 
+    def is_met(self, now_s: float) -> bool:
+        """Whether it is sure who it is; before any other use it is asked otherwise."""
+        return self.introduced and now_s - self.heard_s <= EXCHANGE_S
+
     def adopt(self, profile: Profile) -> None:
         """Take over a profile; ProfileError if it cannot be used for this unit."""
-        selected = tuple(point for point in profile.select(self.unit.points) if point.readable)
-        self.points = profile.with_scale_factors(selected)
+        points = tuple(point for point in profile.select(self.unit.points) if point.readable)
         for name in self.unit.writes:
             if not profile.select((name,))[0].writable:
                 raise ProfileError(
                     f"{self.name}: writes of {name} are allowed and its profile makes it read-only; "
                     f"remove one of them"
                 )
-        if profile.control is not None and (self.upkeep is None or self.upkeep.control != profile.control):
-            self.upkeep = Upkeep(profile.control)
+        self.points, self._asked = points, profile.with_scale_factors(points)
+        self.upkeep = self._upkeep_by(profile)
         self.upkept = control_points(profile)
         self.reply_wait_max_s = profile.reply_wait_max_s
         self.profile = profile
+        self.known.clear()
         self._probes = tuple(_probes(profile))
         self._plan(profile)
+
+    def _upkeep_by(self, profile: Profile) -> Upkeep | None:
+        """Commands that stand go on standing where the device is still commanded in the same way."""
+        before, control = self.upkeep, profile.control
+        if control is None:
+            return None
+        if before is None or not before.standing:
+            return before if before is not None and before.control == control else Upkeep(control)
+        if before.control == control and before.standing.keys() <= profile.points.keys():
+            return before
+        lost = ", ".join(before.standing)
+        return Upkeep(control, fault=f"commands not kept alive: its map has changed; write {lost} again")
 
     def _plan(self, profile: Profile) -> None:
         self._rounds = 0
         self._factors = frozenset(point.scale_factor for point in self.points if point.scale_factor)
+        self._untold = self._factors - {point.name for point in self.points}
+        before = {read.question.pdu: read.last for reads in self._reads.values() for read in reads}
         self._reads = {
-            speed: tuple(Read(it) for it in plan_reads([p for p in self.points if p.poll == speed], profile))
+            speed: tuple(Read(it) for it in plan_reads([p for p in self._asked if p.poll == speed], profile))
             for speed in ("fast", "slow", "once")
         }
+        for read in (read for reads in self._reads.values() for read in reads):
+            read.before = before.get(read.question.pdu, b"")
 
     def connected(self) -> None:
         """A new connection: the device may have been exchanged, and knows nothing of earlier ones."""
         self.due_s = 0.0
-        self.introduced = self.heard = False
-        if self.upkeep is not None:
-            self.upkeep.disconnected()
+        self.heard = self.discovered = False
+        self.known.clear()
+        self.unanswered()
         if self.profile is not None:
             self._plan(self.profile)
+
+    def unanswered(self) -> None:
+        """It may have been restarted since, or exchanged: who is it, and does it know what we told it?"""
+        self.introduced = False
+        if self.upkeep is not None:
+            self.upkeep.disconnected()
 
     def next_due_s(self, now_s: float, offset_s: float) -> float:
         """The next beat k * poll_s + phase_s, on a clock that is `offset_s` ahead of that of `now_s`."""
@@ -141,12 +178,24 @@ class Station:
 
     def take(self, read: Read, answer: bytes) -> tuple[bool, dict[str, Value]]:
         """Whether a bit has changed since the last time, and the values that a right answer says."""
-        changed = answer != read.newest
+        changed = answer != read.last
+        if answer != read.newest and self.unit.profile is None:
+            read.absent = read.absent_in(answer)
         read.newest = answer
         values = read.values(answer, self.known)
         if self._factors:
             self.known.update((name, values[name]) for name in self._factors & values.keys())
-        return changed, values
+        return changed, self.told(values) if self._untold else values
+
+    def told(self, values: dict[str, Value]) -> dict[str, Value]:
+        """Without the scale factors that nobody has named."""
+        return {name: value for name, value in values.items() if name not in self._untold}
+
+    def refused(self, read: Read) -> dict[str, Value]:
+        """Nothing is known of a read that was refused, and nothing that rests on it."""
+        nothing: dict[str, Value] = {point.name: None for point in read.span.points}
+        self.known.update((name, None) for name in self._factors & nothing.keys())
+        return self.told(nothing)
 
     def split(self, read: Read, refused: RefusedError) -> None:
         """From the next round on, read the points of a span that was refused one by one."""
@@ -165,6 +214,7 @@ class Station:
         doubt = self.doubt
         if doubt and full and slips == self.slips:
             self.doubt = ""
+            self._rounds = 0  # what was read in doubt is read once more, the slow points too
         return doubt
 
     def newest(self, point: str) -> Value:
@@ -181,6 +231,7 @@ class Station:
         link: Literal["up", "down"],
         fault: str,
         doubt: str = "",
+        absent: frozenset[str] = frozenset(),
     ) -> Reading:
         if self.upkeep is not None and self.upkeep.fault:
             fault = "; ".join(filter(None, (fault, self.upkeep.fault)))
@@ -192,6 +243,7 @@ class Station:
             link=link,
             fault=fault,
             doubt=doubt,
+            absent=absent,
         )
 
     def nothing(self) -> dict[str, Value]:

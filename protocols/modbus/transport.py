@@ -192,17 +192,28 @@ def transport_of(
         raise ValueError(f"{url!r}: certificates belong to modbus+tls; change the scheme or remove them")
     if parts.scheme == "modbus+rtu":
         return _serial(url, parts)
-    if not parts.hostname or parts.path not in ("", "/") or parts.query or parts.username:
-        raise ValueError(f"{url!r}: give host and port and nothing more; {_USE}")
+    host = _host(url, parts)
     if parts.scheme == "modbus+tcp":
-        return Tcp(parts.hostname, port or TCP_PORT)
+        return Tcp(host, port or TCP_PORT)
     if parts.scheme == "modbus+rtu+tcp":
         if port is None:
             raise ValueError(f"{url!r}: the port is missing; serial device servers have no usual one")
-        return RtuOverTcp(parts.hostname, port)
+        return RtuOverTcp(host, port)
     if not (ca and cert and key):
         raise ValueError(f"{url!r}: give ca, cert and key: Modbus/TCP Security wants them on either side")
-    return Tls(parts.hostname, port or TLS_PORT, str(ca), str(cert), str(key))
+    return Tls(host, port or TLS_PORT, str(ca), str(cert), str(key))
+
+
+def _host(url: str, parts: SplitResult) -> str:
+    if not parts.hostname or parts.path not in ("", "/") or parts.query or parts.username:
+        raise ValueError(f"{url!r}: give host and port and nothing more; {_USE}")
+    if parts.port == 0:
+        raise ValueError(f"{url!r}: there is no port 0; {_USE}")
+    try:
+        parts.hostname.encode("idna")  # the system's own way, which raises when we connect
+    except UnicodeError as error:
+        raise ValueError(f"{url!r}: {parts.hostname!r} is no host name: {error}") from error
+    return parts.hostname
 
 
 def _serial(url: str, parts: SplitResult) -> Serial:

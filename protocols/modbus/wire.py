@@ -10,6 +10,10 @@ Whoever may not write cannot: a wire made without `writable` sends read requests
 """
 
 import asyncio
+import contextlib
+import errno
+import socket
+import struct
 import termios
 from collections.abc import Callable, Collection, Coroutine
 from functools import partial
@@ -25,6 +29,8 @@ QUIET_S: Final = 0.005  # a line that said nothing for this long has ended its f
 DRAIN_MAX_S: Final = (
     0.25  # no frame takes longer, down to 9600 baud; a line that babbles on is not waited for
 )
+HELD: Final = (errno.EAGAIN, errno.EBUSY)  # a serial line that somebody has for himself
+DISCARD: Final = struct.pack("ii", 1, 0)  # linger for no time: reset instead of delivering the rest
 
 
 class Wire(ModbusProtocol):
@@ -54,19 +60,33 @@ class Wire(ModbusProtocol):
         self._heard_s = 0.0
 
     async def connect(self) -> bool:
-        """Connect once; raises what the system says. The caller bounds the wait."""
+        """Connect once; raises OSError, what the system says. The caller bounds the wait."""
         try:
             self.transport, _ = await self.call_create()
         except termios.error as error:  # pyserial lets it through; it is no OSError
             raise OSError(f"the line refuses these settings: {error.args[-1]}") from error
+        except UnicodeError as error:  # of a host that was never a URL
+            raise OSError(f"that is no host name: {error}") from error
+        except OSError as error:
+            if error.errno in HELD:
+                raise OSError("another program holds it, end that one first") from error
+            raise
         return True
 
     def drop(self) -> None:
-        """Close for good, without waiting for a peer that may be gone."""
+        """Close for good, without waiting for a peer that may be gone.
+
+        What was sent and not acknowledged is discarded: the system would go on delivering it, and a command
+        that was given up must not arrive after a newer one.
+        """
         self._lose(LostError(f"{self._where}: the connection was given up"))
         transport = cast("asyncio.Transport | None", self.transport)
         self.is_closing = True
         if transport is not None:
+            sock = transport.get_extra_info("socket")
+            if sock is not None:
+                with contextlib.suppress(OSError, ValueError):  # closed already
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, DISCARD)
             transport.abort()
 
     def take_unasked(self) -> str:
@@ -91,7 +111,7 @@ class Wire(ModbusProtocol):
         if not (self._writable or question.reads):
             raise DeviceError(f"{question.what}: this link may not write; nothing was sent")
         if self._character_s:
-            wait_max_s += self._character_s * (len(question.pdu) + question.size + 6)
+            wait_max_s += self._character_s * (len(question.pdu) + question.longest + 6)
         self._open = self.loop.create_future()
         timer = self.loop.call_later(wait_max_s, self._time_out, question, wait_max_s)
         try:

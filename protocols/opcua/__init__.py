@@ -3,7 +3,8 @@
 client      the device: connect, beat, judge, report, start over
 watch       its subscription
 session     what one connection found: namespaces, nodes, limits
-command     writes and method calls, with permission, read back
+command     writes and method calls: permission, turns, and what keeps a command alive
+nodes       one node written, read back, called
 values      DataValue to value, number to Variant
 security    policies, our certificates, users
 trust       whose certificate is let in

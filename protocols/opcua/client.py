@@ -29,10 +29,10 @@ from urllib.parse import urlsplit
 from asyncua import Client, ua
 
 from protocols.opcua.command import Commands
-from protocols.opcua.fence import PeerError, ask, heed
+from protocols.opcua.fence import PeerError, ask, heed, status_name
 from protocols.opcua.security import UNSECURED, Security, judge_again, secured_client
 from protocols.opcua.session import Session, look_around
-from protocols.opcua.values import judge, raw_of, source_stamp_s, utc_s
+from protocols.opcua.values import judge, raw_of, source_stamp_s, trace, utc_s
 from protocols.opcua.watch import News, Sampling, Watch
 from protocols.profile import Profile, ProfileError
 from protocols.reading import Reading, Value, WriteRule, Written, retry_delay_s
@@ -42,6 +42,7 @@ CLOSE_WAIT_MAX_S: Final = 0.5  # courtesy to the server; a dead one is not worth
 WRITE_WAIT_MAX_S: Final = 3.0
 SESSION_MAX_S: Final = 30.0  # small controllers have five sessions: ones we lost must not pile up there
 CHANNEL_LIFE_S: Final = 3600.0  # keys are renewed after three quarters of it
+SLOW_EVERY: Final = 10  # slow points are read with every tenth beat, and not watched
 FALLBACK_S: Final = 0.5  # reads of what is not watched; a server too small to watch must not be read at 10 Hz
 REFUSED_WAIT_S: Final = 30.0  # after a refusal that will last; see `fence.LASTING`
 TRUST_AGAIN_S: Final = 60.0  # a revocation holds within a minute, also on a standing connection
@@ -51,6 +52,7 @@ CLOCK_ERROR_MAX_S: Final = (
 FAULTS_SAID_MAX: Final = 10  # a sentence, not a list of two thousand nodes
 MILLI: Final = 1000.0
 
+UNFIT: Final = ("BadDecodingError", "BadEncodingLimitsExceeded", "BadResponseTooLarge")
 SERVER_CLOCK: Final = ua.NodeId(2258)  # Server_ServerStatus_CurrentTime, OPC 10000-6, annex A
 SERVER_STATE: Final = ua.NodeId(2259)
 RUNNING: Final = 0
@@ -122,6 +124,7 @@ class OpcUaDevice:
         self._unchanged_since_s = clock()
         self._faults: dict[str, str] = {}  # by point, or by what else is wrong
         self._doubt = ""
+        self._apart: set[str] = set()  # points that make whole answers useless: asked last, and seldom
         self._news: dict[str, Any] = {}  # notified since the read in progress began
         self._tick: tuple[float, float] | None = None  # our clock, and the server's a little later
 
@@ -147,6 +150,15 @@ class OpcUaDevice:
         """
         return await self._commands.write(point, value, wait_max_s)
 
+    async def release(self, wait_max_s: float = WRITE_WAIT_MAX_S) -> None:
+        """Withdraw our commands: their upkeep stops, then the profile's release settings are written.
+
+        Raises:
+            DeviceError: the device did not take them. They are tried again until it does, or until a new
+                command is written; a device with a reversion timer falls back by itself.
+        """
+        await self._commands.release(wait_max_s)
+
     async def call(
         self, point: str, *arguments: float, wait_max_s: float = WRITE_WAIT_MAX_S
     ) -> tuple[Value, ...]:
@@ -166,21 +178,25 @@ class OpcUaDevice:
         client.secure_channel_timeout = round(CHANNEL_LIFE_S * MILLI)
         lost = asyncio.Event()
         client.connection_lost_callback = partial(_set, lost)
-        watching: asyncio.Task[None] | None = None
+        tasks: list[asyncio.Task[None]] = []
         try:
             await ask(client.connect(), CONNECT_WAIT_MAX_S)
             session = await look_around(client, certificate, self._points, self._wait_max_s)
             await self._identify(session)
             await self._begin(session)
             assert self._watch is not None
-            watching = asyncio.create_task(self._watch.keep())
-            watching.add_done_callback(lambda _: lost.set())
-            await self._beat(session, watching, lost)
+            tasks.append(asyncio.create_task(self._watch.keep()))
+            if self._commands.keeps_alive:
+                tasks.append(asyncio.create_task(self._commands.keep_alive()))
+            for task in tasks:
+                task.add_done_callback(lambda _: lost.set())
+            await self._beat(session, tasks, lost)
         finally:
             self._session = self._watch = None
-            if watching is not None:
-                watching.cancel()
-                watching.add_done_callback(heed)
+            for task in tasks:
+                task.cancel()
+                task.add_done_callback(heed)
+            self._commands.disconnected()
             await _leave(client)
 
     async def _identify(self, session: Session) -> None:
@@ -207,40 +223,61 @@ class OpcUaDevice:
         self._session = session
         self._watch = Watch(
             session.client,
-            session.nodes,
+            self._of("fast", session),
             self._sampling,
             items_max=session.items_max,
             wait_max_s=CONNECT_WAIT_MAX_S,
             clock=self._clock,
             on_news=self._take_news,
+            apart=self._apart,
         )
 
-    async def _beat(self, session: Session, watching: asyncio.Task[None], lost: asyncio.Event) -> NoReturn:
+    async def _beat(
+        self, session: Session, tasks: Sequence[asyncio.Task[None]], lost: asyncio.Event
+    ) -> NoReturn:
         """Read all once per beat and what is not watched in between, until the connection is `lost`."""
         loop = asyncio.get_running_loop()
         assert self._watch is not None
         all_due_s = loop.time() + self._beat_s
         judged_at_s = loop.time()
+        beats = 0
         while True:
-            unwatched = self._watch.unwatched & session.nodes.keys()
+            unwatched = self._watch.unwatched - self._apart
             due_s = min(all_due_s, loop.time() + FALLBACK_S) if unwatched else all_due_s
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(due_s):
                     await lost.wait()
-                if watching.done():
-                    watching.result()
+                for task in tasks:
+                    if task.done():
+                        task.result()
                 raise PeerError("the connection was closed")
             if loop.time() < all_due_s:
-                if unwatched := self._watch.unwatched & session.nodes.keys():
+                if unwatched := self._watch.unwatched - self._apart:
                     await self._read(session, {name: session.nodes[name] for name in unwatched})
                 continue
-            await self._read(session, session.nodes, absent=session.absent)
+            beats += 1
+            await self._read(session, self._due(session, beats), absent=session.absent)
             all_due_s = max(
                 all_due_s + self._beat_s, loop.time() + self._beat_s / 2
             )  # a slow server rests, too
             if loop.time() - judged_at_s > TRUST_AGAIN_S:
                 await judge_again(self._url, self._security, session.certificate, CONNECT_WAIT_MAX_S)
                 judged_at_s = loop.time()
+
+    def _of(self, poll: str, session: Session) -> dict[str, ua.NodeId]:
+        """The points of one poll class that the server may have."""
+        return {name: node for name, node in session.nodes.items() if self._points[name].poll == poll}
+
+    def _due(self, session: Session, beats: int) -> dict[str, ua.NodeId]:
+        """What to read at this beat; name plates only as long as there is something amiss with them."""
+        due = self._of("fast", session)
+        for name in self._apart & due.keys():
+            del due[name]
+        if beats % SLOW_EVERY == 0:
+            due |= self._of("slow", session)
+            due |= {name: node for name, node in self._of("once", session).items() if name in self._faults}
+            due |= {name: session.nodes[name] for name in self._apart}
+        return due
 
     # ---- values ----
 
@@ -253,7 +290,9 @@ class OpcUaDevice:
         await self._look_at_server(session)
         values: dict[str, Value] = dict.fromkeys(absent or ())
         stamps: dict[str, float] = {}
+        self._apart -= nodes.keys()
         async for piece in session.read_all(nodes):
+            self._apart |= {name for name, answer in piece if status_name(answer.StatusCode) in UNFIT}
             # what was notified while we asked may be the newer of the two
             self._take(
                 [(name, _newer(answer, self._news.get(name))) for name, answer in piece],
@@ -262,7 +301,10 @@ class OpcUaDevice:
                 taken_at_s,
             )
         self._answered = True
+        if self._watch is not None and (found := self._apart - self._watch.apart):
+            self._watch.leave_out(found)
         self._say("subscription", self._watch.fault if self._watch is not None else "")
+        self._say("its control", self._commands.fault)
         self._report(values, taken_at_s, "up", stamps)
 
     async def _look_at_server(self, session: Session) -> None:
@@ -290,7 +332,7 @@ class OpcUaDevice:
         else:
             published_at_s = news.asked_at_s
         # a clock that jumps, or lies, moves the date within these bounds and no further
-        taken_at_s = max(news.asked_at_s, min(now_s, published_at_s)) - self._watch.sampling_s
+        taken_at_s = max(news.asked_at_s, min(now_s, published_at_s)) - news.sampling_s
         values: dict[str, Value] = {}
         stamps: dict[str, float] = {}
         self._news.update(news.answers)
@@ -316,7 +358,7 @@ class OpcUaDevice:
                     ahead_s = stamp_s - latest_utc_s + CLOCK_ERROR_MAX_S
                     fault = fault or f"dated {ahead_s:.0f} s ahead of now; our times count"
             self._say(name, fault)
-            shown = repr(raw_of(answer))  # as text: a stuck NaN must equal itself
+            shown = trace(raw_of(answer))
             if self._shown.get(name) != shown:
                 self._shown[name] = shown
                 self._unchanged_since_s = max(self._unchanged_since_s, taken_at_s)

@@ -18,6 +18,8 @@ STATUS_CODE: Final = 0xFFFF0000  # the lower half is flags, such as "the queue h
 
 # status -> what to do about it
 REMEDIES: Final = {
+    "BadDecodingError": "no value that can be read here; check the profile's node",
+    "BadResponseTooLarge": "too large for a value of a device; check the profile's node",
     "BadCertificateHostNameInvalid": "dial the name that the certificate carries",
     "BadCertificateRevoked": "our certificate is on the server's revocation list; have a new one issued",
     "BadCertificateTimeInvalid": "our certificate has expired, or the server's clock is wrong",
@@ -51,15 +53,29 @@ LASTING: Final = frozenset(
     if name.startswith(("BadCertificate", "BadIdentity", "BadSecurity", "BadUserAccess"))
 )
 
+# Refusals of a request that asked for too much at once.
+TOO_MUCH: Final = frozenset(
+    {
+        "BadEncodingError", "BadEncodingLimitsExceeded", "BadOutOfMemory", "BadRequestTooLarge",
+        "BadResponseTooLarge", "BadTooManyOperations",
+    }
+)  # fmt: skip
+
 _T = TypeVar("_T")
 
 
 class PeerError(Exception):
-    """Why there is no connection, or no longer. `lasting`: trying again soon will not help."""
+    """Why there is no connection, or no longer.
 
-    def __init__(self, text: str, *, lasting: bool = False) -> None:
+    Attributes:
+        lasting: trying again soon will not help.
+        too_much: status of a request that may do better in smaller parts: it asked for too much, or something
+            in its answer cannot be decoded; "" for all other errors.
+    """
+
+    def __init__(self, text: str, *, lasting: bool = False, too_much: str = "") -> None:
         super().__init__(text)
-        self.lasting = lasting
+        self.lasting, self.too_much = lasting, too_much
 
 
 def status_name(status: ua.StatusCode | None) -> str:
@@ -106,7 +122,10 @@ def _peer_error(error: BaseException) -> PeerError:
         raise error  # an end of the process, not of the peer
     if isinstance(error, ua.UaStatusCodeError) and error.code is not None:
         name = status_name(ua.StatusCode(error.code))
-        return PeerError(explained(name), lasting=name in LASTING)
+        return PeerError(explained(name), lasting=name in LASTING, too_much=name if name in TOO_MUCH else "")
     if isinstance(error, TimeoutError | asyncio.TimeoutError):
         return PeerError("the server does not answer")
-    return PeerError(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
+    return PeerError(
+        f"{type(error).__name__}: {error}" if str(error) else type(error).__name__,
+        too_much="" if isinstance(error, OSError) else "BadDecodingError",
+    )

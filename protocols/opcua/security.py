@@ -19,6 +19,8 @@ from typing import Any, Final, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from asyncua import Client, ua
+from asyncua.client.ua_session import UaSession
+from asyncua.common.utils import Buffer
 from asyncua.crypto import security_policies
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
@@ -31,6 +33,9 @@ APPLICATION_NAME: Final = "powerblock"
 LIBRARY_CHECK_S: Final = (
     86_400.0  # its own probe drops servers that hide their state; the device has its beat
 )
+ANSWER_MAX_BYTES: Final = 64 * 1024  # thirty texts of 2 KiB; decoding more would make our own beat late
+MESSAGE_MAX_BYTES: Final = 16 * 1024 * 1024  # never decoded, but it takes memory
+CHANNEL_LIFE_LEAST_MS: Final = 500  # a server that grants none would have its keys renewed without a pause
 KEY_FILE_MAX_BYTES: Final = 64 * 1024  # a chain of certificates has some 8 KiB
 UNENCRYPTED: Final = ("", security_policies.SecurityPolicyNone.URI)
 
@@ -118,8 +123,29 @@ class Identity(NamedTuple):
     key: Any
 
 
+class BoundedSession(UaSession):  # type: ignore[misc]  # asyncua is untyped here
+    """asyncua's session, except that no answer holds up the loop: what is too large is refused undecoded."""
+
+    async def _send_request(self, request: Any, timeout: float | None = None) -> Buffer:
+        answer = await super()._send_request(request, timeout)
+        if len(answer) > ANSWER_MAX_BYTES and isinstance(request, ua.ReadRequest | ua.PublishRequest):
+            raise ua.UaStatusCodeError(ua.StatusCodes.BadResponseTooLarge)
+        return answer
+
+
 class SecuredClient(Client):  # type: ignore[misc]  # asyncua is untyped here
     """asyncua's client, except that it says why, and never sends a password that others could read."""
+
+    secure_channel_timeout: int  # ms
+
+    def __init__(self, url: str, wait_max_s: float) -> None:
+        super().__init__(url, timeout=wait_max_s, watchdog_intervall=LIBRARY_CHECK_S)
+        self.uaclient.session = BoundedSession(self.uaclient)
+
+    async def send_hello(self) -> None:
+        await super().send_hello()
+        limits = self.uaclient.protocol._connection._limits  # what the server wishes is no limit  # noqa: SLF001
+        limits.max_message_size = min(limits.max_message_size or MESSAGE_MAX_BYTES, MESSAGE_MAX_BYTES)
 
     async def open_secure_channel(self, renew: bool = False) -> None:
         try:
@@ -127,6 +153,7 @@ class SecuredClient(Client):  # type: ignore[misc]  # asyncua is untyped here
         except AssertionError as error:  # the library logs the server's refusal, and stumbles over it
             remedy = REMEDIES["BadSecurityChecksFailed"]
             raise PeerError(f"the server refuses the secure channel: {remedy}", lasting=True) from error
+        self.secure_channel_timeout = max(self.secure_channel_timeout, CHANNEL_LIFE_LEAST_MS)
 
     async def activate_session(
         self, username: str | None = None, password: str | None = None, certificate: Any = None
@@ -150,7 +177,7 @@ async def secured_client(url: str, security: Security, wait_max_s: float) -> tup
         PeerError: the server cannot be asked, offers no such policy, is not trusted, or a file of ours is
             unfit; the text says which.
     """
-    client = SecuredClient(url, timeout=wait_max_s, watchdog_intervall=LIBRARY_CHECK_S)
+    client = SecuredClient(url, wait_max_s)
     client.application_uri, client.name, client.description = (
         APPLICATION_URI,
         APPLICATION_NAME,

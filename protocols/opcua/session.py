@@ -2,9 +2,15 @@
 
 A namespace's index may change with every start of a server, so nodes are found by the namespace's URI after
 every connect. Requests are cut to what the server says it takes, and to what can be decoded between two
-beats of ours: two thousand values in one answer would hold everything else up for 45 ms.
+beats of ours: two thousand values in one answer would hold everything else up for 45 ms. What a server
+refuses as too much, or what comes and cannot be decoded, is asked for again in halves, down to the node at
+fault.
+
+A server may number its namespaces anew under a standing connection, when its program is loaded again; the
+same identifier may then be something else. So every read asks for their names along with the values.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -15,6 +21,7 @@ from protocols.opcua.fence import PeerError, ask
 from protocols.profile import Point
 
 READ_MAX: Final = 30  # values per request: a millisecond to decode, and hardly more per value than 2,000
+NODES_AT_ONCE: Final = 500  # texts to node ids: two thousand take 7 ms
 NAMESPACES_MAX: Final = 1024  # a server that names more is not a device
 
 NAMESPACE_ARRAY: Final = ua.NodeId(2255)  # numbers of OPC 10000-6, annex A
@@ -41,20 +48,40 @@ class Session:
     async def read(
         self, nodes: Sequence[ua.NodeId], attribute: ua.AttributeIds = ua.AttributeIds.Value
     ) -> list[ua.DataValue]:
-        """What the server says of at most `read_max` nodes now, in the same order. Raises PeerError."""
+        """What the server says of less than `read_max` nodes now, in the same order. Raises PeerError."""
+        wanted = [ua.ReadValueId(NodeId=node, AttributeId=attribute) for node in nodes]
+        if not self.uris:
+            return await self._read(wanted)
+        spaces = ua.ReadValueId(NodeId=NAMESPACE_ARRAY, AttributeId=ua.AttributeIds.Value)
+        *answers, said = await self._read([*wanted, spaces])  # as the last: it speaks of those before it
+        uris = said.Value.Value if said.Value is not None else None
+        if isinstance(uris, list) and tuple(uris[: len(self.uris)]) != self.uris:
+            raise PeerError("the server has numbered its namespaces anew; connecting anew")
+        return answers
+
+    async def _read(self, wanted: Sequence[ua.ReadValueId]) -> list[ua.DataValue]:
+        """Answers to all of it, in halves where they do not come at once. Raises PeerError."""
         wish = ua.ReadParameters()
         wish.TimestampsToReturn = ua.TimestampsToReturn.Both
-        wish.NodesToRead = [ua.ReadValueId(NodeId=node, AttributeId=attribute) for node in nodes]
-        answers = await ask(self.client.uaclient.read(wish), self.wait_max_s)
-        if answers is None or len(answers) != len(nodes):
-            raise PeerError(f"{len(nodes)} nodes asked for, {len(answers or ())} came")
+        wish.NodesToRead = list(wanted)
+        try:
+            answers = await ask(self.client.uaclient.read(wish), self.wait_max_s)
+        except PeerError as error:
+            if not error.too_much:
+                raise
+            if len(wanted) == 1:
+                return [ua.DataValue(StatusCode=ua.StatusCode(getattr(ua.StatusCodes, error.too_much)))]
+            half = len(wanted) // 2
+            return [*await self._read(wanted[:half]), *await self._read(wanted[half:])]
+        if answers is None or len(answers) != len(wanted):
+            raise PeerError(f"{len(wanted)} nodes asked for, {len(answers or ())} came")
         return list(answers)
 
     async def read_all(self, nodes: Mapping[str, ua.NodeId]) -> AsyncIterator[list[tuple[str, ua.DataValue]]]:
         """The same for any number of nodes by name, in pieces."""
-        names = list(nodes)
-        for first in range(0, len(names), self.read_max):
-            piece = names[first : first + self.read_max]
+        names, step = list(nodes), max(1, self.read_max - 1)
+        for first in range(0, len(names), step):
+            piece = names[first : first + step]
             answers = await self.read([nodes[name] for name in piece])
             yield list(zip(piece, answers, strict=True))
 
@@ -86,12 +113,21 @@ async def look_around(
         client=client,
         certificate=certificate,
         uris=uris,
-        nodes={name: _node_id(p.node, uris) for name, p in readable.items() if name not in absent},
+        nodes=await _node_ids({name: p.node for name, p in readable.items() if name not in absent}, uris),
         absent=absent,
         read_max=min(_limit(read_max), READ_MAX),
         items_max=_limit(items_max),
         wait_max_s=wait_max_s,
     )
+
+
+async def _node_ids(nodes: Mapping[str, str], uris: Sequence[str]) -> dict[str, ua.NodeId]:
+    found = {}
+    for name, text in nodes.items():
+        found[name] = _node_id(text, uris)
+        if len(found) % NODES_AT_ONCE == 0:
+            await asyncio.sleep(0)
+    return found
 
 
 def _node_id(text: str, uris: Sequence[str]) -> ua.NodeId:

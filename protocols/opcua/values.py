@@ -21,6 +21,7 @@ from protocols.profile import Point
 from protocols.reading import Value
 
 SHOWN_MAX_CHARS: Final = 60  # of what a server says, in the sentence about it
+TRUTHS: Final = ("bool", "enum")  # units whose number may come as True or False
 OLDEST_STAMP: Final = datetime(1990, 1, 1, tzinfo=UTC)  # before that it is the zero of OPC UA's calendar
 
 INTEGERS: Final = {
@@ -49,14 +50,22 @@ def judge(point: Point, answer: ua.DataValue) -> tuple[Value, str]:
         return None, said if said != name else f"{name}; see the server's own diagnosis"
     raw = raw_of(answer)
     wanted, name = (str, "text") if point.unit == "text" else (float | int, "number")
-    if not isinstance(raw, wanted):
+    truth = isinstance(raw, bool) and point.unit not in TRUTHS  # True is no watt
+    if truth or not isinstance(raw, wanted):
         what = "an array" if isinstance(raw, list) else f"a {type(raw).__name__}"
         return None, f"{what} where a {name} belongs; check the profile's node"
-    value = codec.from_raw(point, raw)
+    split = point.unit == "bool" and not point.enum and raw not in (0, 1)  # a switch is on or off
+    value = None if split else codec.from_raw(point, raw)
     if value is None:
         expected = "one of its states" if point.enum else f"{point.lowest} to {point.highest} {point.unit}"
-        return None, f"{repr(raw)[:SHOWN_MAX_CHARS]} is implausible; expected {expected}"
+        shown = repr(raw[:SHOWN_MAX_CHARS] if isinstance(raw, str) else raw)[:SHOWN_MAX_CHARS]
+        return None, f"{shown} is implausible; expected {expected}"
     return value, ""
+
+
+def trace(raw: Any) -> str:
+    """By which a change shows: a stuck NaN equals itself, and arrays, no values here, equal one another."""
+    return repr(raw) if isinstance(raw, float | int | str) else type(raw).__name__
 
 
 def raw_of(answer: ua.DataValue) -> Any:

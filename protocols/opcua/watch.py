@@ -4,13 +4,14 @@ Nothing of it is trusted for long. A server may refuse some nodes, or the subscr
 it after a while, and the library says nothing about any of that. Hence each answer to a publish request,
 empty ones included, is taken as a sign of life; without one for three times as long as agreed the
 subscription is given up and asked for anew. `unwatched` names the points that are not covered right now:
-those are read instead.
+those are read instead. So are those that the server would look at more slowly than they are read: what it
+told of them would be older news.
 
 The library's own subscription class is left out: it starts a task per value, two thousand at a time.
 """
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -21,10 +22,12 @@ from asyncua import Client, ua
 
 from protocols.opcua.fence import PeerError, ask, explained, status_name
 
-ITEMS_MAX: Final = 100  # asked for at a time: a slow controller answers in time, and ours is not held up
+ITEMS_MAX: Final = 50  # asked for at a time: a slow controller answers in time, and ours is not held up
 NEWS_MAX: Final = 50  # values per message: decoding more than that at once would make our own beat late
 KEEPALIVE_S: Final = 1.0  # a server with nothing to say says so this often
 KEEPALIVES_MISSED: Final = 3
+KEEPALIVE_MAX_S: Final = 20.0  # whatever a server grants
+SAMPLING_MAX_S: Final = 1.0  # granted; slower than that, or than asked for, it is no watch
 LIFE_S: Final = 30.0  # a server drops a subscription that nobody asks about for so long
 AGAIN_S: Final = 10.0  # a server that refused may have room again
 SOON_S: Final = 0.5  # one that granted it and lost it gets asked at once, or nearly
@@ -55,11 +58,15 @@ class Sampling:
 
 @dataclass(frozen=True)
 class News:
-    """Values that changed. The server wrote this after `asked_at_s` on our clock."""
+    """Values that changed. The server wrote this after `asked_at_s` on our clock.
+
+    `sampling_s` is how old a value may have been by then.
+    """
 
     answers: Mapping[str, Any]  # ua.DataValue by point
     published_at: Any  # datetime on the server's clock, or None
     asked_at_s: float
+    sampling_s: float
 
 
 class Watch:
@@ -68,7 +75,7 @@ class Watch:
     Attributes:
         unwatched: points that the subscription does not cover now.
         fault: why not; "" while it covers all.
-        sampling_s: the slowest look that the server granted.
+        apart: points to leave out at the next subscription: they are read, and rarely.
     """
 
     def __init__(
@@ -81,9 +88,11 @@ class Watch:
         wait_max_s: float,
         clock: Callable[[], float],
         on_news: Callable[[News], None],
+        apart: Iterable[str] = (),
     ) -> None:
         self._client, self._nodes, self._sampling = client, nodes, sampling
-        self._names = list(nodes)
+        self.apart = set(apart)
+        self._names = [name for name in nodes if name not in self.apart]
         self._items_max, self._wait_max_s = min(items_max, ITEMS_MAX), wait_max_s
         self._clock, self._on_news = clock, on_news
         self._stirred = asyncio.Event()
@@ -94,7 +103,14 @@ class Watch:
         self._broken: Exception | None = None
         self.unwatched = set(self._names)
         self.fault = ""
-        self.sampling_s = sampling.sampling_s
+        self._sampling_s: dict[str, float] = {}  # as granted, by point
+        self._slowest_s = max(sampling.sampling_s, SAMPLING_MAX_S)
+
+    def leave_out(self, names: set[str]) -> None:
+        """Subscribe anew without these: one of them makes whole messages useless."""
+        self.apart |= names
+        self._ended = f"without {', '.join(sorted(names)):.100}"
+        self._stirred.set()
 
     async def keep(self) -> None:
         """Watch for ever. Ends by cancellation, or by what `on_news` raised.
@@ -110,7 +126,7 @@ class Watch:
                 await self._listen(silence_max_s)
             except PeerError as error:
                 self.fault = f"no subscription: {error}; reading instead"
-            self.unwatched = set(self._names)
+            self.unwatched = set(self._nodes) - self.apart
             if self._number:
                 await self._forget(self._number)
                 deaths += 1
@@ -128,16 +144,17 @@ class Watch:
         )
         wish.MaxNotificationsPerPublish = NEWS_MAX
         self._number, self._ended, self._asked_at_s = 0, "", self._clock()
+        self._names = [name for name in self._nodes if name not in self.apart]
         made = await ask(self._client.uaclient.create_subscription(wish, self._published), self._wait_max_s)
         self._number, self._heard_at_s = made.SubscriptionId, asyncio.get_running_loop().time()
         refused: dict[str, str] = {}
-        self.sampling_s = self._sampling.sampling_s
         for first in range(0, len(self._names), self._items_max):
             places = range(first, min(first + self._items_max, len(self._names)))
             refused |= await self._add(self._number, places)
         self.fault = _sentence(refused)
-        keepalive_s = made.RevisedPublishingInterval * made.RevisedMaxKeepAliveCount / MILLI
-        return float(KEEPALIVES_MISSED * max(keepalive_s, KEEPALIVE_S))
+        granted_s = made.RevisedPublishingInterval * made.RevisedMaxKeepAliveCount / MILLI
+        keepalive_s = min(max(KEEPALIVE_S, granted_s), KEEPALIVE_MAX_S)  # the least one, if it says NaN
+        return float(KEEPALIVES_MISSED * keepalive_s)
 
     async def _add(self, number: int, places: Sequence[int]) -> dict[str, str]:
         """Have these points watched; returns those that the server refuses, with its reason."""
@@ -151,11 +168,13 @@ class Watch:
         refused = {}
         for place, result in zip(places, results, strict=True):
             name = self._names[place]
-            if result.StatusCode.is_good():
-                self.unwatched.discard(name)
-                self.sampling_s = max(self.sampling_s, result.RevisedSamplingInterval / MILLI)
-            else:
+            granted_s = self._sampling_s[name] = float(result.RevisedSamplingInterval / MILLI)
+            if not result.StatusCode.is_good():
                 refused[name] = status_name(result.StatusCode)
+            elif not granted_s <= self._slowest_s:
+                refused[name] = f"only every {granted_s:g} s"
+            else:
+                self.unwatched.discard(name)
         return refused
 
     def _item(self, place: int) -> ua.MonitoredItemCreateRequest:
@@ -198,7 +217,9 @@ class Watch:
         message = result.NotificationMessage
         try:
             for answers in self._layers(message.NotificationData or ()):
-                self._on_news(News(answers, message.PublishTime, self._asked_at_s))
+                granted_s = (self._sampling_s.get(name, 0.0) for name in answers)
+                oldest_s = max(self._sampling.sampling_s, *granted_s)
+                self._on_news(News(answers, message.PublishTime, self._asked_at_s, oldest_s))
         except Exception as error:  # noqa: BLE001  (kept for `keep`, which raises it)
             self._broken = error
             self._stirred.set()
@@ -222,8 +243,11 @@ class Watch:
 
     def _named(self, notification: ua.DataChangeNotification) -> Iterator[tuple[str, Any]]:
         for item in notification.MonitoredItems or ():
-            if 0 <= item.ClientHandle < len(self._names) and item.Value is not None:
-                yield self._names[item.ClientHandle], item.Value
+            if not 0 <= item.ClientHandle < len(self._names) or item.Value is None:
+                continue
+            name = self._names[item.ClientHandle]
+            if self._sampling_s.get(name, 0.0) <= self._slowest_s:
+                yield name, item.Value
 
 
 def _sentence(refused: Mapping[str, str], named_max: int = 5) -> str:

@@ -16,6 +16,7 @@ from protocols.profile.model import (
     WRITABLE_TABLES,
     Control,
     Example,
+    Heartbeat,
     Identity,
     Point,
     Profile,
@@ -219,10 +220,10 @@ def _of_control(control: Control, profile: Profile) -> Iterator[str]:
             yield f"{place}: {name} is read-only; use a point of access 'rw' or 'w'"
         elif value is not None and not point.lowest <= value <= point.highest:
             yield f"{place}: {value} {point.unit} is out of the range of {name}"
-    if control.heartbeat is not None and not 0.1 <= control.heartbeat.period_s <= 3600:
-        yield f"heartbeat.period_s: {control.heartbeat.period_s}; use 0.1 to 3600 s"
-    if control.heartbeat is not None and control.heartbeat.wraps_at < 1:
-        yield f"heartbeat.wraps_at: {control.heartbeat.wraps_at}; a counter must count, use 1 or more"
+        elif value is not None and profile.protocol == "modbus":
+            yield from (f"{place}: {text}" for text in _of_said(point, value))
+    if control.heartbeat is not None:
+        yield from (f"heartbeat.{text}" for text in _of_heartbeat(control.heartbeat, profile))
     if control.reversion is not None and not 1 <= control.reversion.seconds <= 86_400:
         yield f"reversion.seconds: {control.reversion.seconds}; use 1 to 86400 s"
     if (
@@ -231,6 +232,25 @@ def _of_control(control: Control, profile: Profile) -> Iterator[str]:
         and not control.reversion.value_point
     ):
         yield "reversion.value: goes nowhere; add value_point"
+
+
+def _of_heartbeat(heartbeat: Heartbeat, profile: Profile) -> Iterator[str]:
+    if not 0.1 <= heartbeat.period_s <= 3600:
+        yield f"period_s: {heartbeat.period_s}; use 0.1 to 3600 s"
+    if heartbeat.wraps_at < 1:
+        yield f"wraps_at: {heartbeat.wraps_at}; a counter must count, use 1 or more"
+    point = profile.points.get(heartbeat.point)
+    if point is not None and profile.protocol == "modbus":
+        yield from (f"wraps_at: {text}" for text in _of_said(point, heartbeat.wraps_at))
+
+
+def _of_said(point: Point, value: float) -> Iterator[str]:
+    """Whether the point's registers can say the value; on site it would show with the first command."""
+    if point.type != "number" and not (point.scale_factor or point.mask):
+        try:
+            codec.encode(point, value)
+        except codec.CodecError as error:
+            yield f"{error}; use another value, or correct the point"
 
 
 def _writes(control: Control) -> Iterator[tuple[str, str, float | None]]:

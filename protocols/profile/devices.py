@@ -13,8 +13,37 @@ HEAD: Final = """\
 # Device types
 
 A device type is a profile: one YAML file in `protocols/profiles/` or of your own (`profile:
-path/to/mine.yaml`). The JSON Schema in `docs/profile.schema.json` gives editors completion. SunSpec devices
-need none: `profile: sunspec` reads the device's own model chain.
+types/mine.yaml`, counted from the folder of `block.yaml`). The JSON Schema in `docs/profile.schema.json`
+gives editors completion. SunSpec devices need none: `profile: sunspec` reads the device's own model chain.
+
+## Writing one
+
+```yaml
+# yaml-language-server: $schema=/opt/powerblock/docs/profile.schema.json
+title: ACME M100 power meter
+protocol: modbus
+provenance: {document: ACME M100 manual 3.2, page: "table 4, page 17", evidence: document}
+max_registers_per_read: 60             # what the manual allows in one question
+blocks:                                # what is read in one go; nothing outside is ever asked
+  - {table: holding, first: 0, last: 9}
+points:                                # the name ends with the unit: power_w, never power_kw
+  power_w: {unit: W, address: 0, type: i32, scale: 100, lowest: -900000, highest: 900000} # says 0.1 kW
+  energy_imported_wh: {unit: Wh, address: 2, type: u32, word_order: little, scale: 1000} # low word first
+  current_a: {unit: A, address: 4, type: f32, lowest: 0, highest: 5000}
+  load_ratio: {unit: ratio, address: 6, type: u16, scale: 0.01, lowest: 0, highest: 1}   # says %; 1 is 100 %
+  state: {unit: enum, address: 7, type: u16, enum: {0: "off", 1: "on", 2: fault}}
+  limit_w: {unit: W, address: 8, type: u16, scale: 10, access: rw, lowest: 0, highest: 100000}
+examples:                              # registers, and what they mean: from the manual or the display
+  - {point: power_w, registers: [0x0000, 0x007B], value: 12300, source: "123 of 0.1 kW"}
+  - {point: energy_imported_wh, registers: [0x0002, 0x0001], value: 65538000, source: low word first}
+```
+
+Addresses are those on the wire, counted from 0: 40001 in a manual is `address: 0`. Numbers of 32 and 64 bits
+have their high word first; `word_order: little` is for devices that send the low word first, `byte_order:
+little` for swapped bytes. A value outside `lowest` and `highest` is bad, and none is written. `powerblock
+check` says everything that is wrong with a profile; `powerblock checkout` compares it with the device.
+
+## What the table says
 
 Evidence says how far the numbers have been proven: *document*: read in the maker's document or in two
 independent implementations; *interop*: another implementation agrees on the wire; *hardware*: the device

@@ -13,6 +13,7 @@ from protocols.profile.model import Block, Example, Identity, Point, Profile, Pr
 BUILTIN: Final = Path(__file__).parent.parent / "profiles"
 FILE_MAX_BYTES: Final = 256 * 1024  # the largest vendor map seen, fully written out, needs a quarter of it
 VALUES_MAX: Final = 100_000  # such a file has no more, even if it is all commas
+MERGE_TAG: Final = "tag:yaml.org,2002:merge"
 SHOWN_MAX_CHARS: Final = 60  # of a wrong value, in the sentence about it
 
 
@@ -22,6 +23,13 @@ class _UniqueKeys(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[object] = set()
         for key_node, _ in node.value:
+            if key_node.tag == MERGE_TAG:
+                raise yaml.constructor.ConstructorError(
+                    None,
+                    None,
+                    "'<<' merges keys in unseen; write them out where they belong",
+                    key_node.start_mark,
+                )
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, (str, int)) and key in seen:
                 raise yaml.constructor.ConstructorError(

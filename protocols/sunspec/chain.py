@@ -5,9 +5,9 @@ the id 0xFFFF. Nothing about the device must be known beforehand, and unknown mo
 length. All of it is bounded: what a device says about itself is not believed without limit.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 from protocols import codec
 from protocols.profile import Block, Example, Identity, Point, Profile, ProfileError, Provenance
@@ -183,7 +183,7 @@ def _profile(name: str, base: int, chain: Sequence[Model], found: _Found) -> Pro
         ),
         points=found.points,
         examples=tuple(_examples(found)),
-        identity=tuple(_identity(found, plate["Md"])),
+        identity=tuple(_identity(found, plate)),
         control=control_of(implemented),
         blocks=tuple(found.blocks),
         max_registers_per_read=READ_MAX,
@@ -205,12 +205,16 @@ def _marker(base: int) -> Point:
     )
 
 
-def _identity(found: _Found, model: Any) -> list[Identity]:
-    """The map must still begin there, and the model be the same: another has other registers."""
-    identity = [Identity(point=MARKER_POINT, equals=float(MARKER[0] << 16 | MARKER[1]))]
-    if isinstance(model, str):
-        identity.append(Identity(point=found.keys[1, "Md"].name, equals=model))
-    return identity
+def _identity(found: _Found, plate: Mapping[str, codec.Value]) -> list[Identity]:
+    """The map must still begin there, model and version be the same: another one has other registers."""
+    return [
+        Identity(point=MARKER_POINT, equals=float(MARKER[0] << 16 | MARKER[1])),
+        *(
+            Identity(point=found.keys[1, key].name, equals=plate[key])
+            for key in ("Md", "Vr")
+            if plate[key] is not None
+        ),
+    ]
 
 
 def _examples(found: _Found) -> list[Example]:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from controller.agent.config import ConfigError, load_node
+from controller.yaml_config import NAME_SENTENCE
 
 GOOD = """
 block: hall-a
@@ -38,7 +39,7 @@ def test_the_shortest_file_is_enough(tmp_path):
 def test_all_errors_come_at_once(tmp_path):
     wrong = "block: a/b\nmqtt: {url: 5, colour: red}\nfallback_w: [300, -5, x]\nreport_period_s: .nan\n"
     assert errors(tmp_path, wrong) == [
-        "node.yaml: block: String should match pattern '^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$' (here: 'a/b')",
+        f"node.yaml: block: {NAME_SENTENCE} (here: 'a/b')",
         "node.yaml: node: missing; add it",
         "node.yaml: mqtt.url: Input should be a valid string (here: 5)",
         "node.yaml: mqtt.colour: no such setting; remove it or correct its spelling",
@@ -52,7 +53,7 @@ def test_all_errors_come_at_once(tmp_path):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("", "node.yaml: must be settings of the form `name: value`, not NoneType"),
+        ("", "node.yaml: the file is empty; write settings of the form `name: value`"),
         ("- 1\n", "node.yaml: must be settings of the form `name: value`, not list"),
         ("a: 1\nb: [\n", "node.yaml: line 3, column 1: "),
         ("a: 1\nb: 2\na: 3\n", "node.yaml: line 3, column 1: 'a' is given twice"),
@@ -95,3 +96,12 @@ def test_a_password_comes_from_a_file(tmp_path):
     (tmp_path / "password").unlink()
     with pytest.raises(ConfigError, match="make it readable"):
         load_node(written(tmp_path, text)).mqtt.password()
+
+
+def test_paths_count_from_the_folder_of_node_yaml(tmp_path, monkeypatch):
+    text = GOOD.replace('"mqtt://127.0.0.1"', '"mqtts://b", ca: ca.pem, password_file: pw')
+    path = written(tmp_path, text.replace("/var/lib/powerblock-agent", "state"))
+    monkeypatch.chdir("/")
+    config = load_node(path)
+    assert config.state_dir == tmp_path / "state"
+    assert (config.mqtt.ca, config.mqtt.password_file) == (f"{tmp_path}/ca.pem", tmp_path / "pw")

@@ -1,9 +1,13 @@
 """`powerblock check` of a gateway: what is read, what may be written, which doors are open."""
 
+import json
+import os
+
 import pytest
 from typer.testing import CliRunner
 
 from controller.cli import app
+from controller.views import check_gateway
 
 GATEWAY = """
 block: hall-a
@@ -22,10 +26,10 @@ facility:
 """
 
 
-def check(tmp_path, *arguments, host="127.0.0.1", extra=""):
+def check(tmp_path, *arguments, host="127.0.0.1", extra="", folder=None):
     path = tmp_path / "gateway.yaml"
-    path.write_text(GATEWAY.format(folder=tmp_path, host=host, extra=extra))
-    return CliRunner().invoke(app, ["check", str(path), *arguments], env={"COLUMNS": "140"})
+    path.write_text(GATEWAY.format(folder=folder or tmp_path, host=host, extra=extra))
+    return CliRunner().invoke(app, ["check", str(path), *arguments], env={"COLUMNS": "400"})
 
 
 def test_it_lists_what_is_read_what_may_be_written_and_what_is_served(tmp_path):
@@ -46,6 +50,32 @@ def test_it_lists_what_is_read_what_may_be_written_and_what_is_served(tmp_path):
 
 def test_a_door_that_is_open_to_others_is_said(tmp_path):
     assert "modbus  0.0.0.0:502  open to other hosts" in check(tmp_path, host="0.0.0.0").stdout
+
+
+def test_a_host_may_be_a_name(tmp_path):
+    assert "open to other hosts" in check(tmp_path, host="scada.example").stdout
+    assert "open to other hosts" not in check(tmp_path, host="localhost").stdout
+
+
+def test_folders_that_this_user_cannot_write_are_a_remark_because_the_service_is_somebody_else(
+    tmp_path, monkeypatch
+):
+    """Root may write anywhere, so the system's answer is played."""
+    found = check(tmp_path)
+    assert "cannot be written" not in found.stdout
+    monkeypatch.setattr(check_gateway.os, "access", lambda _path, wanted: not wanted & os.W_OK)
+    found = check(tmp_path)
+    assert found.exit_code == 0
+    assert f"state_dir: {tmp_path} cannot be written by" in found.stdout
+    assert "run_dir: " in found.stdout
+    assert len(json.loads(check(tmp_path, "--json").stdout)["warnings"]) == 2
+
+
+def test_a_folder_that_is_a_file_is_a_remark(tmp_path):
+    """Of the nearest that there is: the service makes the rest."""
+    (tmp_path / "file").write_text("")
+    found = check(tmp_path, folder=tmp_path / "file" / "state")
+    assert f"{tmp_path / 'file'} is no folder" in found.stdout
 
 
 def test_a_certificate_that_is_not_there_is_named_with_its_place(tmp_path):

@@ -44,6 +44,10 @@ def test_a_command_without_its_file_is_bad_input(command):
     assert powerblock(command).exit_code == 2
 
 
+def unboxed(text) -> str:
+    return words("".join(letter for letter in text if letter not in "│╭╮╰╯─"))
+
+
 # --- check -------------------------------------------------------------------------------------------
 
 
@@ -294,6 +298,23 @@ def test_status_says_when_nobody_writes_it(tmp_path):
     shown = powerblock("status", "--run-dir", tmp_path, "--once")
     assert shown.exit_code == 1
     assert "controller not running" in shown.stdout
+    assert "does not exist; is its run_dir another? powerblock status block.yaml" in unboxed(shown.stdout)
+
+
+def test_status_of_a_file_that_names_the_folder_does_not_ask_for_it(block_with):
+    shown = powerblock("status", block_with(), "--once")
+    assert "run/status.json does not exist" in unboxed(shown.stdout)
+    assert "is its run_dir another" not in unboxed(shown.stdout)
+
+
+def test_status_calls_a_device_that_answers_and_is_not_believed_in_doubt(run_dir):
+    links = [
+        {"name": "cdu-1", "up": False, "in_doubt": True, "fault": "no register has moved", "age_s": 0.4},
+        {"name": "r1-a", "up": False, "in_doubt": False, "fault": "no reply", "age_s": 12.0},
+    ]
+    shown = words(powerblock("status", "--run-dir", run_dir(links=links), "--once").stdout)
+    assert "cdu-1 in doubt no register has moved" in shown
+    assert "r1-a down no reply" in shown
 
 
 @pytest.mark.parametrize(("age_s", "when"), [(12.0, "12 s ago"), (-30.0, "30 s ahead of this clock")])

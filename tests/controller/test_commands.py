@@ -23,6 +23,7 @@ class Desk:
         self.desk = CommandDesk(
             state_dir,
             write=self.write,
+            withdraw=self.withdraw,
             alarms=self,
             facility=self.facility,
             settings=settings,
@@ -39,6 +40,11 @@ class Desk:
         if device != "cdu":
             raise DeviceError(f"no device {device!r}")
         return Written(value, 20.0, True)
+
+    async def withdraw(self, device: str, _wait_max_s: float) -> None:
+        if device != "cdu":
+            raise DeviceError(f"no device {device!r}")
+        self.asked.append(("withdraw", device))
 
     def command(self, verb: str, by: str, **arguments) -> Outcome:
         self.asked.append((verb, by, arguments))
@@ -63,6 +69,7 @@ ARGUMENTS = {
     "set_power_limit": {"limit_w": 9000.0},
     "set_mode": {"mode": "local"},
     "write": {"device": "cdu", "point": "p", "value": 1.0},
+    "withdraw": {"device": "cdu"},
     "shelve": {"key": "meter", "for_s": 60.0},
     "out_of_service": {"key": "meter"},
     "shed": {"level": "deep"},
@@ -144,6 +151,7 @@ async def test_a_writer_may_ramp_more_slowly_than_agreed_and_never_faster(desk: 
         ("set_mode", {"mode": "sideways"}, "mode"),
         ("write", {"device": "pump", "point": "p", "value": 1.0}, "no device 'pump'"),
         ("write", {"device": "cdu", "point": "p", "value": float("inf")}, "value"),
+        ("withdraw", {"device": "pump"}, "no device 'pump'"),
     ],
 )
 async def test_nonsense_is_refused_with_its_culprit(desk: Desk, verb: str, arguments: dict, word: str):
@@ -151,6 +159,22 @@ async def test_nonsense_is_refused_with_its_culprit(desk: Desk, verb: str, argum
     assert outcome.result is Result.REJECTED
     assert word in outcome.reason
     assert desk.facility.slots == ()
+
+
+async def test_what_was_written_to_a_device_is_withdrawn_by_name(desk: Desk):
+    assert (await desk.do("withdraw", role=Role.OPERATE, device="cdu")).result is Result.ACCEPTED
+    assert desk.asked == [("withdraw", "cdu")]
+
+
+async def test_a_doubtful_write_is_doubtful_no_more_once_it_is_withdrawn(desk: Desk):
+    async def lost(*_: object) -> Written:
+        raise DeviceError("sent, and not answered")
+
+    desk.desk._write = lost
+    await desk.do("write", device="cdu", point="p", value=1.0)
+    assert [key for key, _ in desk.desk.conditions(10.0)] == ["write cdu/p"]
+    await desk.do("withdraw", device="cdu")
+    assert list(desk.desk.conditions(10.0)) == []
 
 
 async def test_a_gateway_without_gpus_limits_no_power_and_says_so(tmp_path: Path):
@@ -340,3 +364,23 @@ async def test_who_may_only_look_and_who_is_not_at_the_panel_in_local_calls_and_
     assert "switched to LOCAL" in (await desk.do(verb, **arguments)).reason
     assert [slot.shed_level for slot in desk.facility.calls] == [0]
     assert (await desk.do(verb, local=True, **arguments)).result is Result.ACCEPTED
+
+
+@pytest.mark.parametrize("priority", [1, 5])
+async def test_only_an_engineer_outranks_the_operators(desk: Desk, priority: int):
+    """Slots above the operators' hold against everybody on shift."""
+    asked = {"limit_w": 9000.0, "priority": priority}
+    refused = await desk.do("set_power_limit", Role.OPERATE, **asked)
+    assert refused.result is Result.REJECTED
+    assert f"priority {priority}" in refused.reason
+    assert "engineer" in refused.reason
+    assert desk.facility.slots == ()
+    assert desk.moved == 0
+    assert (await desk.do("set_power_limit", Role.ENGINEER, **asked)).result is Result.ACCEPTED
+    assert (await desk.do("release", Role.OPERATE, priority=priority)).result is Result.ACCEPTED
+
+
+@pytest.mark.parametrize("priority", [8, 10, 16])
+async def test_operators_take_the_slots_from_their_own_on(desk: Desk, priority: int):
+    asked = await desk.do("set_power_limit", Role.OPERATE, limit_w=9000.0, priority=priority)
+    assert asked.result is Result.ACCEPTED

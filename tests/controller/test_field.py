@@ -1,5 +1,6 @@
 """From readings to cells and measurements: what is doubted, missing, partial or frozen stays what it is."""
 
+import msgspec
 import pytest
 from structlog.testing import capture_logs
 
@@ -9,6 +10,7 @@ from controller.field import Field, group_of
 from controller.gateway_config import Device, NamedDeviceConfig
 from controller.image.image import Image
 from controller.image.model import Quality
+from controller.yaml_config import FileName
 from protocols.profile import load_profile
 from protocols.reading import DeviceError, Reading
 
@@ -41,7 +43,7 @@ class Plant:
             on_group=self.image.regroup,
         )
 
-    def read(self, link="up", still_s=0.0, device="pdu", fault="", doubt="", **values) -> None:
+    def read(self, link="up", still_s=0.0, device="pdu", fault="", doubt="", absent=(), **values) -> None:
         at_s = now_s()
         reading = Reading(
             device=device,
@@ -51,6 +53,7 @@ class Plant:
             link=link,
             fault=fault,
             doubt=doubt,
+            absent=frozenset(absent),
         )
         self.field._take(self.field._live[device], reading)
 
@@ -72,6 +75,28 @@ def test_a_good_reading_is_a_good_cell_and_a_measurement(plant: Plant):
     assert (plant.cell("power_w").value, plant.cell("power_w").quality) == (5000.0, Quality.GOOD)
     assert (plant.taken[-1].value, plant.taken[-1].good) == (5000.0, True)
     assert (plant.link.up, plant.link.fault) == (True, "")
+
+
+def test_what_a_device_does_not_have_is_no_fault_of_it(plant: Plant):
+    plant.read(power_w=5000.0, current_a=None, absent=["current_a"])
+    assert (plant.cell("current_a").quality, plant.cell("current_a").why) == (
+        Quality.BAD,
+        "the device does not have it",
+    )
+    assert plant.cell("power_w").quality is Quality.GOOD
+    assert (plant.link.up, plant.link.fault) == (True, "")
+
+
+def test_what_a_device_does_not_have_keeps_its_reason_beside_a_fault(plant: Plant):
+    plant.read(power_w=None, current_a=None, absent=["current_a"], fault="power_w: NaN")
+    assert plant.cell("current_a").why == "the device does not have it"
+    assert plant.cell("power_w").why == "power_w: NaN"
+
+
+def test_a_device_without_what_the_law_needs_says_so(plant: Plant):
+    plant.read(power_w=None, current_a=8.0, absent=["power_w"])
+    assert not plant.taken[-1].good
+    assert (plant.link.up, plant.link.fault) == (False, "power_w: the device does not have it")
 
 
 def test_a_missing_value_is_bad_for_everybody_with_its_reason(plant: Plant):
@@ -127,6 +152,13 @@ async def test_a_write_to_a_device_that_is_not_there_names_those_that_are(plant:
         await plant.field.write("pdu", "power_w", 1.0, 0.2)
 
 
+def test_who_answers_and_is_not_believed_is_in_doubt_and_not_down(plant: Plant):
+    plant.read(power_w=5000.0, current_a=8.0, still_s=31.0)
+    assert (plant.link.up, plant.link.in_doubt) == (False, True)
+    plant.read("down", power_w=None, current_a=None, still_s=31.0, fault="connection refused")
+    assert (plant.link.up, plant.link.in_doubt) == (False, False)
+
+
 def test_a_device_that_does_not_answer_is_not_called_frozen(plant: Plant):
     plant.read("down", still_s=60.0, power_w=None, current_a=None, fault="connection refused")
     assert plant.link.fault == "connection refused"
@@ -139,3 +171,11 @@ def test_faults_that_come_and_go_with_every_poll_do_not_fill_the_log(plant: Plan
             plant.read(power_w=5000.0, current_a=None, fault=f"current_a: NaN {number % 2}")
     assert len(lines) == 1
     assert plant.link.fault == "current_a: NaN 1"
+
+
+def test_a_profile_of_a_file_of_ones_own_is_plain_text_in_the_catalogue():
+    """A frame takes texts alone: one device of a kind of its own would cost every client the whole image."""
+    config = NamedDeviceConfig(name="pdu", profile="mine.yaml", url="modbus+tcp://10.0.0.7")
+    config = config.model_copy(update={"profile": FileName("/etc/powerblock/mine.yaml")})
+    group = group_of(Device("a", "pdu", config, "pdu"), load_profile("xerus_pdu"))
+    assert b"/etc/powerblock/mine.yaml" in msgspec.msgpack.encode(group)

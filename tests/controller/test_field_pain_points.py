@@ -120,7 +120,13 @@ async def test_p16_every_driver_says_how_it_is(site):
     await _until(lambda: {link["name"]: link["up"] for link in site.gateway.links()}.get("good"))
     await _until(lambda: all(link["fault"] != "not heard yet" for link in site.gateway.links()))
     told = {link["name"]: link for link in site.gateway.links()}
-    assert told["good"] == {"name": "good", "up": True, "fault": "", "age_s": told["good"]["age_s"]}
+    assert told["good"] == {
+        "name": "good",
+        "up": True,
+        "in_doubt": False,
+        "fault": "",
+        "age_s": told["good"]["age_s"],
+    }
     assert told["good"]["age_s"] < SOON_S
     sentences = {
         "mute": "no answer within 0.2 s",

@@ -1,22 +1,28 @@
 """What the SCADA side makes of what it hears, and what the rig and the device under test agree on."""
 
 import asyncio
+import io
 import json
 import stat
 from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
 
 from controller.config import BlockConfig, GatewayConfig, load_config
-from firmware_sim import bms_check
-from firmware_sim.facility import Facility
-from firmware_sim.live import LiveView
-from firmware_sim.rig import Rig, View
+from firmware_sim import bms_check, plot, scada_side
+from firmware_sim.facility import Facility, Sample
+from firmware_sim.field_devices import tie
+from firmware_sim.live import LiveView, verdict_table
+from firmware_sim.plant import Plant
+from firmware_sim.rig import Outcome, Rig, View
 from firmware_sim.scada_plan import Plan, ServedAt, published_map, read_plan
 from firmware_sim.scada_side import Line, ScadaSide, Sight
 from firmware_sim.scada_ways import BusReader, MirrorReader, PrometheusReader, _samples, _series
 from firmware_sim.scenario import ScenarioError, load_scenario, parse_scenario
+from firmware_sim.scenario_facility import DEVICE_KINDS
+from firmware_sim.verdict import Expectation, Verdict
 from firmware_sim.watched import WatchedPoint, watched_points
 from tests.brokers import until
 from tests.protocols.bms.bms_contract import CONTRACT, needs_contract
@@ -26,6 +32,7 @@ PDU = WatchedPoint("r1-a", "devices/r1-a", "power_w", "W", 30.0)
 BLOCK = WatchedPoint("", "block", "power_w", "W", 30.0, "devices/meter")
 PHASE = WatchedPoint("b1", "devices/b1", "current_l1_a", "A", 1.0)
 FLOW = WatchedPoint("rpu", "devices/rpu", "flow_l_per_min", "L/min", 0.2)
+CHILLER = DEVICE_KINDS["chiller"].watched
 SHARE = WatchedPoint("chiller", "devices/chiller", "capacity_ratio", "ratio", 0.01)
 
 
@@ -317,27 +324,80 @@ async def test_what_the_readers_tell_is_kept_by_way_and_point_and_orders_are_ans
         assert scada.bounds()["orders_refused"] == (None, 0.0)
 
 
-def test_the_live_view_shows_plant_and_ways_side_by_side():
-    import io
+def shown_on(width, what):
+    console = Console(file=io.StringIO(), width=width)
+    console.print(what)
+    return console.file.getvalue().splitlines()
 
-    from rich.console import Console
 
-    from firmware_sim.facility import Sample
-
+def live_view(width, *lines):
     sample = Sample(1, 1, 13_000, 13_010, 9000, 100, 22_000, 22, 9000, (6000.0, 7000.0))
+    view = LiveView(parse_scenario(a_document(), "t.yaml"))
+    return shown_on(width, view.render(View(1.0, sample, {}, (), lines)))
+
+
+def test_the_live_view_shows_plant_and_ways_side_by_side():
     shown = {"opcua": Sight(13_020.0, 0.4), "modbus": Sight(None, 2.0), "bms": None}
-    lines = (Line("block power_w", "W", 13_000.0, shown),)
-    console = Console(file=io.StringIO(), width=120)
-    console.print(LiveView(parse_scenario(a_document(), "t.yaml")).render(View(1.0, sample, {}, (), lines)))
-    row = next(line for line in console.file.getvalue().splitlines() if "block power_w" in line)
-    assert row.split()[2:9] == ["power_w", "13.000", "kW", "13.020", "0.4s", "bad", "2.0s"]
+    said = live_view(120, Line("block power", "W", 13_000.0, shown))
+    row = next(line for line in said if "block power" in line)
+    assert row.split()[2:9] == ["power", "13.000", "kW", "13.020", "0.4s", "bad", "2.0s"]
+
+
+def test_each_point_has_one_line_of_the_live_view_with_all_ways_and_the_widest_values():
+    scenario = load_scenario(ROOT / "examples" / "plain_gateway.yaml")
+    plant = Plant(scenario.plant_type())
+    tied = {device.name: tie(device, plant) for device in scenario.facility.devices}
+    points = [point for point, _ in watched_points(scenario, plant, tied)]
+    widest = {"W": 12_345.6, "degC": 100.0, "ratio": 1.0, "A": 1000.0, "L/min": 1000.0}
+    lines = [
+        Line(
+            point.label, point.unit, widest[point.unit],
+            dict.fromkeys(scenario.facility.serve, Sight(widest[point.unit], 999.0)),
+        )
+        for point in points
+    ]  # fmt: skip
+    said = live_view(120, *lines)
+    assert {"battery power", "battery state of charge"} <= {line.label for line in lines}
+    for line in lines:
+        (row,) = [one for one in said if f" {line.label} " in one]
+        assert row.count("999s") == len(scenario.facility.serve)
+
+
+def test_figures_are_written_as_people_read_them():
+    figures = {"peak_w": 13_170.4, "bms_messages": 39_140.0, "opcua_lag_s": 1.15, "settle_s": None}
+    outcome = Outcome(Verdict(figures, (Expectation("peak_w", 13_170.4, None, 20_000.0),)), (), ROOT)
+    said = "\n".join(" ".join(line.split()) for line in shown_on(120, verdict_table(outcome)))
+    for words in ("peak_w │ 13.2 kW │ │ 20 kW │ ok", "39140", "│ 1.15 │", "│ none │"):
+        assert words in said
+
+
+def test_no_way_is_drawn_in_the_colour_of_a_mark():
+    assert not {colour for _, colour in plot.WAYS.values()} & {*plot.MARK.values(), plot.LIMIT}
+
+
+async def test_the_map_is_asked_for_until_it_has_what_a_device_says_of_itself(tmp_path, monkeypatch):
+    """The device under test has not read its devices yet when it is asked first."""
+    monkeypatch.setattr(scada_side, "MAP_AGAIN_S", 0.01)
+    head = "unit id,address,type,name"
+    rows = {point: f"3,{n},f32,devices/chiller/{point}" for n, point in enumerate(CHILLER)}
+    (tmp_path / "few").write_text(f"{head}\n{rows[CHILLER[0]]}\n")
+    (tmp_path / "all").write_text("\n".join([head, *rows.values(), ""]))
+    command = tmp_path / "powerblock"
+    asked = f"echo >> {tmp_path}/asked; [ $(wc -l < {tmp_path}/asked) -lt 3 ] && cp {tmp_path}/few $4"
+    command.write_text(f"#!/bin/sh\n{asked} || cp {tmp_path}/all $4\n")
+    command.chmod(0o755)
+    scenario = parse_scenario(a_document(alone=True, serve=["modbus"]), "test.yaml")
+    async with Facility(scenario, tmp_path) as facility:
+        served = await ServedAt.prepare(tmp_path)
+        async with ScadaSide(scenario, tmp_path, served, {"url": "mqtt://x:1"}, facility) as scada:
+            monkeypatch.setattr(scada.child, "start", lambda: None)
+            await scada.begin(str(command), tmp_path / "block.yaml")
+            assert {address for _, address in scada.seen} == {f"devices/chiller/{one}" for one in CHILLER}
+    assert len((tmp_path / "asked").read_text().splitlines()) == 3
 
 
 def test_every_watched_point_is_of_a_device_that_stands_there():
     scenario = load_scenario(ROOT / "examples" / "gateway.yaml")
-    from firmware_sim.field_devices import tie
-    from firmware_sim.plant import Plant
-
     plant = Plant(scenario.plant_type())
     tied = {device.name: tie(device, plant) for device in scenario.facility.devices}
     points = dict(watched_points(scenario, plant, tied))

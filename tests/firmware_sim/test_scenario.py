@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from firmware_sim.agreement import LAGS_S
+from firmware_sim.cli import app
 from firmware_sim.scenario import ScenarioError, load_scenario, parse_scenario
 from firmware_sim.verdict import FIGURES
 
@@ -175,3 +177,12 @@ def test_an_event_stays_with_whoever_told_it():
     vtn_alone = {"signals": "vtn", "broker": "mosquitto", "tls": "mutual"}
     errors = errors_of(a_document(timeline=timeline[2:], site=vtn_alone))
     assert errors == ["test.yaml: timeline.0.fault.target: a VTN speaks for the operator; use target: vtn"]
+
+
+@pytest.mark.parametrize("folder", ["examples", "."])
+def test_a_scenario_that_is_not_there_is_answered_with_those_that_are(folder, monkeypatch):
+    monkeypatch.chdir(EXAMPLES[0].parents[1])
+    found = CliRunner().invoke(app, ["run", f"{folder}/gatway.yaml"])
+    assert found.exit_code == 2
+    assert "there are " in found.stderr
+    assert "examples/gateway.yaml" in found.stderr

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from firmware_sim import verdict
-from firmware_sim.verdict import Contract, Request, Trace, judge, line_w
+from firmware_sim.verdict import FIGURES, Contract, Request, Trace, judge, line_w
 
 STEP_S = 0.05
 CONTRACT = Contract(ramp_down_w_per_s=600, ramp_up_w_per_s=400, rating_w=20_000, response_s=0.5)
@@ -255,9 +255,15 @@ def test_one_broken_bound_fails_the_run(bound, met):
 
 
 def test_a_figure_the_trace_cannot_give_fails_its_bound():
-    judged = judge(a_trace(), [], CONTRACT, {"overshoot_ratio": (None, 1.0)})
+    short = Request(published_s=15, starts_s=15, ends_s=16, baseline_w=13_200, limit_w=9_900)
+    judged = judge(a_trace(), [short], CONTRACT, {"overshoot_ratio": (None, 1.0)})
     assert judged.figures["overshoot_ratio"] is None
     assert not judged.passed
+
+
+def test_where_nothing_was_requested_no_figure_of_a_request_stands_there_and_a_bound_on_one_fails():
+    assert not FIGURES.keys() & judge(a_trace(), [], CONTRACT, {}).figures.keys()
+    assert not judge(a_trace(), [], CONTRACT, {"overshoot_ratio": (None, 1.0)}).passed
 
 
 def test_of_several_requests_the_lowest_throughput_counts():

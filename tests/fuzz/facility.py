@@ -16,11 +16,11 @@ import msgspec
 
 from controller.commands import VERBS, CommandDesk
 from controller.core.model import ShedLevel
-from controller.facility import modbus_sunspec
-from controller.facility.bms_requests import STEP_S, Ask, Present
 from controller.facility.config import BmsRequestConfig
-from controller.facility.modbus import ModbusFacility
-from controller.facility.register_map import REQUEST_AT
+from controller.facility.dsx_bms.requests import STEP_S, Ask, Present
+from controller.facility.modbus import sunspec as modbus_sunspec
+from controller.facility.modbus.registers import REQUEST_AT
+from controller.facility.modbus.server import ModbusFacility
 from controller.image import wire
 from controller.image.image import Image, MisfitError
 from controller.image.model import Command, Outcome, Quality, Result, Role
@@ -183,6 +183,7 @@ class _Desk:
         self.desk = CommandDesk(
             Path(folder),
             write=self._write,
+            withdraw=self._withdraw,
             alarms=self,
             facility=self.facility,
             settings=self.settings,
@@ -197,6 +198,9 @@ class _Desk:
     @property
     def state(self) -> object:
         return self.moved, self.written, self.ordered, msgspec.json.encode(self.facility.kept())
+
+    async def _withdraw(self, _device: str, _wait_max_s: float) -> None:
+        self.written += 1
 
     def _move(self) -> None:
         self.moved += 1

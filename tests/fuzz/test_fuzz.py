@@ -97,7 +97,11 @@ BROKEN = {
     "a length is believed": ("modbus-server", "protocols.modbus.answer._demand", lambda _: None),
     "roles do not matter": ("command", "controller.commands.CommandDesk._refusal", lambda *_: ""),
     "a value need not be plausible": ("opcua", "protocols.codec.from_raw", lambda _point, raw, *_: raw),
-    "guardrails are off": ("bms", "controller.facility.bms_requests.Ask._clamped", lambda _, asked: asked),
+    "guardrails are off": (
+        "bms",
+        "controller.facility.dsx_bms.requests.Ask._clamped",
+        lambda _, asked: asked,
+    ),
     "a frame of a stranger is a program's": (
         "image",
         "controller.image.wire._decoded",

@@ -6,7 +6,11 @@
 //
 // Verbs: set {name, value, status, source}; get {name}; array {name, values}; many {count} and stir {count, from}
 // for a crowd of variables; calls (of the method so far); state {name}, of the server; sessions; drop (end them
-// all); forget (their subscriptions alone); stop; start.
+// all); forget (their subscriptions alone); stop; start; writes (of clients to the nodes of the control block and to
+// the setpoint, in their order), and seen (forget those).
+//
+// Cdu.Timer is what SunSpec calls a reversion timer: so many seconds after it was written last, Cdu.Enable turns
+// false and Cdu.Setpoint goes to Cdu.Fallback.
 "use strict";
 const readline = require("node:readline");
 const {
@@ -26,7 +30,29 @@ const VARIABLES = [
   ["Cdu.Running", "Boolean", true], ["Cdu.Name", "String", "north"], ["Cdu.Mode", "UInt16", 1],
   ["Cdu.Setpoint", "Float", 30], ["Cdu.Stubborn", "Double", 1], ["Cdu.Locked", "Double", 1],
   ["Cdu.Serial", "UInt64", [0, 77]],
+  ["Cdu.Command", "UInt16", 0], ["Cdu.Beat", "UInt16", 0], ["Cdu.Timer", "Double", 0], ["Cdu.Fallback", "Float", 20],
+  ["Cdu.Enable", "Boolean", false], ["Cdu.Remote", "Boolean", true],
 ];
+const CONTROL = ["Cdu.Command", "Cdu.Beat", "Cdu.Timer", "Cdu.Fallback", "Cdu.Enable", "Cdu.Setpoint"];
+let writes = [], timer;
+
+function wind(seconds) {
+  clearTimeout(timer);
+  timer = setTimeout(() => {
+    VERBS.set({ name: "Cdu.Enable", value: false });
+    VERBS.set({ name: "Cdu.Setpoint", value: VERBS.get({ name: "Cdu.Fallback" }).value });
+  }, seconds * 1000);
+}
+
+function record(name) {
+  const { node } = nodes.get(name);
+  const plain = node.writeValue.bind(node);
+  node.writeValue = (context, wish, ...rest) => {
+    writes.push([name.slice(4), wish.value.value]);
+    if (name === "Cdu.Timer") wind(wish.value.value);
+    return plain(context, wish, ...rest);
+  };
+}
 
 function add(name, type, value) {
   const node = namespace.addVariable({
@@ -68,6 +94,7 @@ async function start() {
   device = namespace.addObject({ organizedBy: space.rootFolder.objects, browseName: "Cdu", nodeId: "s=Cdu" });
   nodes.clear();
   for (const [name, type, value] of VARIABLES) add(name, type, value);
+  CONTROL.forEach(record);
   // says yes and does nothing: a write that only a read-back finds out
   const stubborn = nodes.get("Cdu.Stubborn").node;
   stubborn.writeValue = (_context, _value, ...rest) => {
@@ -138,8 +165,15 @@ const VERBS = {
       for (const id of Object.keys(session.publishEngine._subscriptions)) session.deleteSubscription(Number(id));
     }
   },
+  writes: () => writes,
+  seen() {
+    writes = [];
+  },
   state: ({ name }) => server.engine.setServerState(ServerState[name]),
-  stop: () => server.shutdown(10),
+  stop() {
+    clearTimeout(timer); // the device is off, and its timer with it
+    return server.shutdown(10);
+  },
   start,
 };
 

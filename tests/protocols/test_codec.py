@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocols.codec import FLOATS, TYPES, CodecError, decode, encode, from_raw, width
+from protocols.codec import FLOATS, TYPES, CodecError, decode, encode, from_raw, is_absent, width
 from protocols.profile import Point
 
 ORDERS = st.sampled_from(["big", "little"])
@@ -216,6 +216,19 @@ def test_a_masked_point_changes_its_own_bits_and_no_other(before, value, mask):
     assert after[0] & ~mask == before & ~mask
 
 
+def test_a_masked_point_is_never_rounded_out_of_its_range():
+    p = point("u16", mask=0x0F, highest=2.7)
+    assert encode(p, 2.6, onto=[0]) == [2]
+
+
+@pytest.mark.parametrize("onto", [0xFFFF, 0xFFF0])
+def test_a_masked_point_neither_reads_nor_makes_a_mark_for_not_present(onto):
+    """Onto 'not present', every neighbour would be switched on."""
+    p = point("u16", mask=0x0F, sentinels=(0xFFFF,))
+    with pytest.raises(CodecError, match="'not present'"):
+        encode(p, 15.0, onto=[onto])
+
+
 def test_a_masked_point_is_never_written_onto_nothing():
     """The other bits of the register would be cleared: a pump stopped by a lamp."""
     with pytest.raises(CodecError, match="shares its register with other points"):
@@ -258,3 +271,22 @@ def test_a_text_from_opc_ua_is_text_where_the_point_is_one():
     assert from_raw(p, " CDU 7 ") == "CDU 7"
     assert from_raw(p, "") is None
     assert from_raw(p, 7.0) is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "words", "absent"),
+    [
+        ({"type": "u16", "sentinels": (0xFFFF,)}, [0xFFFF], True),
+        ({"type": "u16", "sentinels": (0xFFFF,)}, [0xFFFE], False),
+        ({"type": "u16", "sentinels": (0xFFFF,), "highest": 5}, [9], False),
+        ({"type": "f32"}, [0x7FC0, 0], True),
+        ({"type": "f32"}, [0x7F80, 0], False),  # infinity is a fault
+        ({"type": "string", "unit": "text", "registers": 2}, [0, 0], True),
+        ({"type": "string", "unit": "text", "registers": 2}, [0x2020, 0], True),
+        ({"type": "string", "unit": "text", "registers": 2}, [0xFF00, 0], False),
+    ],
+)
+def test_absent_is_what_the_device_says_it_does_not_have(fields, words, absent):
+    p = Point(**({"name": "value", "unit": "count", "address": 0} | fields))
+    assert is_absent(p, words) is absent
+    assert decode(p, words) is None or not absent

@@ -57,8 +57,8 @@ def test_every_builtin_profile_turns_its_examples_into_values_and_back(name):
 def test_the_builtin_profiles_are_there_and_claim_no_more_than_a_document():
     assert builtin_profiles() == (
         "carrier_30xv", "eaton_pxg", "eaton_pxg_panel", "em24_e1_meter", "em24_meter", "iem3000_meter",
-        "janitza_umg", "liebert_branch", "liebert_hpc", "liebert_pdu", "liebert_ups", "opcua_cdu", "orv3_bbu",
-        "orv3_psu", "orv3_rpu", "pm5000_meter", "sdm630_meter", "xerus_pdu", "york_ycal",
+        "janitza_umg", "liebert_branch", "liebert_hpc", "liebert_pdu", "liebert_ups", "opcua_cdu", "opcua_cdu_control",
+        "orv3_bbu", "orv3_psu", "orv3_rpu", "pm5000_meter", "sdm630_meter", "xerus_pdu", "york_ycal",
     )  # fmt: skip
     assert {load_profile(name).provenance.evidence for name in builtin_profiles()} == {"document"}
 
@@ -209,6 +209,10 @@ def test_a_good_file_loads_with_its_name_and_order(tmp_path):
          "control.reversion.value: goes nowhere; add value_point"),
         ({"control": {"requires": [{"point": "nobody", "equals": 1}]}}, "control.requires[0].point: no point"),
         ({"control": {"arm": [{"point": "power_w"}]}}, "control.arm.0.value: missing; add it"),
+        ({"points__voltage_v__access": "rw", "control": {"arm": [{"point": "voltage_v", "value": 70_000}]}},
+         "control.arm[0]: voltage_v: 700000 does not fit a u16"),
+        ({"points__voltage_v__access": "rw", "control": {"heartbeat": {"point": "voltage_v", "period_s": 1}}},
+         "control.heartbeat.wraps_at: voltage_v: 655350 does not fit a u16"),
         ({"line": {"baud": 3}}, "line.baud: 3; use 300 to 4000000"),
         ({"line": {"parity": "odd"}}, "line.parity: 'odd' is not known; use 'N', 'E' or 'O'"),
         ({"max_bits_per_read": 0}, "max_bits_per_read: 0; use 1 to 2000"),
@@ -319,6 +323,13 @@ def test_a_point_written_twice_is_refused_and_does_not_replace_the_first(tmp_pat
     file = tmp_path / "twice.yaml"
     file.write_text("points:\n  power_w: {unit: W}\n  power_w: {unit: V}\n")
     with pytest.raises(ProfileError, match="'power_w' stands twice; remove one"):
+        load_profile(file)
+
+
+def test_a_merge_key_is_named_with_its_line_and_its_remedy(tmp_path):
+    file = tmp_path / "merged.yaml"
+    file.write_text("points:\n  power_w: &one {unit: W}\n  heat_w:\n    <<: *one\n    address: 4\n")
+    with pytest.raises(ProfileError, match=r"(?s)merged\.yaml.*'<<' .* write them out.*line 4"):
         load_profile(file)
 
 

@@ -7,7 +7,7 @@ import jsonschema
 import pytest
 import yaml
 
-from protocols.profile import BUILTIN, builtin_profiles
+from protocols.profile import BUILTIN, builtin_profiles, load_profile
 from protocols.profile.devices import table
 from protocols.profile.schema import profile_schema, text
 
@@ -28,6 +28,14 @@ def test_the_schema_is_a_schema():
 def test_the_published_schema_is_current():
     """Else: python -m protocols.profile.schema > docs/profile.schema.json."""
     assert (ROOT / "docs" / "profile.schema.json").read_text() == text()
+
+
+def test_the_profile_that_shows_how_to_write_one_is_one(tmp_path):
+    shown = table().partition("```yaml\n")[2].partition("```")[0]
+    (tmp_path / "mine.yaml").write_text(shown)
+    profile = load_profile(tmp_path / "mine.yaml")
+    assert profile.points["energy_imported_wh"].word_order == "little"
+    assert not list(VALIDATOR.iter_errors(json.loads(json.dumps(yaml.safe_load(shown)))))
 
 
 def test_the_published_table_of_devices_is_current():

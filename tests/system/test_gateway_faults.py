@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from controller.config import load_config
-from controller.facility.modbus import register_map
+from controller.facility.modbus.shown import register_map
 from controller.gateway import catalogue
 
 ROOT = Path(__file__).parents[2]

@@ -73,25 +73,32 @@ def facility(*ways, **changes):
 
 def test_scada_limits_a_block_over_two_ways_and_a_killed_server_costs_the_loop_nothing(tmp_path, powerblock):
     ways = ("opcua", "modbus", "bms", "prometheus")
+    back_s = 26.0  # everybody reads the new server: 3 s after the kill, on a busy machine 15
     document = {
         "name": "short",
         "seed": 3,
         "warm_up_s": 8,
-        "duration_s": 15,
+        "duration_s": back_s + 8,
         "block": BLOCK,
         "workloads": WORKLOADS,
         "facility": facility(*ways),
         "timeline": [
             {"at_s": 2, "command": {"id": "op-1", "via": "opcua", "reduce_ratio": 0.2, "duration_s": 3}},
             {"at_s": 3.5, "fault": {"target": "server", "mode": "kill", "for_s": 1}},
-            {"at_s": 11.5, "command": {"id": "op-2", "via": "modbus", "reduce_ratio": 0.2, "duration_s": 3}},
-            {"at_s": 12, "write": {"device": "chiller", "point": "demand_limit_ratio", "value": 0.45}},
+            {
+                "at_s": back_s,
+                "command": {"id": "op-2", "via": "modbus", "reduce_ratio": 0.2, "duration_s": 3},
+            },
+            {
+                "at_s": back_s + 0.5,
+                "write": {"device": "chiller", "point": "demand_limit_ratio", "value": 0.45},
+            },
         ],
         "expect": {
             "reaction_s": {"max": 2.0},  # that it reacts; how fast, examples and benches say
             "overshoot_ratio": {"max": 0.01},
             "above_line_ratio": {"max": 0.03},
-            "ways_back_s": {"max": 15},
+            "ways_back_s": {"max": back_s - 5},
             "write_s": {"max": 5},
             **agreed(*ways),
         },
@@ -99,7 +106,7 @@ def test_scada_limits_a_block_over_two_ways_and_a_killed_server_costs_the_loop_n
     rig, figures, report = played(tmp_path, powerblock, document)
     beats = read_journal(journal_path(rig.work_dir))
     assert {beat.mode for beat in beats} >= {"init", "controlled"}
-    assert {"facility opcua scada-1 (operator)", "facility modbus sunspec (operator)"} <= {
+    assert {"facility opcua scada-1 (operator)", "facility sunspec registers (operator)"} <= {
         beat.binding for beat in beats
     }
     assert figures["bms_messages"] > 300

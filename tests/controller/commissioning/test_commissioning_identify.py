@@ -3,24 +3,16 @@
 import asyncio
 import contextlib
 import json
-import struct
 import time
 
 import pytest
 
 from controller.commissioning import scan
-from controller.commissioning.nameplate import (
-    NameplateFraming,
-    named,
-    nameplate_question,
-    objects,
-)
+from controller.commissioning.nameplate import named
 from controller.commissioning.target import ToolError
 from controller.config import load_config
 from firmware_sim.opcua_device import OpcuaDevice
 from protocols.modbus.answer import ExceptionCode, Refusal
-from protocols.modbus.frames import Mbap, Rtu, sealed
-from protocols.modbus.questions import RefusedError
 from protocols.modbus.server import Access, ModbusServer
 from protocols.profile import load_profile
 from tests.brokers import free_port
@@ -223,37 +215,10 @@ def test_a_command_with_a_reversion_timer_shows_what_is_armed_before_it(inverter
 
 # --- the name plate ------------------------------------------------------------------------------------------
 
-PLATE = bytes((43, 14, 2, 0x82, 0, 0, 2)) + b"\x00\x04ACME" + b"\x01\x03PDU"
 
-
-@pytest.mark.parametrize("size", [1, 2, 7, 100])
-@pytest.mark.parametrize("rtu", [False, True])
-def test_a_name_plate_comes_whole_in_pieces_of_any_size(rtu, size):
-    framing = NameplateFraming(Rtu() if rtu else Mbap(), rtu=rtu)
-    sent = framing.ask(5, nameplate_question())
-    late = sealed(bytes((6,)) + PLATE) if rtu else b"\x00\x63\x00\x00\x00\x03\x05\x83\x02"
-    frame = sealed(b"\x05" + PLATE) if rtu else sent[:4] + struct.pack(">HB", len(PLATE) + 1, 5) + PLATE
-    stream, rest, answer = late + frame, b"", None
-    for at in range(0, len(stream), size):
-        rest += stream[at : at + size]
-        used, answer = framing.feed(rest)
-        rest = rest[used:]
-    assert answer == PLATE
-    assert named(objects(answer)[0]) == {"vendor": "ACME", "product_code": "PDU"}
-
-
-def test_a_refused_name_plate_is_a_refusal_in_either_framing():
-    framing = NameplateFraming(Rtu(), rtu=True)
-    framing.ask(5, nameplate_question())
-    _, answer = framing.feed(sealed(b"\x05\xab\x01"))
-    with pytest.raises(RefusedError):
-        objects(answer)
-
-
-@pytest.mark.parametrize("cut", range(len(PLATE)))
-def test_a_name_plate_that_ends_in_the_middle_is_refused(cut):
-    with pytest.raises(RefusedError):
-        objects(PLATE[:cut])
+def test_a_name_plate_is_told_by_name_and_without_what_is_empty():
+    told = named({1: "PDU", 0: "ACME", 3: "", 130: "rev B"})
+    assert told == {"vendor": "ACME", "product_code": "PDU", "object_130": "rev B"}
 
 
 # --- scan ----------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from controller.commissioning import capture, playback, recording
+from controller.commissioning import capture, files, playback, recording
 from controller.commissioning.checkout import Line, Part, Sheet
 from controller.commissioning.sheet import as_csv, as_html
 from controller.commissioning.target import ToolError
@@ -182,7 +182,7 @@ def test_a_file_that_is_there_is_not_overwritten(tmp_path):
     found = powerblock("capture", "modbus+tcp://127.0.0.1", "--profile", "xerus_pdu", "-o", file)
     assert (found.exit_code, "exists" in found.stderr) == (2, True)
     with pytest.raises(ToolError, match="exists"):  # also one that came while we were reading
-        recording.written(recording.Recording(url="u", unit=1, began_utc="x"), file)
+        files.written(file, "mine")
     assert file.read_text() == "signed"
 
 
@@ -296,7 +296,7 @@ def test_one_device_can_be_checked_alone(sheet):
 def test_a_signed_sheet_is_never_overwritten(sheet, tmp_path):
     (tmp_path / "sheet.html").write_text("signed")
     found = powerblock("checkout", sheet, "-o", tmp_path / "sheet")
-    assert (found.exit_code, "may be signed" in found.stderr) == (2, True)
+    assert (found.exit_code, "never overwritten" in found.stderr) == (2, True)
     assert (tmp_path / "sheet.html").read_text() == "signed"
 
 

@@ -9,6 +9,7 @@ import pytest
 import structlog
 
 from controller.clock import now_s, now_utc_s
+from controller.commissioning import sources
 from controller.commissioning.talk import Talk
 from controller.config import load_config
 from controller.field import group_of
@@ -232,6 +233,18 @@ def test_a_device_that_a_controller_holds_is_never_connected_to(held):
     assert powerblock("probe", path, "pdu-a1").exit_code == 2
     assert powerblock("capture", path, "pdu-a1", "-o", path.with_name("c.yaml")).exit_code == 2
     assert device.connections == 0
+
+
+def test_a_device_that_this_hosts_controller_holds_is_not_written_to_by_its_url(held, monkeypatch):
+    """Two writers to one register: the later one wins, and nobody knows which that was."""
+    path, device, _ = held
+    monkeypatch.setattr(sources, "HOST_RUN_DIR", path.parent / "run")
+    found = powerblock("write", url_of(device), "power_w", "5", "--confirm", "--profile", "xerus_pdu")
+    assert found.exit_code == 2
+    assert "as pdu-a1" in found.stderr
+    assert device.connections == 0
+    elsewhere = powerblock("write", url_of(device), "power_w", "5", "--profile", "xerus_pdu", "--unit", "2")
+    assert "as pdu-a1" not in elsewhere.stderr
 
 
 def test_a_checkout_of_a_running_block_reads_from_its_controller(held):

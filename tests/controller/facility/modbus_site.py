@@ -9,7 +9,7 @@ import msgspec
 
 from controller.commands import VERBS
 from controller.facility.config import ModbusServerConfig
-from controller.facility.modbus import ModbusFacility
+from controller.facility.modbus.server import ModbusFacility
 from controller.image.image import Image
 from controller.image.model import Command, Group, Outcome, Point, Result
 from controller.image.wire import Update
@@ -110,7 +110,7 @@ class Site:
 
     def holds(self, **slot):
         """The controller says that a limit stands, SunSpec's unless said otherwise."""
-        told = {"writer": "modbus sunspec", "priority": 8, "then_w": None, "over": False, **slot}
+        told = {"writer": "sunspec registers", "priority": 8, "then_w": None, "over": False, **slot}
         self.put("facility", slots=json.dumps([told]))
 
     @property

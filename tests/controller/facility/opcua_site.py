@@ -9,8 +9,8 @@ from asyncua.crypto.security_policies import SecurityPolicyBasic256Sha256
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from controller.facility.config import OpcUaServerConfig
-from controller.facility.opcua import OpcUaFacility
-from controller.facility.opcua_users import hashed
+from controller.facility.opcua.server import OpcUaFacility
+from controller.facility.opcua.users import hashed
 from controller.image.model import Group, Point
 from protocols.opcua.server_access import own_certificate
 from tests.brokers import until

@@ -8,11 +8,13 @@ import time
 import jsonschema
 import pytest
 from facility_feed import Plant, served
+from structlog.testing import capture_logs
 
 from controller.agent.config import MqttConfig
-from controller.facility import bms, bms_requests
-from controller.facility.bms import BmsPublisher
 from controller.facility.config import BmsConfig
+from controller.facility.dsx_bms import publisher as bms
+from controller.facility.dsx_bms import requests as bms_requests
+from controller.facility.dsx_bms.publisher import BmsPublisher
 from controller.image.model import Group, Outcome, Point, Result, Role
 from tests.brokers import Mosquitto, listener, needs_mosquitto, open_folder, running, speaker, until
 from tests.protocols.bms.bms_contract import CONTRACT, check
@@ -130,6 +132,17 @@ async def test_metadata_come_before_the_first_value_of_everything(broker, tmp_pa
     assert any("Request" in one for one in introduced)
     assert len(introduced) == 5 + 1 + 2 + 4  # points, rack power, requests, heartbeats
     hold_against_contract(heard)
+
+
+async def test_the_log_says_why_points_are_not_told_and_of_which_groups(broker, tmp_path):
+    """A device without a kind is told as nothing: 0 points and no reason would leave an integrator alone."""
+    unknown = Group(path="devices/meter", kind="device", points=PDU.points)
+    with capture_logs() as lines:
+        async with Plant(tmp_path, [unknown]) as plant, served(publisher(plant, broker, tmp_path)):
+            await until(lambda: any(line["event"] == "bms: not told" for line in lines), within_s=SOON_S)
+    (line,) = [line for line in lines if line["event"] == "bms: not told"]
+    assert line["points"] == "2 of devices/meter"
+    assert line["why"].startswith("no kind is given; give the device one of pdu, meter")
 
 
 async def test_whoever_comes_later_finds_metadata_retained_and_waits_for_values(broker, tmp_path):

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controller.agent.config import MqttConfig
-from controller.facility.bms_map import bus_map, rows
-from controller.facility.bms_rules import KINDS, UNITS
 from controller.facility.config import BmsConfig
+from controller.facility.dsx_bms.bus_map import GROUPS_NAMED_MAX, reasons, rows
+from controller.facility.dsx_bms.mapping import bus_map
+from controller.facility.dsx_bms.rules import KINDS, UNITS
 from controller.image.model import Group, Point
 from protocols.profile import builtin_profiles, load_profile
 from tests.protocols.bms.bms_contract import check, needs_contract
@@ -72,6 +73,16 @@ def test_everything_that_a_site_tells_is_valid():
 
 
 @needs_contract
+def test_reasons_name_groups_and_counts_the_most_frequent_first_and_are_bounded():
+    left_out = {f"devices/m-{n}/p{k}": "no kind is given" for n in range(9) for k in range(3)}
+    left_out |= {"block/power_w": "no equipment", "nodes/n1/gpus/0/power_w": "no equipment"}
+    paths = {address.rpartition("/")[0] for address in left_out} | {"nodes/n1"}
+    (first, second) = reasons(left_out, paths)
+    named = ", ".join(f"3 of devices/m-{n}" for n in range(GROUPS_NAMED_MAX))
+    assert first == ("no kind is given", f"{named}, 12 of others")
+    assert second == ("no equipment", "1 of block, 1 of nodes/n1")
+
+
 @pytest.mark.parametrize("kind", ["pdu", "cdu", "ups", "sensor"])
 def test_every_profile_under_every_kind_is_valid(kind):
     bus = mapped(*(device(profile, profile, kind=kind, rack="r1") for profile in builtin_profiles()))

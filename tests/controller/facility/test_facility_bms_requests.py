@@ -2,8 +2,8 @@
 
 import pytest
 
-from controller.facility.bms_requests import RETRY_S, STEP_S, Ask, Present
 from controller.facility.config import BmsRequestConfig
+from controller.facility.dsx_bms.requests import RETRY_S, STEP_S, Ask, Present
 from protocols.bms import BAD, GOOD, Value
 
 

@@ -16,8 +16,8 @@ from facility_feed import Plant, pdu, served
 
 from controller.agent.config import MqttConfig
 from controller.facility.config import MirrorConfig
-from controller.facility.mirror import SPOOL_NAME, Mirror
-from controller.facility.spool import Spool
+from controller.facility.mirror.publisher import SPOOL_NAME, Mirror
+from controller.facility.mirror.spool import Spool
 from controller.image.model import Group, Point
 from protocols import mqtt
 from tests.brokers import Mosquitto, listener, needs_mosquitto, open_folder, running, until

@@ -10,10 +10,11 @@ import time
 import pytest
 from pydantic import ValidationError
 
-from controller.facility import modbus_native as native
 from controller.facility.config import ModbusServerConfig
-from controller.facility.modbus import ModbusFacility, register_map
-from controller.facility.register_map import ANSWER, REQUEST, STATUS, fingerprint, size
+from controller.facility.modbus import native
+from controller.facility.modbus.registers import ANSWER, REQUEST, STATUS, fingerprint, size
+from controller.facility.modbus.server import ModbusFacility
+from controller.facility.modbus.shown import register_map
 from controller.image.model import Group, Outcome, Point, Result, Role
 from protocols.modbus.answer import Peer
 from tests.controller.facility.modbus_site import GROUPS, Site, config, serving
@@ -467,12 +468,12 @@ async def test_half_a_field_is_not_written():
 
 
 async def test_so_many_masters_are_remembered_and_not_more(monkeypatch):
-    monkeypatch.setattr("controller.facility.modbus.MASTERS_MAX", 3)
+    monkeypatch.setattr("controller.facility.modbus.server.MASTERS_MAX", 3)
     facility = ModbusFacility(config(), Site(), version="1", now_s=time.monotonic)
     for number in range(10):
         peer = Peer(address=f"10.0.0.{number}", name=f"10.0.0.{number}", may_write=True)
         await facility.write("holding", 2, 100, [4], peer)
-    assert list(facility._masters) == ["10.0.0.7", "10.0.0.8", "10.0.0.9"]
+    assert list(facility._masters) == ["modbus 10.0.0.7", "modbus 10.0.0.8", "modbus 10.0.0.9"]
 
 
 async def test_readers_cannot_have_a_request_carried_out_again():

@@ -9,9 +9,8 @@ from xml.etree import ElementTree as ET
 import msgspec
 import pytest
 
-from controller.facility import modbus_export as export
-from controller.facility.modbus import register_map
-from controller.facility.register_map import (
+from controller.facility.modbus import export
+from controller.facility.modbus.registers import (
     ANSWER,
     ANSWER_AT,
     HEADER,
@@ -25,10 +24,12 @@ from controller.facility.register_map import (
     pages,
     size,
 )
+from controller.facility.modbus.shown import register_map
 from controller.image.model import KINDS, Group, Point
 from tests.controller.facility.modbus_site import FACILITY, GROUPS, METER
 
 MAP = register_map(GROUPS)
+HEAD = list(export.notes(MAP, "hall-a"))
 
 
 def device(name, points=3):
@@ -113,7 +114,7 @@ def test_the_fingerprint_changes_with_an_address_or_a_meaning_and_with_nothing_e
 
 
 def test_csv_has_a_row_for_every_register_and_says_how_to_read_them():
-    text = export.as_csv(MAP, "hall-a").decode()
+    text = export.as_csv(MAP, HEAD).decode()
     assert f"{fingerprint(MAP):08x}" in text
     assert "addresses count from 0" in text
     rows = list(csv.DictReader(line for line in io.StringIO(text) if not line.startswith("#")))
@@ -133,7 +134,7 @@ def test_csv_has_a_row_for_every_register_and_says_how_to_read_them():
 
 def test_markdown_is_one_table_whose_cells_hold_no_bar():
     bar = Group(path="devices/a", kind="device", points=(Point(name="x", title="a | b"),))
-    text = export.as_markdown(register_map((*GROUPS, bar)), "hall-a").decode()
+    text = export.as_markdown(register_map((*GROUPS, bar)), HEAD).decode()
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert len({line.replace("\\|", "").count("|") for line in table}) == 1
     assert "a \\| b" in text
@@ -142,7 +143,7 @@ def test_markdown_is_one_table_whose_cells_hold_no_bar():
 def test_the_spreadsheet_holds_the_same_rows_and_no_formula():
     evil = Group(path="devices/=cmd()", kind="device", points=(Point(name="x_w", title="=1+1"),))
     registers = register_map((*GROUPS, evil))
-    with zipfile.ZipFile(io.BytesIO(export.as_spreadsheet(registers, "hall-a"))) as book:
+    with zipfile.ZipFile(io.BytesIO(export.as_spreadsheet(registers, HEAD))) as book:
         sheet = ET.fromstring(book.read("xl/worksheets/sheet2.xml"))
         texts = book.read("xl/sharedStrings.xml").decode()
     space = {"x": "http://schemas.openxmlformats.org/spreadsheetml/2006/main"}
@@ -153,9 +154,9 @@ def test_the_spreadsheet_holds_the_same_rows_and_no_formula():
 
 def test_a_form_that_is_not_known_is_refused_with_those_that_are(tmp_path):
     with pytest.raises(ValueError, match=r"\*\.csv, \*\.md, \*\.xlsx"):
-        export.write(tmp_path / "map.pdf", MAP, block="hall-a")
+        export.write(tmp_path / "map.pdf", MAP, HEAD)
     for form in export.FORMS:
-        export.write(tmp_path / f"map{form}", MAP, block="hall-a")
+        export.write(tmp_path / f"map{form}", MAP, HEAD)
         assert (tmp_path / f"map{form}").stat().st_size > 1000
 
 

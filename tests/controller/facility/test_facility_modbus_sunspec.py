@@ -9,8 +9,8 @@ import pytest
 from sunspec2.modbus.client import SunSpecModbusClientDeviceTCP
 from sunspec2.modbus.modbus import ModbusClientException
 
-from controller.facility import modbus_sunspec as sunspec
-from controller.facility.modbus import ModbusFacility
+from controller.facility.modbus import sunspec
+from controller.facility.modbus.server import ModbusFacility
 from controller.image.model import Outcome, Result
 from protocols.modbus.answer import ExceptionCode, Peer, Refusal
 from tests.controller.facility.modbus_site import RATING_W, Site, config, serving
@@ -107,7 +107,7 @@ async def test_a_sunspec_client_limits_the_block_and_lets_go_again():
     async with connected(site) as client:
         await client.write(704, WMaxLimPct=50, WMaxLimPctEna=1)
         assert site.asked == [("set_power_limit", {"limit_w": 7000.0})]
-        assert (site.commands[0].via, site.commands[0].by) == ("modbus", "sunspec")
+        assert (site.commands[0].via, site.commands[0].by) == ("sunspec", "registers")
         read = await client.read(704)
         assert (read.WMaxLimPctEna.value, read.WMaxLimPct.cvalue) == (1, 50)
         await client.write(704, WMaxLimPctEna=0)
@@ -213,7 +213,7 @@ async def test_a_limit_without_a_timer_lives_on_the_clients_heartbeat_once_it_ha
 
 
 async def test_our_heartbeat_stands_still_while_the_controller_is_not_heard(monkeypatch):
-    monkeypatch.setattr("controller.facility.modbus.BEAT_S", 0.02)
+    monkeypatch.setattr("controller.facility.modbus.server.BEAT_S", 0.02)
     site = Site()
     async with connected(site) as client:
         first = (await client.read(715)).DERHb.value

@@ -15,10 +15,14 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from sunspec2.modbus.modbus import ModbusClientException
 
-from controller.facility.modbus import ModbusFacility
+from controller.commands import writer_of
+from controller.facility.modbus import native, sunspec
+from controller.facility.modbus.registers import REQUEST, REQUEST_AT
+from controller.facility.modbus.server import ModbusFacility
 from controller.image.model import Role
 from protocols.modbus.server import ROLE, holder
 from tests.controller.facility.modbus_site import Site, config, serving
+from tests.controller.facility.test_facility_modbus import master_of
 from tests.controller.facility.test_facility_modbus_sunspec import Client
 
 # handshakes are refused here: what the loop then leaves to the collector is closed by it, with a warning
@@ -255,3 +259,28 @@ async def test_a_sunspec_client_in_tls_limits_the_block_as_its_role_allows(ca):
 def test_only_a_single_well_formed_role_counts(ca, roles, raw, expected):
     certificate, _, _ = ca.issue("one", roles, raw=raw)
     assert holder(certificate.public_bytes(serialization.Encoding.DER)) == ("one", expected)
+
+
+AT = {field.name: field.at for field in sunspec.layout() if field.model == 704}
+REQUEST_WORDS = native.encode(REQUEST, {"SP_Request": 1.0, "SP_Limit_W": 6000.0, "SP_Seq": 1.0})
+SETS_LIMIT = struct.pack(
+    f">BHHB{len(REQUEST_WORDS)}H", 16, REQUEST_AT, len(REQUEST_WORDS), 2 * len(REQUEST_WORDS), *REQUEST_WORDS
+)
+
+
+@pytest.mark.parametrize("name", ["sunspec", "registers", "sunspec registers", "127.0.0.1"])
+async def test_no_name_in_a_certificate_is_that_of_another_writer(ca, name):
+    """A limit is held by way and name: SunSpec's registers and the masters without TLS have their own."""
+    site = Site()
+    _, cert, key = ca.issue(name, ("operate",))
+    async with secured(site, ca) as secure, serving(site) as plain:
+        assert (await ask(secure, ca, cert, key, SETS_LIMIT))[0] == 16
+        enable = struct.pack(">BHH", 6, AT["WMaxLimPctEna"], 1)
+        assert (await ask(secure, ca, cert, key, enable, unit=1))[0] == 6
+        async with master_of(plain) as master:
+            assert (await master.ask(2, SETS_LIMIT))[0] == 16
+        async with asyncio.timeout(5):
+            while len(site.commands) < 3:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+    writers = {writer_of(command) for command in site.commands}
+    assert len(writers) == 3, writers

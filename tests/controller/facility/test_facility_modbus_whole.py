@@ -39,6 +39,7 @@ class Controller:
         self._desk = CommandDesk(
             folder,
             write=None,
+            withdraw=None,
             alarms=None,
             facility=self.facility,
             settings=settings,
@@ -101,7 +102,7 @@ async def test_a_limit_of_a_sunspec_client_stands_in_the_facilitys_slots_with_it
         await client.write(704, WMaxLimPctRvrt=60, WMaxLimPctEnaRvrt=1, WMaxLimPctRvrtTms=30)
         await client.write(704, WMaxLimPct=50, WMaxLimPctEna=1)
         (slot,) = controller.facility.slots
-        assert (slot.writer, slot.priority) == ("modbus sunspec", 8)
+        assert (slot.writer, slot.priority) == ("sunspec registers", 8)
         assert (slot.limit_w, slot.then_w) == (0.5 * RATING_W, pytest.approx(0.6 * RATING_W))
         assert slot.ends_utc_s - time.time() == pytest.approx(30.0, abs=10.0)
         await client.write(704, WMaxLimPctEna=0)

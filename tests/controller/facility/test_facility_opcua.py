@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import pytest_asyncio
 from asyncua import ua
+from structlog.testing import capture_logs
 
 from controller.commands import OPERATOR
 from controller.image.model import AlarmView, Group, Outcome, Point, Result, Role
@@ -534,7 +535,7 @@ async def test_nobody_without_the_role_writes_or_calls(site):
         level = (await read(client, FLOW, ua.AttributeIds.UserAccessLevel)).Value.Value
         assert not level & ua.AccessLevel.CurrentWrite.mask
         browsed = await client.get_node(ua.NodeId("Control", 2)).get_methods()
-        assert len(browsed) == 14
+        assert len(browsed) == 15
         for node in browsed:
             inputs = [ua.Variant(1.0) for _ in range(6)]
             asked = ua.CallMethodRequest(ua.NodeId("Control", 2), node.nodeid, inputs)
@@ -657,6 +658,23 @@ async def test_an_alarm_is_an_object_and_an_event(site, client):
     assert len({one.EventId for one in heard.events}) == 3
     assert (await read(client, shown)).StatusCode.name == "BadNodeIdUnknown"
     await subscription.delete()
+
+
+async def test_the_log_counts_the_points_of_the_image_whatever_alarms_stand(tmp_path):
+    """Else a server would seem to have one more after a restart."""
+
+    def counts():
+        return [line["points"] for line in lines if line["event"] == "opc ua: serving"]
+
+    with capture_logs() as lines:
+        async with Site(tmp_path) as site:
+            await until(lambda: len(counts()) == 1, within_s=10)
+            site.plant.alarms(leak())
+            await until(lambda: site.plant.feed.alarms, within_s=10)
+            await site.stop()
+            await site.start()
+            await until(lambda: len(counts()) == 2, within_s=10)
+    assert counts() == 2 * [sum(len(group.points) for group in GROUPS)]
 
 
 async def test_a_number_in_the_text_of_an_alarm_is_no_event(site, client):

@@ -6,10 +6,10 @@ import pytest
 from asyncua import ua
 
 from controller.clock import now_s, now_utc_s
-from controller.facility import opcua_users
-from controller.facility.opcua_history import History, Series
-from controller.facility.opcua_image import BLOCK, GroupBatch, add_groups, add_types
-from controller.facility.opcua_users import Users, hashed
+from controller.facility.opcua import users as opcua_users
+from controller.facility.opcua.history import History, Series
+from controller.facility.opcua.space import BLOCK, GroupBatch, add_groups, add_types
+from controller.facility.opcua.users import Users, hashed
 from controller.image.feed import ImageFeed
 from controller.image.model import Group, Point, Role
 from controller.image.wire import VERSION, Catalogue, Update
@@ -159,7 +159,7 @@ def test_a_value_that_is_kept_on_keeps_its_past():
 
 
 def test_history_of_many_values_is_shorter_instead_of_filling_the_memory(monkeypatch):
-    monkeypatch.setattr("controller.facility.opcua_history.SAMPLES_MAX", 100)
+    monkeypatch.setattr("controller.facility.opcua.history.SAMPLES_MAX", 100)
     batch, _ = kept(1)
     history = History(86_400)
     variables = [Variable(str(number), "", "a", Meaning(is_kept=True), batch, 0) for number in range(10)]

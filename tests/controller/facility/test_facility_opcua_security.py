@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, load_pem_priv
 from pydantic import ValidationError
 
 from controller.facility.config import OpcUaServerConfig
-from controller.facility.opcua import OpcUaFacility
+from controller.facility.opcua.server import OpcUaFacility
 from controller.image.feed import ImageFeed
 from controller.yaml_config import ConfigError
 from protocols.opcua.server_access import Guesses

@@ -11,7 +11,7 @@ from facility_feed import Plant, pdu, served
 from controller.config import load_block
 from controller.facility.config import PrometheusConfig
 from controller.facility.prometheus import BLOCK as BLOCK_PATH
-from controller.facility.prometheus import CHUNK, SHED_STEPS, Fact, Name, Prometheus, named
+from controller.facility.prometheus import CHUNK, CONNECTIONS_MAX, SHED_STEPS, Fact, Name, Prometheus, named
 from controller.gateway import catalogue
 from controller.image.block import FACILITY
 from controller.image.model import AlarmView, Group, Point
@@ -316,3 +316,22 @@ def test_the_blocks_own_group_has_the_point_that_histograms_are_made_from(block_
     group = next(one for one in catalogue(load_block(block_with())) if one.path == BLOCK_PATH)
     assert [point.name for point in group.points][-4:] == [point.name for point in SHED_POINTS]
     assert SHED_POINTS[-1].name == SHED_STEPS
+
+
+async def test_idle_connections_make_room_for_the_newest(tmp_path):
+    """Whoever reaches the address may connect; he must not use up what all other ways out need, too."""
+    async with Plant(tmp_path, [pdu()]) as plant:
+        server, idle = server_of(plant), []
+        async with served(server):
+            await until(lambda: server.port != 0)
+            try:
+                for _ in range(3 * CONNECTIONS_MAX):
+                    idle.append(await asyncio.open_connection("127.0.0.1", server.port))
+                    idle[-1][1].write(b"GET /met")
+                    await asyncio.sleep(0)
+                await until(lambda: sum(not reader.at_eof() for reader, _ in idle) <= CONNECTIONS_MAX)
+                _, text = await scrape(server)
+                assert "powerblock_controller_up" in text
+            finally:
+                for _, writer in idle:
+                    writer.close()

@@ -15,11 +15,11 @@ from test_facility_modbus_tls import Authority, ask, secured
 
 from controller.agent.config import MqttConfig
 from controller.commands import VERBS, CommandDesk
-from controller.facility import bms
-from controller.facility.bms import BmsPublisher
 from controller.facility.config import BmsConfig
-from controller.facility.modbus_sunspec import WRITABLE, layout
-from controller.facility.register_map import ANSWER_AT, NATIVE_UNIT, REQUEST_AT, SUNSPEC_UNIT, pages
+from controller.facility.dsx_bms import publisher as bms
+from controller.facility.dsx_bms.publisher import BmsPublisher
+from controller.facility.modbus.registers import ANSWER_AT, NATIVE_UNIT, REQUEST_AT, SUNSPEC_UNIT, pages
+from controller.facility.modbus.sunspec import WRITABLE, layout
 from controller.image import wire
 from controller.image.block import FACILITY
 from controller.image.model import Command, Outcome, Result, Role
@@ -40,6 +40,7 @@ ARGUMENTS = {
     "set_power_limit": {"limit_w": 5000.0},
     "set_mode": {"mode": "off"},
     "write": {"device": "pdu-1", "point": "flow_target", "value": 120.0},
+    "withdraw": {"device": "pdu-1"},
     "shelve": {"key": "meter", "for_s": 60.0},
     "out_of_service": {"key": "meter"},
 }
@@ -54,12 +55,16 @@ class Desk:
         self.desk = CommandDesk(
             folder,
             write=self._write,
+            withdraw=self._withdraw,
             alarms=self,
             facility=self.facility,
             settings=settings(),
             on_moved=lambda: self.done.append("moved"),
             clock=(time.monotonic, time.time),
         )
+
+    async def _withdraw(self, device, _wait_max_s):
+        self.done.append(("withdrew", device))
 
     async def _write(self, device, point, value, _wait_max_s):
         self.done.append(("wrote", device, point, value))

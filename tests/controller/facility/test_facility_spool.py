@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from controller.facility.spool import BYTES_MIN, Spool, SpoolError
+from controller.facility.mirror.spool import BYTES_MIN, Spool, SpoolError
 
 MESSAGE = ("points/hall-a/devices/pdu-1", b"x" * 1000)
 
@@ -74,7 +74,7 @@ def test_when_there_is_no_room_the_oldest_go_and_are_counted(path):
 WRITER = """
 import sys
 from pathlib import Path
-from controller.facility.spool import Spool
+from controller.facility.mirror.spool import Spool
 spool = Spool(Path(sys.argv[1]), max_bytes=1 << 30)
 for start in range(0, 10**9, 7):
     spool.append([("t", b"%d" % number) for number in range(start, start + 7)])

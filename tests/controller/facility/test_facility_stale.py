@@ -10,13 +10,13 @@ import pytest
 from facility_feed import Plant, served
 
 from controller.agent.config import MqttConfig
-from controller.facility.bms import BmsPublisher
 from controller.facility.config import BmsConfig, MirrorConfig, ModbusServerConfig, PrometheusConfig
-from controller.facility.mirror import Mirror
-from controller.facility.modbus import ModbusFacility
-from controller.facility.modbus_sunspec import METER, layout
+from controller.facility.dsx_bms.publisher import BmsPublisher
+from controller.facility.mirror.publisher import Mirror
+from controller.facility.modbus.registers import HEADER_WORDS, pages
+from controller.facility.modbus.server import ModbusFacility
+from controller.facility.modbus.sunspec import METER, layout
 from controller.facility.prometheus import Prometheus
-from controller.facility.register_map import HEADER_WORDS, pages
 from controller.image.model import Group, Point, Quality
 from protocols.modbus.answer import Peer
 from tests.brokers import Mosquitto, listener, needs_mosquitto, open_folder, running, until

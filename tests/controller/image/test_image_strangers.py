@@ -2,9 +2,11 @@
 
 import asyncio
 import logging
+import socket
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from controller.clock import now_s
 from controller.image import wire
@@ -96,3 +98,28 @@ async def test_a_mirror_that_is_told_nonsense_connects_anew(body, tmp_path):
     server.close()
     for writer in connections:
         writer.close()
+
+
+async def test_a_tool_that_leaves_abruptly_is_no_news(tmp_path):
+    """Whoever closes with unread bytes resets the connection: every `powerblock command` may."""
+    path = tmp_path / "s"
+    server = ImageServer(path, Image([PDU]), block="b", epoch=1, on_command=accept, now_s=now_s)
+    feed = ImageFeed(path)
+    tasks = [asyncio.create_task(server.run()), asyncio.create_task(feed.run())]
+    try:
+        with capture_logs() as logged:
+            await _until(lambda: feed.alive)
+            for _ in range(20):
+                with socket.socket(socket.AF_UNIX) as tool:
+                    tool.setblocking(False)
+                    tool.connect(str(path))
+                    await asyncio.sleep(0.01)  # the catalogue lies unread in its buffer
+                    tool.send(b"\0")
+            await asyncio.sleep(0.1)
+            assert (await feed.command(GOOD)).result is Result.ACCEPTED
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    assert [entry for entry in logged if entry["log_level"] != "debug"] == []
+    assert any("reset" in entry["why"].lower() for entry in logged)

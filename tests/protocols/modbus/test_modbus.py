@@ -151,6 +151,8 @@ def bend(**changes):
         (bend(pdu=bytes([4, 10]) + bytes(10)), "asked with function 3, answered with 4"),
         (bend(pdu=bytes([3, 20]) + bytes(20)), "5 asked, 10 came"),
         (bend(pdu=bytes([3, 2]) + bytes(2)), "5 asked, 1 came"),
+        (bend(pdu=bytes([3, 4]) + bytes(10)), "10 bytes came and are said to be 4"),
+        (bend(pdu=bytes([3, 0, 0, 0, 5])), "the question itself came back: an echo"),
         (bend(unit=9), "asked unit 1, the answer is of unit 9"),
         (bend(pdu=bytes([0x83, 4])), "device failure"),
         (bend(pdu=bytes([0x83, 99])), "exception 99"),

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from modbus_peers import PROFILE, Readings, healthy, unit
 
-from protocols.modbus import ModbusLink, Replay
+from protocols.modbus import ModbusLink, Replay, read_identification
 from protocols.modbus.frames import Mbap, Rtu, sealed
-from protocols.modbus.questions import LostError, RefusedError, read_question
+from protocols.modbus.questions import LostError, RefusedError, identification_question, read_question
 from protocols.profile import Block, Point
 
 WORDS = [0x459C, 0x4000, 11, 12, 2305, *range(100, 115)]
@@ -200,3 +200,73 @@ def test_p05_rtu_answers_late_by_any_number_of_requests_are_never_taken_for_othe
     for reading in asyncio.run(replayed(dawdling, 12, rtu=True, profile=TWINS)):
         if not isinstance(reading, str):
             assert all(value in (None, TWINS_TRUTH[name]) for name, value in reading.values.items())
+
+
+# ---- what a device says that it is ----
+
+PLATE = bytes((43, 14, 2, 0x82, 0, 0, 2)) + b"\x00\x04ACME" + b"\x01\x03PDU"
+
+
+def framed(sent, pdu, *, rtu):
+    return sealed(sent[:1] + pdu) if rtu else sent[:4] + struct.pack(">HB", len(pdu) + 1, sent[6]) + pdu
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 100])
+@pytest.mark.parametrize("rtu", [False, True])
+def test_an_identification_comes_whole_in_pieces_of_any_size(rtu, size):
+    framing = Rtu() if rtu else Mbap()
+    sent = framing.ask(5, identification_question(0))
+    late = sealed(bytes((6,)) + PLATE) if rtu else b"\x00\x63\x00\x00\x00\x03\x05\x83\x02"
+    stream, rest, answer = late + framed(sent, PLATE, rtu=rtu), b"", None
+    for at in range(0, len(stream), size):
+        assert answer is None
+        rest += stream[at : at + size]
+        used, answer = framing.feed(rest)
+        rest = rest[used:]
+    assert answer == PLATE
+
+
+@pytest.mark.parametrize(
+    ("pdu", "sentence"),
+    [
+        (b"\xab\x01", "illegal function"),
+        (bytes((3, 2, 0, 1)), "asked with function 43, answered with 3"),
+        (bytes((43, 13, 0)), "ends in the middle"),
+        (PLATE[:-1], "ends in the middle"),
+        (PLATE + b"\0", "goes on behind its end"),
+    ],
+)
+def test_what_is_no_identification_is_refused(pdu, sentence):
+    framing = Mbap()
+    sent = framing.ask(5, identification_question(0))
+    with pytest.raises(RefusedError, match=sentence):
+        framing.feed(framed(sent, pdu, rtu=False))
+
+
+@pytest.mark.parametrize("cut", range(len(PLATE)))
+def test_an_rtu_identification_that_is_cut_is_never_taken(cut):
+    framing = Rtu()
+    sent = framing.ask(5, identification_question(0))
+    whole = framed(sent, PLATE, rtu=True)
+    assert framing.feed(whole[: cut + 3])[1] is None
+
+
+@pytest.mark.parametrize("rtu", [False, True])
+async def test_an_identification_is_asked_for_until_it_is_whole_and_no_longer(rtu):
+    first = bytes((43, 14, 2, 0x82, 0xFF, 1, 1)) + b"\x00\x04ACME"
+    second = bytes((43, 14, 2, 0x82, 0, 0, 1)) + b"\x01\x05P\xffU\0x"
+    again = [first, second]
+    asked = []
+
+    async def ask(question):
+        asked.append(question.pdu)
+        framing = Rtu() if rtu else Mbap()
+        sent = framing.ask(5, question)
+        _, answer = framing.feed(framed(sent, again[min(len(asked), len(again)) - 1], rtu=rtu))
+        return answer
+
+    assert await read_identification(ask) == {0: "ACME", 1: "P\ufffdU"}
+    assert [pdu[3] for pdu in asked] == [0, 1]
+    again[:] = [first]
+    with pytest.raises(RefusedError, match="never ends"):
+        await read_identification(ask)

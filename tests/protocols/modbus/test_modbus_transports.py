@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import datetime as dt
+import fcntl
+import os
 import re
 import shutil
 import ssl
@@ -302,6 +304,28 @@ async def test_a_line_that_is_not_there_or_refuses_its_settings_is_named(tmp_pat
     readings = Readings()
     async with running(None, unit(readings), transport=Serial("/dev/null", Line())):
         assert "no way to /dev/null" in (await readings.until()).fault
+
+
+async def test_a_line_that_another_program_holds_is_said_to_be_held():
+    ours, theirs = os.openpty()
+    try:
+        fcntl.flock(theirs, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        readings = Readings()
+        async with running(None, unit(readings), transport=Serial(os.ttyname(theirs), Line(parity="N"))):
+            fault = (await readings.until()).fault
+        assert "another program holds it" in fault
+        assert "Errno" not in fault
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+@pytest.mark.parametrize("host", ["10.0.0..7", "x" * 64])
+async def test_a_host_that_is_none_is_a_way_that_is_not_there(host):
+    """A URL with such a host is refused before; whoever makes a transport by hand ends no link with it."""
+    readings = Readings()
+    async with running(None, unit(readings), transport=Tcp(host, 502)):
+        assert "no host name" in (await readings.until()).fault
 
 
 def test_frames_rest_three_and_a_half_characters_apart_and_never_less_than_the_standard_says():

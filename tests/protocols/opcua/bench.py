@@ -113,10 +113,14 @@ def down(reading: Reading) -> bool:
 
 
 class Relay:
-    """Stands between client and server: can fall silent without closing anything, or be slow."""
+    """Stands between client and server: can fall silent without closing anything, or be slow.
+
+    `mute`: what the client says still arrives, and no answer comes back.
+    """
 
     def __init__(self, target_port: int, delay_s: float = 0.0) -> None:
         self.target_port, self.frozen, self.delay_s, self.tasks = target_port, False, delay_s, []
+        self.mute = False
         self.connections = 0
 
     async def __aenter__(self):
@@ -135,15 +139,15 @@ class Relay:
         there, back = await asyncio.open_connection("127.0.0.1", self.target_port)
         self.tasks += [
             asyncio.create_task(self._pump(reader, back)),
-            asyncio.create_task(self._pump(there, writer)),
+            asyncio.create_task(self._pump(there, writer, answers=True)),
         ]
 
-    async def _pump(self, reader, writer):
+    async def _pump(self, reader, writer, *, answers=False):
         try:
             while chunk := await reader.read(65536):
                 if self.delay_s:
                     await asyncio.sleep(self.delay_s)
-                if not self.frozen:
+                if not (self.frozen or (answers and self.mute)):
                     writer.write(chunk)
         except OSError:
             pass

@@ -1,6 +1,6 @@
 """Where everything is in the Modbus server, as data: the one source of the server and of the published map.
 
-Unit 1 is a SunSpec device (modbus_sunspec.py). Everything else is the native map, and its addresses follow
+Unit 1 is a SunSpec device (sunspec.py). Everything else is the native map, and its addresses follow
 from the configuration alone, by a formula that no other entry takes part in:
 
     unit 2      who we are and how we are (0), the request (100) and its answer (200)
@@ -151,7 +151,7 @@ REQUEST: Final = (
     Field(
         "SP_Priority",
         "u16",
-        "of the limit to set or release; 0 as 8",
+        "of the limit to set or release; 0 as 8; 1 and 5 take the role engineer",
         highest=16,
         states="1 life safety, 5 critical equipment, 8 operator, 10 site, 16 default",
     ),

@@ -2,7 +2,7 @@
 
 Most of it follows from what is known already. A group's kind (`pdu`, `cdu`, `chiller` ...) says what object
 it is; a point's unit and name say its point type, its unit on the bus and where in the object it sits (see
-bms_rules); a rack's power is the sum of its PDUs where nobody measures it; a meter in front of others serves
+rules); a rack's power is the sum of its PDUs where nobody measures it; a meter in front of others serves
 them, and a PDU its rack. What is wrong or missing is said in the configuration, by address, with wildcards:
 
     bms:
@@ -13,18 +13,19 @@ them, and a PDU its rack. What is wrong or missing is said in the configuration,
         devices/pdu-*/outlet_*: {publish: false}
         devices/cdu-1/t7_c: {type: LiquidTemperature, area: [Primary, Return]}
 
-Nothing is left out in silence: `BusMap.left_out` names every point that is not told, and why; `rows` shows
-the whole of it.
+Nothing is left out in silence: `BusMap.left_out` names every point that is not told, and why.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, TypeVar
 
-from controller.facility.bms_rules import (
+from controller.facility.config import BmsConfig, BmsObjectConfig, BmsPointConfig, BmsRequestConfig
+from controller.facility.dsx_bms.bus_map import BusMap, BusPoint, BusRequest, Source
+from controller.facility.dsx_bms.rules import (
     KINDS,
     LEAKS,
     area_of,
@@ -38,7 +39,6 @@ from controller.facility.bms_rules import (
     type_of,
     unit_of,
 )
-from controller.facility.config import BmsConfig, BmsObjectConfig, BmsPointConfig, BmsRequestConfig
 from controller.image.model import Group, Point
 from protocols.bms import (
     OBJECTS,
@@ -47,7 +47,6 @@ from protocols.bms import (
     Metadata,
     metadata_topic,
     request_topic,
-    value_topic,
 )
 from protocols.bms.catalogue import GENERIC
 
@@ -64,99 +63,6 @@ REQUEST_TYPES: Final = {"LiquidTemperatureSpRequest": ("CDU", "GenericObject")} 
 
 _AS_IS: Final = BmsPointConfig()
 _AS_FOUND: Final = BmsObjectConfig()
-
-
-class Source(NamedTuple):
-    """A point of the image."""
-
-    path: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.path}/{self.name}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class BusPoint:
-    """A point that we tell.
-
-    Attributes:
-        meta: what it is.
-        tag: its tag path.
-        sources: what is added up.
-        scale: from their unit to the bus's.
-        nonzero: 1 is told for any number but 0.
-        deadband: in the bus's unit.
-    """
-
-    meta: Metadata
-    tag: str
-    sources: tuple[Source, ...]
-    scale: float = 1.0
-    nonzero: bool = False
-    deadband: float = 0.0
-    value_topic: str = field(init=False)
-    metadata_topic: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        of = (self.meta.object_type, self.meta.point_type, self.tag)
-        object.__setattr__(self, "value_topic", value_topic(*of))
-        object.__setattr__(self, "metadata_topic", metadata_topic(*of))
-
-
-@dataclass(frozen=True, kw_only=True)
-class BusRequest:
-    """A point that an integration tells us."""
-
-    meta: Metadata
-    tag: str
-    config: BmsRequestConfig
-    topic: str
-    metadata_topic: str
-
-
-class BusMap(NamedTuple):
-    """All of the bus.
-
-    Attributes:
-        points, requests: by their configuration or by rule.
-        left_out: address -> why it is not told.
-        complaints: what is wrong with the configuration, one sentence each.
-    """
-
-    points: tuple[BusPoint, ...] = ()
-    requests: tuple[BusRequest, ...] = ()
-    left_out: Mapping[str, str] = {}
-    complaints: tuple[str, ...] = ()
-
-
-class Row(NamedTuple):
-    """One line of the listing."""
-
-    address: str
-    topic: str  # without `BMS/v1/PUB/Value/`; "" = not told
-    unit: str
-    note: str
-
-
-def rows(told: BusMap) -> Iterator[Row]:
-    """Every point, for people."""
-    for point in told.points:
-        meta = point.meta
-        note = ", ".join((*meta.area, *meta.serves)) or meta.associate_id
-        unit = meta.unit or "/".join(meta.states.values())
-        yield Row(" + ".join(map(str, point.sources)), _short(point.value_topic), unit, note)
-    for request in told.requests:
-        writes = request.config.writes or "shown and said"
-        yield Row(
-            writes, request.topic.partition("/v1/")[2], request.meta.unit, f"from {request.meta.integration}"
-        )
-    for address, why in told.left_out.items():
-        yield Row(address, "", "", f"not told: {why}")
-
-
-def _short(topic: str) -> str:
-    return topic.partition("/PUB/Value/")[2]
 
 
 def bus_map(config: BmsConfig, groups: Sequence[Group], site: str) -> BusMap:
@@ -190,6 +96,7 @@ class _Mapping:
         self._points: list[BusPoint] = []
         self._left_out: dict[str, str] = {}
         self._complaints: list[str] = []
+        self._absent: dict[str, str] = {}
         self._of_racks: dict[str, set[str]] = {}  # point types that are told already
         self._used: set[str] = set()  # patterns of the configuration that fitted something
         self._objects = [one for group in groups if (one := self._object(group)) is not None]
@@ -204,7 +111,7 @@ class _Mapping:
         left_out = {
             address: why for address, why in self._left_out.items() if address not in self._told_addresses()
         }
-        return BusMap(tuple(self._points), requests, left_out, tuple(self._complaints))
+        return BusMap(tuple(self._points), requests, left_out, tuple(self._complaints), self._absent)
 
     # --- objects ----------------------------------------------------------------------------------------
 
@@ -219,7 +126,8 @@ class _Mapping:
         elif config.type is None and kind in LAW_KINDS:
             why = LAW_WHY
         elif config.type is None and kind not in KINDS:
-            why = f"kind {kind!r} is none of {', '.join(KINDS)}; give the device a kind, or an object's type"
+            said = f"kind {kind!r} is none that the bus has" if kind else "no kind is given"
+            why = f"{said}; give the device one of {', '.join(KINDS)}, or an object's type"
         if config.type is not None and config.type not in OBJECTS:
             why = f"no object type {config.type!r}{_close(config.type, OBJECTS)}"
             self._complaints.append(f"objects: {group.path}: {why}")
@@ -396,9 +304,10 @@ class _Mapping:
                 try:
                     yield self._request(integration, config)
                 except BmsError as error:
-                    self._complaints.append(
-                        f"integrations.{integration}: {config.point} at {config.at}: {error}"
-                    )
+                    text = f"integrations.{integration}: {config.point} at {config.at}: {error}"
+                    self._complaints.append(text)
+                    if config.writes is not None and config.writes not in self._addresses():
+                        self._absent[text] = config.writes
 
     def _request(self, integration: str, config: BmsRequestConfig) -> BusRequest:
         """Raises BmsError."""
@@ -461,7 +370,10 @@ class _Mapping:
         ):
             for pattern in patterns:
                 if pattern not in self._used:
-                    self._complaints.append(f"{section}: {pattern}: nothing fits{_close(pattern, known)}")
+                    text = f"{section}: {pattern}: nothing fits{_close(pattern, known)}"
+                    self._complaints.append(text)
+                    if section == "points":
+                        self._absent[text] = pattern
 
     def _complain_of_objects(self) -> None:
         """Two objects of one id would be one on the bus."""

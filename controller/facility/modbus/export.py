@@ -15,7 +15,7 @@ from typing import Final
 
 import xlsxwriter
 
-from controller.facility.register_map import (
+from controller.facility.modbus.registers import (
     MAP_VERSION,
     NATIVE_UNIT,
     SUNSPEC_UNIT,
@@ -38,18 +38,22 @@ COLUMNS: Final = {
     "states": "states",
     "description": "description",
 }
+INCOMPLETE: Final = (
+    "what they have, only they say: make the map again while the controller runs and reads them;"
+    " its fingerprint is another one then"
+)
 WIDTHS: Final = {"name": 44, "states": 40, "description": 60, "functions": 16}  # characters; others 11
 
 
-def write(path: Path, registers: Sequence[Register], *, block: str) -> None:
+def write(path: Path, registers: Sequence[Register], head: Sequence[str]) -> None:
     """In the form that the name asks for. Raises ValueError for another one, OSError."""
     if path.suffix not in FORMS:
         raise ValueError(f"{path.name}: no such form; name it {', '.join('*' + form for form in FORMS)}")
-    path.write_bytes(FORMS[path.suffix](registers, block))
+    path.write_bytes(FORMS[path.suffix](registers, head))
 
 
-def notes(registers: Sequence[Register], block: str) -> Iterator[str]:
-    """What one must know before the first register."""
+def notes(registers: Sequence[Register], block: str, unknown: Sequence[str] = ()) -> Iterator[str]:
+    """What one must know before the first register. `unknown`: groups whose points are still to be found."""
     yield f"Modbus map of {block}"
     yield f"map {MAP_VERSION}.{fingerprint(registers):08x}, as in map_version and map_fingerprint"
     yield "addresses count from 0, as on the wire; a tool that counts from 1, or from 40001, adds that"
@@ -58,32 +62,34 @@ def notes(registers: Sequence[Register], block: str) -> Iterator[str]:
     yield "missing: NaN in f32, 65535 in u16, 4294967295 in u32; its quality is 0; SunSpec: not implemented"
     yield "one read is of one moment, 125 registers at most; one write, 123; values are written whole"
     yield "exceptions: 1 no right to write, 2 no such address, 3 cannot be, 4 refused, 6 busy, 11 no unit"
+    if unknown:
+        yield f"NOT WHOLE: {', '.join(unknown)}: {INCOMPLETE}"
 
 
-def as_csv(registers: Sequence[Register], block: str) -> bytes:
+def as_csv(registers: Sequence[Register], head: Sequence[str]) -> bytes:
     text = io.StringIO()
-    text.writelines(f"# {note}\r\n" for note in notes(registers, block))
+    text.writelines(f"# {note}\r\n" for note in head)
     rows = csv.writer(text)
     rows.writerow(COLUMNS.values())
     rows.writerows(_cells(register) for register in registers)
     return text.getvalue().encode()
 
 
-def as_markdown(registers: Sequence[Register], block: str) -> bytes:
-    title, *rest = notes(registers, block)
+def as_markdown(registers: Sequence[Register], head: Sequence[str]) -> bytes:
+    title, *rest = head
     lines = [f"# {title}", "", *(f"* {note}" for note in rest), "", _row(list(COLUMNS.values()))]
     lines += [_row(["---"] * len(COLUMNS)), *(_row(_cells(register)) for register in registers)]
     return ("\n".join(lines) + "\n").encode()
 
 
-def as_spreadsheet(registers: Sequence[Register], block: str) -> bytes:
+def as_spreadsheet(registers: Sequence[Register], head: Sequence[str]) -> bytes:
     """One sheet to read first, one with the registers, filtered and frozen at its head."""
     made = io.BytesIO()
     with xlsxwriter.Workbook(made, {"in_memory": True}) as book:
         bold = book.add_format({"bold": True})
         first, sheet = book.add_worksheet("read first"), book.add_worksheet("registers")
         first.set_column(0, 0, 110)
-        for row, note in enumerate(notes(registers, block)):
+        for row, note in enumerate(head):
             first.write_string(row, 0, note, bold if row == 0 else None)
         for column, (key, title) in enumerate(COLUMNS.items()):
             sheet.set_column(column, column, WIDTHS.get(key, 11))

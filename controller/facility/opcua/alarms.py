@@ -98,6 +98,11 @@ def shown(
             "Unshelved" if alarm.shelved_until_utc_s is None else "TimedShelved"
         ),
     }
+    return Shown(alarm, {**fields, **dict(_states(alarm)), **_own(alarm)}, event_id)
+
+
+def _states(alarm: AlarmView) -> Iterator[tuple[str, ua.Variant]]:
+    """Two-state variables: in words, and as what they mean."""
     for name, is_so, words in (
         ("EnabledState", True, ("Enabled", "Disabled")),
         ("AckedState", alarm.acknowledged, ("Acknowledged", "Unacknowledged")),
@@ -105,9 +110,13 @@ def shown(
         ("LatchedState", alarm.latched, ("Latched", "Unlatched")),
         ("OutOfServiceState", alarm.out_of_service, ("Out of Service", "In Service")),
     ):
-        fields[name] = _words(words[0] if is_so else words[1])
-        fields[f"{name}/Id"] = _yes(is_so)
-    fields |= {  # what OPC UA has no field for
+        yield name, _words(words[0] if is_so else words[1])
+        yield f"{name}/Id", _yes(is_so)
+
+
+def _own(alarm: AlarmView) -> dict[str, ua.Variant]:
+    """What OPC UA has no field for."""
+    return {
         "State": _text(alarm.state),
         "Priority": _text(alarm.priority),
         "FirstOut": _text(alarm.first_out),
@@ -115,7 +124,6 @@ def shown(
         "Count": ua.Variant(alarm.count, ua.VariantType.UInt32),
         "ShelvedUntil": ua.Variant(moment(alarm.shelved_until_utc_s or 0.0), ua.VariantType.DateTime),
     }
-    return Shown(alarm, fields, event_id)
 
 
 def properties(one: Shown) -> dict[str, ua.Variant]:

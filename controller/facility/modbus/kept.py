@@ -16,8 +16,8 @@ from typing import Final
 import msgspec
 import structlog
 
-from controller.facility.modbus_native import Handshake
-from controller.facility.modbus_sunspec import Controls
+from controller.facility.modbus.native import Handshake
+from controller.facility.modbus.sunspec import Controls
 from controller.image.model import Outcome, Result
 
 FILE_NAME: Final = "modbus.json"

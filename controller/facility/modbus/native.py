@@ -17,7 +17,7 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
-from controller.facility.register_map import (
+from controller.facility.modbus.registers import (
     ACTIONS,
     ANSWER,
     CODES,
@@ -42,7 +42,7 @@ F32_MAX: Final = 3.4e38
 AGE_STEPS_PER_S: Final = 10
 OPERATOR: Final = 8
 
-NO_REASON, SENSELESS, REFUSED = 0, 1, 2  # keys of register_map.REFUSALS
+NO_REASON, SENSELESS, REFUSED = 0, 1, 2  # keys of registers.REFUSALS
 
 Arguments = Mapping[str, float | bool | str | None]
 Said = Mapping[str, Any]

@@ -1,10 +1,4 @@
-"""The OPC UA server of the facility: the process image to SCADA, and SCADA's orders to the controller.
-
-    PowerBlock
-      block, facility        what the law decided, what the operators ask
-      feeds, racks, nodes, sources, devices
-      alarms                 one object per alarm
-      Control                SetPowerLimit, Release, SetMode, Acknowledge ...
+"""The server: what is shown, what is told of alarms, and what becomes of an order.
 
 An order goes to the controller over the image socket and is answered with what became of it: Good,
 GoodClamped, or a bad status and the reason in words. A write of a device's point is such an order. Nothing is
@@ -18,22 +12,22 @@ import gc
 import math
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import structlog
 from asyncua import ua
 
-from controller.commands import OPERATOR, VERBS
-from controller.facility import opcua_alarms as alarms
+from controller.commands import VERBS
 from controller.facility.config import OpcUaServerConfig
-from controller.facility.opcua_history import History
-from controller.facility.opcua_image import BLOCK, FOLDER, ROOT, TYPES, GroupBatch, add_groups, add_types
-from controller.facility.opcua_users import Users
+from controller.facility.door import Door
+from controller.facility.opcua import alarms
+from controller.facility.opcua.control import METHODS, OUTPUTS, Order
+from controller.facility.opcua.history import History
+from controller.facility.opcua.space import BLOCK, FOLDER, ROOT, TYPES, GroupBatch, add_groups, add_types
+from controller.facility.opcua.users import Users
 from controller.image.feed import ImageFeed
-from controller.image.model import WORDS_MAX, AlarmView, Command, Outcome, Result, Role
-from controller.site.facility import PRIORITIES
+from controller.image.model import AlarmView, Command, Outcome, Result, Role
 from controller.yaml_config import ConfigError
 from protocols.opcua.server import UNSECURED, OpcUaServer, Settings
 from protocols.opcua.server_access import ClientFolder, Identity, Own, RefusedError, own_certificate
@@ -50,9 +44,6 @@ DEVICES: Final = "devices/"
 SERVICE_LEVEL, SERVICE_LEVEL_BLIND = 255, 50  # OPC 10000-4, 6.6.2.4.2: full, and degraded
 AUDIT_SEVERITY, LOSS_SEVERITY, MODEL_SEVERITY = 200, 900, 100
 
-ASKED: Final = ua.VariantType.Double
-WORDS: Final = ua.VariantType.String
-
 STATUS: Final = {
     Result.ACCEPTED: int(ua.StatusCodes.Good),
     Result.CLAMPED: int(ua.StatusCodes.GoodClamped),
@@ -62,76 +53,6 @@ STATUS: Final = {
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class _Given:
-    """An argument of a verb. `optional`: 0 leaves it out."""
-
-    name: str
-    kind: ua.VariantType
-    title: str
-    optional: bool = False
-
-
-LIMIT: Final = (
-    _Given("limit_w", ASKED, "the block's power, W"),
-    _Given("ramp_w_per_s", ASKED, "how fast to get there, W/s; 0: as agreed", optional=True),
-    _Given("valid_for_s", ASKED, "how long it holds, s; 0: until released", optional=True),
-)
-PRIORITY: Final = _Given("priority", ASKED, "1, 5, 8, 10 or 16, as in BACnet; 0: of the operator")
-KEY: Final = _Given("key", WORDS, "of the alarm")
-KEY_OR_ALL: Final = _Given("key", WORDS, "of the alarm; empty: all")
-REASON: Final = _Given("reason", WORDS, "why")
-
-# Methods of Control: name, verb, what it does, arguments.
-METHODS: Final[tuple[tuple[str, str, str, tuple[_Given, ...]], ...]] = (
-    ("SetPowerLimit", "set_power_limit", "limit the block's power", LIMIT),
-    (
-        "SetGuardedPowerLimit",
-        "set_power_limit",
-        "the same with a priority, and what holds when its writer falls silent or its time is over",
-        (
-            *LIMIT,
-            PRIORITY,
-            _Given(
-                "heartbeat_timeout_s",
-                ASKED,
-                "falls away when Heartbeat stops, s; 0: it does not",
-                optional=True,
-            ),
-            _Given("then_w", ASKED, "holds after valid_for_s, until released, W; 0: nothing", optional=True),
-        ),
-    ),
-    ("Release", "release", "withdraw our limits", ()),
-    ("ReleasePriority", "release", "withdraw our limit of one priority", (PRIORITY,)),
-    (
-        "Shed",
-        "shed",
-        "call a level of shedding: an emergency, at once and without a ramp",
-        (
-            _Given("level", WORDS, "its name, as in block.yaml"),
-            _Given("valid_for_s", ASKED, "how long, s; 0: until EndShed", optional=True),
-        ),
-    ),
-    ("EndShed", "end_shed", "withdraw our call; the power comes back by the agreed ramp", ()),
-    ("SetMode", "set_mode", "switch who may", (_Given("mode", WORDS, "remote, local or off"),)),
-    ("Heartbeat", "heartbeat", "we are still here", ()),
-    ("Acknowledge", "acknowledge", "an alarm was seen", (KEY_OR_ALL,)),
-    ("Reset", "reset", "unlatch an alarm whose cause is gone; restarts nothing", (KEY_OR_ALL,)),
-    (
-        "Shelve",
-        "shelve",
-        "hide an alarm for a while",
-        (KEY, _Given("for_s", ASKED, "how long, s"), REASON),
-    ),
-    ("Unshelve", "unshelve", "show it again", (KEY,)),
-    ("OutOfService", "out_of_service", "hide an alarm until it is returned", (KEY, REASON)),
-    ("ReturnToService", "return_to_service", "show it again", (KEY,)),
-)
-OUTPUTS: Final = (
-    Argument("result", ua.VariantType.UInt32, "1 accepted, 2 clamped, 3 rejected"),
-    Argument("reason", WORDS, "why not, or not quite"),
-    Argument("value", ASKED, "what holds now; NaN: no number"),
-)
 POLICIES: Final = {
     (policy, mode): getattr(ua.SecurityPolicyType, f"{policy}_{mode}")
     for policy in ("Aes256Sha256RsaPss", "Aes128Sha256RsaOaep", "Basic256Sha256")
@@ -171,6 +92,7 @@ class OpcUaFacility:
         )
         self._uri = uri
         self._server = OpcUaServer(_settings(config, uri, block), _own(config, folder, uri), rules)
+        self._door = Door("facility.opcua", config.host, config.port)
         self._shown: dict[str, alarms.Shown] = {}
         self._rebuilding: asyncio.TimerHandle | None = None
 
@@ -179,8 +101,13 @@ class OpcUaFacility:
         """That it listens on, once it runs."""
         return self._server.port
 
+    @property
+    def fault(self) -> str:
+        """Why nobody can connect; "": one can."""
+        return self._door.fault
+
     async def run(self) -> None:
-        """Serve for ever. Raises OSError when it cannot listen."""
+        """Serve for ever, as soon as the port is to be had."""
         server, feed = self._server, self._feed
         await server.prepare()
         add_types(server.space)
@@ -191,10 +118,9 @@ class OpcUaFacility:
         server.serve_level(lambda: SERVICE_LEVEL if feed.alive else SERVICE_LEVEL_BLIND)
         gc.collect()
         gc.freeze()  # 40,000 standard nodes that stay: looking through them takes 0.1 s each time
+        await self._door.is_free()
         await server.start()
-        log.info(
-            "opc ua: serving", host=self._config.host, port=server.port, points=len(server.space.entries)
-        )
+        log.info("opc ua: serving", host=self._config.host, port=server.port, points=self._points)
         try:
             while True:
                 await asyncio.sleep(self._config.history_period_s)
@@ -205,6 +131,11 @@ class OpcUaFacility:
             await server.stop()
 
     # --- what is shown ----------------------------------------------------------------------------------
+
+    @property
+    def _points(self) -> int:
+        """Of the image: alarms come and go, and types and methods are none."""
+        return sum(isinstance(entry, Variable) for entry in self._server.space.entries.values())
 
     def _reshaped(self) -> None:
         if self._rebuilding is None:
@@ -228,7 +159,7 @@ class OpcUaFacility:
         for name, verb, title, given in METHODS:
             inputs = tuple(Argument(one.name, one.kind, one.title) for one in given)
             needs = int(VERBS[verb].role)
-            call = _Order(self, f"{CONTROL}/{name}", verb, given)
+            call = Order(self, f"{CONTROL}/{name}", verb, given)
             space.add(Method(f"{CONTROL}/{name}", CONTROL, name, title, needs, inputs, OUTPUTS, call))
         self._history.keep(add_groups(space, self._feed, self._config.history))
         self._shown = {}
@@ -375,36 +306,6 @@ class OpcUaFacility:
                 needs=int(Role.ENGINEER),
                 fields=fields,
             )
-        )
-
-
-class _Order:
-    """What a method of Control does when it is called."""
-
-    def __init__(self, facility: OpcUaFacility, id_: str, verb: str, given: tuple[_Given, ...]) -> None:
-        self._facility, self._id, self._verb, self._given = facility, id_, verb, given
-
-    async def __call__(self, identity: Identity, values: list[Any]) -> Answer:
-        arguments: dict[str, float | str] = {}
-        for one, value in zip(self._given, values, strict=True):
-            if isinstance(value, str):
-                if len(value) > WORDS_MAX:
-                    return Answer(ua.StatusCodes.BadOutOfRange)
-                arguments[one.name] = value
-            elif not math.isfinite(value) or (one is PRIORITY and value and value not in PRIORITIES):
-                return Answer(ua.StatusCodes.BadOutOfRange)
-            elif one is PRIORITY:
-                arguments[one.name] = int(value) or OPERATOR  # left out, a release would be one of all
-            elif value or not one.optional:
-                arguments[one.name] = value
-        outcome = await self._facility.order(identity, self._verb, arguments, self._id)
-        return Answer(
-            self._facility.status_of(outcome),
-            (
-                ua.Variant(int(outcome.result), ua.VariantType.UInt32),
-                ua.Variant(outcome.reason, WORDS),
-                ua.Variant(math.nan if outcome.value is None else outcome.value, ASKED),
-            ),
         )
 
 

@@ -23,7 +23,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from controller.facility.register_map import SUNSPEC_UNIT, Register, functions
+from controller.facility.modbus.registers import SUNSPEC_UNIT, Register, functions
 from protocols.modbus.answer import ExceptionCode, Refusal
 from protocols.sunspec import definition, lay_out, points_of
 

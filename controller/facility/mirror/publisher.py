@@ -1,30 +1,15 @@
-"""Every point over MQTT: one message per group and update, stored on disk while the broker is away.
+"""The two ways of a message: live, and over the disk.
 
-    PREFIX/BLOCK/GROUP             {"at": ms UTC, "values": {point: value}, "age_s": since they were taken,
-                                    "quality": {point: "bad" or "uncertain"}, "why": {point: reason},
-                                    "source_at": {point: ms UTC by the device's clock}, "stored": true}
-    PREFIX/BLOCK/catalogue/GROUP   retained: what the group and its points are; empty when it is gone
-    PREFIX/BLOCK/mirror            retained: {"online": bool, "stored": messages, "lost": messages}
-
-A point that `quality` does not name is good; the last four members are left out when they would be empty.
-While the controller is not heard, all are bad. With `send: changes` a message names the points that moved
-beyond their deadbands, and every `repeat_s` all.
-
-A message is delivered when the broker has confirmed it: with QoS 1 each, with QoS 0 (live values, a fifth of
-the work) by a last one of QoS 1 behind them. Until then it is kept in memory, and goes to the spool when the
-session breaks, when the broker is away, or when it does not keep up. What is stored is sent in its order
-after the reconnect, at a bounded rate beside the live messages, as it was and marked `stored`. So each
-message arrives at least once and may arrive twice; `at` tells them apart. A kill -9 costs what is in memory:
-some `STORE_S` while the broker is away, what is unconfirmed while it is there.
-
-Live messages leave in the same turn of the loop in which their update came; the disk has a thread of its
-own. A broker that hangs up over one certain message does so a few times, then that message is left out.
+Live messages leave in the same turn of the loop in which their update came; the disk has a thread of its own.
+While the controller is not heard, all points are bad. With `send: changes` a message names the points that
+moved beyond their deadbands, and every `repeat_s` all. A broker that hangs up over one certain message does
+so a few times, then that message is left out.
 """
 
 import asyncio
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -35,10 +20,9 @@ import structlog
 
 from controller.clock import now_s, now_utc_s
 from controller.facility.config import MirrorConfig
-from controller.facility.spool import Record, Spool, SpoolError
+from controller.facility.mirror.spool import Record, Spool, SpoolError
+from controller.facility.mirror.voice import Voice, body_of
 from controller.image.feed import ImageFeed
-from controller.image.image import ALL, NO_UPDATE, GroupCells
-from controller.image.model import Value
 from controller.image.wire import Update
 from protocols.mqtt import MqttLink, NotDeliveredError, Outgoing
 
@@ -56,84 +40,8 @@ HANG_UPS_MAX: Final = 3  # over the same messages: then one by one; over one alo
 SHUN_S: Final = 600.0  # then it is tried again: the broker may only have been dying just then
 CLOSE_WAIT_S: Final = 1.0  # for the disk, at the end
 
-UNCERTAIN: Final = "uncertain"
-BAD: Final = "bad"
-UNHEARD: Final = "the controller is not heard"
-
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
-
-
-class _Voice:
-    """What one group says, and has said."""
-
-    def __init__(self, prefix: str, cells: GroupCells) -> None:
-        group = cells.group
-        self.topic = f"{prefix}/{group.path}"
-        self.catalogue_topic = f"{prefix}/catalogue/{group.path}"
-        self.cells = cells
-        self.names = [point.name for point in group.points]
-        self.stale: set[int] = set()
-        self.told_at_s = 0.0  # as a whole
-        self._deadbands = [point.deadband for point in group.points]
-        self._told: list[Value] = [None] * len(self.names)
-        self._told_good: list[bool] = [True] * len(self.names)
-
-    def changed(self, update: Update) -> Update | None:
-        """The part of an update that moved beyond its deadbands; None: nothing did."""
-        places = range(len(self.names)) if update.points is None else update.points
-        moved = []
-        for position, (place, value) in enumerate(zip(places, update.values, strict=True)):
-            if self._told_good[place] == bool(update.doubt) or _moved(
-                self._told[place], value, self._deadbands[place]
-            ):
-                self._told[place], self._told_good[place] = value, not update.doubt
-                moved.append(position)
-        if not moved:
-            return None
-        points = [places[position] for position in moved]
-        values = [update.values[position] for position in moved]
-        return msgspec.structs.replace(update, points=points, values=values)
-
-    def whole(self, at_s: float, at_utc_s: float) -> Iterator[Update]:
-        """All that is known, as it came; what is stale, as missing."""
-        if self.stale:
-            yield self.silence(sorted(self.stale), at_s, at_utc_s)
-        for update in self.cells.all_updates():
-            fresh = [at for at, place in enumerate(update.points or ()) if place not in self.stale]
-            if fresh:
-                assert update.points is not None
-                points = [update.points[at] for at in fresh]
-                yield msgspec.structs.replace(
-                    update, points=points, values=[update.values[at] for at in fresh]
-                )
-
-    def silence(self, places: Sequence[int], at_s: float, at_utc_s: float) -> Update:
-        """That nothing has been heard of these for too long, or of the controller."""
-        cells = {place: self.cells.cell(place, at_s) for place in places}
-        faults = {place: cell.why if cell.value is None else UNHEARD for place, cell in cells.items()}
-        for place in places:  # whatever comes next is news
-            self._told[place] = None
-        taken_at_s = min(self.cells.updates[place].taken_at_s for place in places)
-        if any(self.cells.updates[place] is NO_UPDATE for place in places):
-            taken_at_s = at_s
-        return Update(-1, [None] * len(places), taken_at_s, at_utc_s, list(places), faults=faults)
-
-    def newly_stale(self, at_s: float, *, alive: bool) -> list[int]:
-        """Points that have grown stale since this was asked last; without a controller, all are."""
-        points, before = self.cells.group.points, self.stale
-        self.stale = {
-            place
-            for place, update in enumerate(self.cells.updates)
-            if not alive or at_s - update.taken_at_s > points[place].stale_after_s
-        }
-        return sorted(self.stale - before)
-
-
-def _moved(told: Value, value: Value, deadband: float) -> bool:
-    if isinstance(told, float) and isinstance(value, float):
-        return abs(value - told) > deadband
-    return told != value
 
 
 class _Patience:
@@ -190,7 +98,7 @@ class Mirror:
             tls=config.mqtt.tls(),
             will=Outgoing(f"{self._prefix}/mirror", offline, 1, retain=True),
         )
-        self._voices: list[_Voice] = []
+        self._voices: list[Voice] = []
         self._untold: dict[str, bytes] = {}  # of the catalogue, by topic
         self._gathered: list[Outgoing] = []
         self._posts: dict[asyncio.Future[None], list[Outgoing]] = {}
@@ -236,7 +144,7 @@ class Mirror:
     def _learn(self) -> None:
         """The catalogue has changed."""
         gone = {voice.catalogue_topic: b"" for voice in self._voices}
-        self._voices = [_Voice(self._prefix, cells) for cells in self._feed.image.groups]
+        self._voices = [Voice(self._prefix, cells) for cells in self._feed.image.groups]
         self._untold |= gone | self._catalogue()
 
     def _catalogue(self) -> dict[str, bytes]:
@@ -263,11 +171,11 @@ class Mirror:
         if update is not None:
             self._say(voice, update)
 
-    def _say(self, voice: _Voice, update: Update) -> None:
+    def _say(self, voice: Voice, update: Update) -> None:
         if self._is_shunned(voice.topic):
             self.refused += 1
             return
-        message = Outgoing(voice.topic, self._encode(_body(voice.names, update)), self._config.qos)
+        message = Outgoing(voice.topic, self._encode(body_of(voice.names, update)), self._config.qos)
         self._gathered.append(message)
         if len(self._gathered) == 1:  # the feed takes all frames of one read in one turn
             asyncio.get_running_loop().call_soon(self._send)
@@ -285,7 +193,7 @@ class Mirror:
                 told_at_s = now_s()
                 self._tell_status()
 
-    def _look_at(self, voice: _Voice, at_s: float) -> None:
+    def _look_at(self, voice: Voice, at_s: float) -> None:
         stale = voice.newly_stale(at_s, alive=self._feed.alive)
         if stale:
             self._say(voice, voice.silence(stale, at_s, now_utc_s()))
@@ -451,40 +359,6 @@ def _end(spool: Spool, left: Sequence[tuple[str, bytes]]) -> None:
 
 def _size(message: Outgoing) -> int:
     return sys.getsizeof(message.payload) + len(message.topic)
-
-
-def _body(names: Sequence[str], update: Update) -> dict[str, Any]:
-    """What one message says."""
-    values, points = update.values, update.points
-    told = names if points is None else [names[place] for place in points]
-    body: dict[str, Any] = {
-        "at": int(update.received_at_utc_s * 1000),
-        "values": dict(zip(told, values, strict=True)),
-        "age_s": round(max(0.0, now_s() - update.taken_at_s), 3),
-    }
-    if update.doubt:
-        body["quality"] = dict.fromkeys(told, UNCERTAIN)
-        body["why"] = dict.fromkeys(told, update.doubt)
-    if None in values:
-        _add_missing(body, names, update)
-    if update.sources_utc_s:
-        times_utc_s = update.sources_utc_s.items()
-        body["source_at"] = {
-            names[place]: int(at_utc_s * 1000)
-            for place, at_utc_s in times_utc_s
-            if names[place] in body["values"]
-        }
-    return body
-
-
-def _add_missing(body: dict[str, Any], names: Sequence[str], update: Update) -> None:
-    faults = update.faults or {}
-    places = range(len(names)) if update.points is None else update.points
-    quality, why = body.setdefault("quality", {}), body.setdefault("why", {})
-    for place, value in zip(places, update.values, strict=True):
-        if value is None:
-            quality[names[place]] = BAD
-            why[names[place]] = faults.get(place) or faults.get(ALL) or "no value"
 
 
 def _marked(payload: bytes) -> bytes:

@@ -1,17 +1,8 @@
-"""Publisher on the BMS event bus of DSX Exchange, in the role of the building management system.
+"""The session with the bus: values, metadata and heartbeats out, heartbeats and requests in.
 
-    BMS/v1/PUB/Metadata/...   retained; before any value of a new session, and every `repeat_s`
-    BMS/v1/PUB/Value/...      on change beyond the deadband, at most every `gap_s`; and every `repeat_s`
-    System heartbeat          every 10 s, while the controller is heard: who else would carry out requests?
-    BMS/v1/INTEGRATION/...    heard: heartbeats, which are echoed, and requests (bms_requests)
-
-Values are told by comparing, a few hundred points at a time, so updates of the image cost nothing here. A
-value that is missing, stale or doubted is told as such: null with quality 0, or the value with quality 2.
-While the controller is not heard, all are missing.
-Nothing waits in a queue: what an outage swallows is told anew when the broker is back, metadata first.
-
-An integration is alive while its heartbeat moves; a retained message proves nothing and is not heard. Who
-may publish under its name is the broker's business: give it an access list.
+Values are told by comparing, a few hundred points at a time, so updates of the image cost nothing here. While
+the controller is not heard, all are missing. Nothing waits in a queue: what an outage swallows is told anew
+when the broker is back, metadata first.
 """
 
 import asyncio
@@ -24,82 +15,24 @@ import structlog
 from pydantic import ValidationError
 
 from controller.clock import now_s, now_utc_s
-from controller.facility.bms_map import BusMap, BusPoint, BusRequest, bus_map
-from controller.facility.bms_requests import STEP_S, Ask, Kept, Present
-from controller.facility.bms_system import Integration, System
 from controller.facility.config import BmsConfig, BmsRequestConfig
+from controller.facility.dsx_bms.bus_map import BusMap, BusRequest, reasons
+from controller.facility.dsx_bms.mapping import bus_map
+from controller.facility.dsx_bms.requests import STEP_S, Ask, Kept, Present
+from controller.facility.dsx_bms.system import Integration, System
+from controller.facility.dsx_bms.told import Told
 from controller.image.feed import ImageFeed
-from controller.image.image import GroupCells
-from controller.image.model import Cell, Command, Quality, Result, Role
+from controller.image.model import Command, Quality, Result, Role
 from controller.yaml_config import ConfigError
-from protocols.bms import (
-    BAD,
-    GOOD,
-    UNCERTAIN,
-    BmsError,
-    Value,
-    read_value,
-    request_filter,
-)
+from protocols.bms import BmsError, Value, read_value, request_filter
 from protocols.mqtt import MqttLink, Outgoing, Subscription
 
 HEARTBEAT_S: Final = 10.0
 CHUNK: Final = 200  # points looked at in one turn: half a millisecond
 FILE_NAME: Final = "bms_requests.json"
-QUALITIES: Final = {Quality.GOOD: GOOD, Quality.UNCERTAIN: UNCERTAIN, Quality.BAD: BAD}
-DIGITS: Final = 9  # a factor of 0.001 shall not tell 1.2345000000000002
+REASONS_LOGGED_MAX: Final = 10  # there are half a dozen, and those of wrong entries, which are complaints
 
 log = structlog.get_logger(__name__)
-
-
-class _Told:
-    """One point, and what was told of it."""
-
-    def __init__(self, point: BusPoint, sources: Sequence[tuple[GroupCells, int]], share: float) -> None:
-        self.point = point
-        self.metadata = Outgoing(point.metadata_topic, point.meta.payload(), 0, retain=True)
-        self.due_at_s = 0.0  # 0: nothing was told in this session
-        self._share = share  # of a period: so that not all are due at once
-        self._sources = sources
-        self._value: float | None = None
-        self._quality = -1
-
-    def messages(self, at_s: float, repeat_s: float, *, alive: bool) -> tuple[Outgoing, ...]:
-        """What is to be told now."""
-        value = self._now(at_s) if alive else _missing()
-        due = at_s >= self.due_at_s
-        if not due and not self._differs(value):
-            return ()
-        self._value, self._quality = value.value, value.quality
-        message = Outgoing(self.point.value_topic, value.payload())
-        if not due:
-            return (message,)
-        self.due_at_s = at_s + repeat_s * (self._share if self.due_at_s == 0.0 else 1.0)
-        return self.metadata, message
-
-    def _differs(self, value: Value) -> bool:
-        if value.quality != self._quality or value.value is None or self._value is None:
-            return value.quality != self._quality
-        return abs(value.value - self._value) > self.point.deadband
-
-    def _now(self, at_s: float) -> Value:
-        cells = [cells.cell(place, at_s) for cells, place in self._sources]
-        quality = min(cell.quality for cell in cells)
-        numbers = [cell.value for cell in cells if isinstance(cell.value, (int, float))]
-        if quality is Quality.BAD or len(numbers) < len(cells):
-            return _missing()
-        return Value(self._number(sum(numbers)), _source_ms(cells), QUALITIES[quality])
-
-    def _number(self, value: float) -> float:
-        return float(value != 0.0) if self.point.nonzero else round(value * self.point.scale, DIGITS)
-
-
-def _missing() -> Value:
-    return Value(None, int(now_utc_s() * 1000), BAD)
-
-
-def _source_ms(cells: Sequence[Cell]) -> int:
-    return int(min(cell.source_at_utc_s for cell in cells) * 1000)
 
 
 class BmsPublisher:
@@ -133,7 +66,7 @@ class BmsPublisher:
         self.integrations = {name: Integration(name, of, now_s()) for name, of in config.integrations.items()}
         self.map = BusMap()
         self.ignored = 0  # messages of integrations that break the contract, or that nobody asked for
-        self._told: list[_Told] = []
+        self._told: list[Told] = []
         self._asks: dict[str, Ask] = {}  # by topic
         self._requests: dict[str, BusRequest] = {}
         self._saved = _read(self._file)
@@ -230,14 +163,17 @@ class BmsPublisher:
         gone = [Outgoing(topic, b"", 0, retain=True) for topic in sorted(before - after)]
         self._post([*gone, *self._introductions()])
         log.info("bms map", points=len(self._told), requests=len(self._asks), left_out=len(self.map.left_out))
+        groups = frozenset(cells.group.path for cells in self._feed.image.groups)
+        for why, points in reasons(self.map.left_out, groups)[:REASONS_LOGGED_MAX]:
+            log.info("bms: not told", points=points, why=why)
 
-    def _all_told(self) -> Iterator[_Told]:
+    def _all_told(self) -> Iterator[Told]:
         image = self._feed.image
         count = len(self.map.points)
         for number, point in enumerate(self.map.points):
             groups = [(image.groups[image.index(source.path)], source.name) for source in point.sources]
             sources = [(cells, cells.places[name]) for cells, name in groups]
-            yield _Told(point, sources, (number + 1) / count)
+            yield Told(point, sources, (number + 1) / count)
 
     def _connected(self) -> None:
         """A broker may have forgotten what it retained: metadata of everything, before anything else."""
