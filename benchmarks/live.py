@@ -121,8 +121,9 @@ async def demo(*, served: bool) -> AsyncIterator[Demo]:
                 name: f"{'opc.tcp' if name == 'cdu' else 'modbus+tcp'}://127.0.0.1:{free_port()}"
                 for name in scenario.devices
             }
-            block_path, _ = bench_config.write_configs(scenario, folder, GridSide(scenario, folder), urls)
-            yield Demo(block_path, folder)
+            outside = bench_config.Outside(urls)
+            written = bench_config.write_configs(scenario, folder, GridSide(scenario, folder), outside)
+            yield Demo(written.block, folder)
             return
         rig = Rig(scenario, folder, None)
         facility = await stack.enter_async_context(rig.facility())

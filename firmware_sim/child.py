@@ -36,6 +36,11 @@ class Child:
         return None if self._process is None else self._process.poll()
 
     @property
+    def pid(self) -> int | None:
+        """Of the running process; None: none runs."""
+        return None if self._process is None or self._process.poll() is not None else self._process.pid
+
+    @property
     def died(self) -> bool:
         """It is meant to run and does not."""
         return self.expected and self.returncode is not None

@@ -27,6 +27,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
 EXAMPLES = Path("examples")
 EXIT_FAILED = 1
 EXIT_CANNOT = 2
+NAMES_SHOWN = 12  # all of them are in the report
 
 ScenarioPath = Annotated[Path, typer.Argument(help="scenario file, YAML")]
 ReportDir = Annotated[Path, typer.Option("--report", help="folder for verdict, record, plot and logs")]
@@ -52,9 +53,12 @@ def run(
     rig = Rig(scenario, report_dir.absolute(), powerblock)
     outcome = _run(_run_live(rig, scenario, console))
     console.print(verdict_table(outcome))
-    if outcome.alarms:
-        console.print("alarms raised:", ", ".join(outcome.alarms))
-    console.print(f"report: {outcome.report_dir}/verdict.json, record.csv, plot.png")
+    for title, names in (("alarms raised", outcome.alarms), ("above their limits", outcome.excesses)):
+        if names:
+            more = f", and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+            console.print(f"{title}:", ", ".join(names[:NAMES_SHOWN]) + more)
+    files = sorted(path.name for path in outcome.report_dir.iterdir() if path.is_file())
+    console.print(f"report: {outcome.report_dir}/", ", ".join(files))
     if not outcome.verdict.passed:
         raise typer.Exit(EXIT_FAILED)
 
@@ -67,7 +71,7 @@ def serve(scenario_path: ScenarioPath, report_dir: ReportDir = Path("demo-report
 
 
 async def _run_live(rig: Rig, scenario: Scenario, console: Console) -> Outcome:
-    view = LiveView(scenario)
+    view = LiveView(scenario, console.width)
     with Live(console=console, refresh_per_second=4, transient=True) as live:
 
         def show(seen: View) -> None:

@@ -35,6 +35,7 @@ class CduType:
     ua_w_per_k: float = 1000.0
     loop_j_per_k: float = 170e3  # 40 kg of water and as much metal
     flow_kg_per_s: float = 0.5
+    units: int = 1  # of this size, side by side: pumps are counted so
     setpoint_c: float = 36.0
     loop_max_c: float = 44.0  # above it the hottest cold plate leaves its range
     facility_c: float = 22.0
@@ -60,7 +61,8 @@ class Cdu:
     @property
     def pump_w(self) -> float:
         """Electrical power; affinity law between idle and full speed."""
-        return PUMP_IDLE_W + (PUMP_MAX_W - PUMP_IDLE_W) * self.pump_speed_ratio**3
+        unit_w = PUMP_IDLE_W + (PUMP_MAX_W - PUMP_IDLE_W) * self.pump_speed_ratio**3
+        return self.type.units * unit_w
 
     @property
     def capacity_w(self) -> float:

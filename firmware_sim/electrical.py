@@ -54,7 +54,8 @@ class Electrical:
         self.rack_w: Floats = np.zeros(len(racks))
         self.inlet_w: Floats = np.zeros((len(racks), 2))
         self._rng = rng
-        self._gpu_rows = [np.array(host.gpus, dtype=np.intp) for host in hosts]
+        self._gpus = np.array([gpu for host in hosts for gpu in host.gpus], dtype=np.intp)
+        self._gpu_host = np.repeat(np.arange(len(hosts)), [len(host.gpus) for host in hosts])
         names = [rack.name for rack in racks]
         self._host_rack = np.array([names.index(host.rack) for host in hosts], dtype=np.intp)
         self._base_w: Floats = np.array([host.base_w for host in hosts])
@@ -97,7 +98,8 @@ class Electrical:
         self.inlet_w = self.rack_w[:, None] * share / share.sum(axis=1, keepdims=True)
 
     def _host_gpu_w(self, gpu_w: Floats) -> Floats:
-        return np.array([gpu_w[rows].sum() for rows in self._gpu_rows])
+        counted = np.bincount(self._gpu_host, weights=gpu_w[self._gpus], minlength=len(self._base_w))
+        return counted.astype(np.float64, copy=False)
 
     def _heat_ratio(self, gpu_w: Floats) -> Floats:
         return np.minimum(self._host_gpu_w(gpu_w) / self._heat_max_w, 1.0)

@@ -13,7 +13,7 @@ counters, not instants.
 import asyncio
 import socket
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from math import sqrt
@@ -21,25 +21,30 @@ from pathlib import Path
 from typing import Final, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
+from firmware_sim.contact_plc import ContactPlc
 from firmware_sim.device_fault import DeviceFault
 from firmware_sim.electrical import FEEDS
 from firmware_sim.field_devices import Tied, tie
-from firmware_sim.gpu_firmware import GPU_IS_LOST, NONE, GpuMemory
-from firmware_sim.gpu_power import Floats
+from firmware_sim.gpu_firmware import GPU_IS_LOST, NONE, PRESETS, GpuMemory
+from firmware_sim.gpu_power import Floats, Floor
+from firmware_sim.mains import FrequencyStream, Mains
 from firmware_sim.metering import Meter
 from firmware_sim.modbus_device import ModbusDevice, ModbusLine, ModbusUnit
 from firmware_sim.opcua_device import OpcuaDevice
 from firmware_sim.plant import STEP_S, Plant
 from firmware_sim.scenario import Fault, Scenario
+from firmware_sim.scenario_block import Node
 from firmware_sim.watched import Truth, WatchedPoint, watched_points
 from protocols.profile import load_profile
 
 SAMPLE_S: Final = 0.050
 CATCH_UP_MAX_S: Final = 0.25  # more than that in one go would starve the device servers
-SLOW_EVERY_STEPS: Final = 20  # temperatures and clocks: 10 Hz
+SLOW_EVERY_STEPS: Final = 10  # averages, energies, temperatures, clocks: 20 Hz
+EXCESS_RATIO: Final = 0.02  # above its limit in the 1 s mean: a GPU that does not do as it says
+EXCESS_TAU_S: Final = 1.0
 SW_POWER_CAP: Final = 0x4  # NVML clocks event reason
-MAINS_HZ: Final = 50.0
 POWER_FACTOR_RATIO: Final = 0.98
 LOOP_TO_GPU_K_PER_W: Final = 0.04  # a cold plate at 700 W runs 28 K above its water
 
@@ -61,6 +66,17 @@ class Sample:
     gpu_limit_w: float  # sum of the enforced limits
     rack_w: tuple[float, ...]
     truth: tuple[float, ...] = ()  # of the watched points, at the end of it
+    frequency_hz: float = 50.0
+
+
+@dataclass
+class Fine:
+    """The block at every step: what reactions are measured by. Lists of one length, plant time and W."""
+
+    t_s: list[float]
+    block_w: list[float]
+    limit_w: list[float]  # sum of the enforced limits
+    frequency_hz: list[float]
 
 
 class Facility:
@@ -71,22 +87,30 @@ class Facility:
         self.plant = Plant(scenario.plant_type())
         self.samples: list[Sample] = []
         self.lost_s = 0.0  # real time the plant could not follow
-        model = self.plant.type.gpu
+        self.fine = Fine([], [], [], [])
+        rows = {host.name: np.array(host.gpus) for host in self.plant.type.hosts}
+        block = scenario.block
+        drivers = {**{node.name: (node,) for node in block.apart}, **block.farms}
         self.memories = {
-            node.name: GpuMemory.create(
-                work_dir / f"{node.name}.gpus", node.gpus, node=node.name,
-                min_w=model.min_w, max_w=model.max_w, default_w=model.max_w,
-                idle_w=model.idle_w, name=f"Simulated {model.name}",
-            )
-            for node in scenario.block.nodes
-        }  # fmt: skip
-        self._rows = {host.name: np.array(host.gpus) for host in self.plant.type.hosts}
+            name: self._memory(work_dir, name, sum(node.gpus for node in nodes))
+            for name, nodes in drivers.items()
+        }
+        self._rows = {
+            name: np.concatenate([rows[node.name] for node in nodes]) for name, nodes in drivers.items()
+        }
+        self._place = dict(_places(drivers))
+        self.excess = Excess(self.plant.bank.count)
         self.tied: dict[str, Tied] = {
             device.name: tie(device, self.plant) for device in scenario.facility.devices
         }
         self.watched: dict[WatchedPoint, Truth] = (
             dict(watched_points(scenario, self.plant, self.tied)) if scenario.facility.serve else {}
         )
+        self.contacts: ContactPlc | None = None
+        if block.shed is not None and block.shed.contacts:
+            self.contacts = ContactPlc(tuple(block.shed.contacts), work_dir)
+        self.phasor_port = free_port(socket.SOCK_DGRAM) if block.frequency is not None else 0
+        self.phasor: FrequencyStream | None = None
         self.devices: dict[str, ModbusUnit | OpcuaDevice] = {}
         self.urls: dict[str, str] = {}
         self._lines: dict[str, ModbusLine] = {}
@@ -104,6 +128,14 @@ class Facility:
                     self.urls[name] = device.url
             for line in self._lines.values():
                 await self._stack.enter_async_context(line)
+            if self.scenario.block.frequency is not None:
+                stream = FrequencyStream(
+                    self.plant.mains, self.phasor_port, self.scenario.block.frequency.form
+                )
+                self.phasor = await self._stack.enter_async_context(stream)
+            if self.contacts is not None:
+                device = await self._stack.enter_async_context(self.contacts.device)
+                self.urls[ContactPlc.NAME] = device.url
         except BaseException:
             await self._stack.aclose()
             raise
@@ -141,32 +173,82 @@ class Facility:
 
     def limits_w(self) -> Floats:
         """What the boards enforce now, shape (n)."""
-        return np.concatenate([memory.enforced_mw() for memory in self.memories.values()]) / 1000.0
+        limits_w = np.empty(self.plant.bank.count)
+        for name, memory in self.memories.items():
+            limits_w[self._rows[name]] = memory.enforced_mw()
+        return limits_w / 1000.0
+
+    def gpus_of(self, node: str) -> NDArray[np.void]:
+        """The rows of that node in its driver's memory, live."""
+        driver, first, count = self._place[node]
+        return self.memories[driver].gpus[first : first + count]
+
+    def _memory(self, work_dir: Path, name: str, count: int) -> GpuMemory:
+        model = self.plant.type.gpu
+        memory = GpuMemory.create(
+            work_dir / f"{name}.gpus", count, node=name,
+            min_w=model.min_w, max_w=model.max_w, default_w=model.max_w, idle_w=model.idle_w,
+            clock_max_mhz=round(model.clock_max_hz / 1e6), name=f"Simulated {model.name}",
+        )  # fmt: skip
+        if model.module_max_w:
+            memory.add_smoothing(model.module_max_w)
+        return memory
 
     def _step(self) -> None:
         limits_w = self.limits_w()
-        locked_mhz = np.concatenate([m.gpus["locked_clock_max_mhz"] for m in self.memories.values()])
-        clocks_hz = (
-            None if (locked_mhz == NONE).all() else np.where(locked_mhz == NONE, np.inf, locked_mhz * 1e6)
-        )
-        self.plant.step(STEP_S, limits_w, clocks_hz)
-        sensors = self.plant.sensors
+        self.plant.step(STEP_S, limits_w, self._clock_limit_hz(), self._floor())
         for name, memory in self.memories.items():
-            rows = self._rows[name]
-            memory.gpus["instant_mw"] = sensors.instant_w[rows] * 1000
-            memory.gpus["average_mw"] = sensors.average_w[rows] * 1000
-            memory.gpus["energy_mj"] = sensors.energy_j[rows] * 1000
+            memory.gpus["instant_mw"] = self.plant.sensors.instant_w[self._rows[name]] * 1000
+        fine = self.fine
+        fine.t_s.append(self.plant.now_s)
+        fine.block_w.append(self.plant.block_w)
+        fine.limit_w.append(float(limits_w.sum()))
+        fine.frequency_hz.append(self.plant.mains.frequency_hz)
         self._steps += 1
         if self._steps % SLOW_EVERY_STEPS == 0:
             self._write_slow_columns()
 
+    def _clock_limit_hz(self) -> Floats | None:
+        """Shape (n); None where no clock is locked, which costs nothing."""
+        if all((memory.gpus["locked_clock_max_mhz"] == NONE).all() for memory in self.memories.values()):
+            return None
+        clocks_hz = np.empty(self.plant.bank.count)
+        for name, memory in self.memories.items():
+            clocks_hz[self._rows[name]] = memory.clock_limit_hz()
+        return clocks_hz
+
+    def _floor(self) -> Floor | None:
+        """Power smoothing that is on; None where the boards have none."""
+        if not self.plant.type.gpu.module_max_w:
+            return None
+        columns = np.zeros((4, self.plant.bank.count))
+        for name, memory in self.memories.items():
+            active = np.minimum(memory.gpus["smoothing_preset"], PRESETS - 1)
+            preset = memory.gpus["presets"][np.arange(len(active)), active]
+            columns[0, self._rows[name]] = memory.floor_w()
+            columns[1:, self._rows[name]] = preset[:, 1:].T / 1000
+        return Floor(*columns)
+
     def _write_slow_columns(self) -> None:
         plant = self.plant
-        capped = plant.bank.ceiling_w < plant.workload.demand_w
+        clock_mhz = plant.bank.clock_hz() / 1e6
+        reasons = np.where(plant.bank.capped, SW_POWER_CAP, 0)
+        warm_c = plant.cdu.loop_c + LOOP_TO_GPU_K_PER_W * plant.bank.power_w
         for name, memory in self.memories.items():
-            rows = self._rows[name]
-            memory.gpus["temperature_c"] = plant.cdu.loop_c + LOOP_TO_GPU_K_PER_W * plant.bank.power_w[rows]
-            memory.gpus["clock_reasons"] = np.where(capped[rows], SW_POWER_CAP, 0)
+            rows, gpus = self._rows[name], memory.gpus
+            gpus["average_mw"] = plant.sensors.average_w[rows] * 1000
+            gpus["energy_mj"] = plant.sensors.energy_j[rows] * 1000
+            gpus["temperature_c"] = warm_c[rows]
+            gpus["clock_mhz"] = clock_mhz[rows]
+            gpus["clock_reasons"] = reasons[rows]
+        requested_w = np.empty(plant.bank.count)
+        for name, memory in self.memories.items():
+            requested_w[self._rows[name]] = memory.gpus["requested_mw"] / 1000
+        self.excess.step(SLOW_EVERY_STEPS * STEP_S, plant.bank.power_w, requested_w)
+
+    def gpu_names(self) -> list[str]:
+        """Of all GPUs, as faults and verdicts have them."""
+        return [f"{node.name}/{i}" for node in self.scenario.block.nodes for i in range(node.gpus)]
 
     # ---- devices --------------------------------------------------------------------------------------
 
@@ -177,10 +259,12 @@ class Facility:
         for row, rack in enumerate(self.scenario.block.racks):
             for column, feed in enumerate(FEEDS):
                 meter = self.plant.inlet_meters[row][column]
-                values = _pdu_values(meter, rack.voltage_v, rack.phases)
+                values = _pdu_values(meter, self.plant.mains, rack.voltage_v, rack.phases)
                 devices[f"{rack.name}-{feed}"] = ModbusDevice(pdu, values)
         block_meter = self.plant.block_meter
-        devices["meter"] = ModbusDevice(load_profile("pm5000_meter"), _block_meter_values(block_meter))
+        devices["meter"] = ModbusDevice(
+            load_profile("pm5000_meter"), _block_meter_values(block_meter, self.plant.mains)
+        )
         devices["cdu"] = OpcuaDevice(load_profile("opcua_cdu"), self._cdu_values, port=free_port())
         return devices
 
@@ -217,21 +301,60 @@ class Facility:
         return lambda: device.set_fault(None)
 
     async def break_gpu(self, fault: Fault) -> Heal:
-        """lost: fallen off the bus; oob_limit: the BMC caps it; reset: the driver forgot its limit."""
+        """What a board, its driver or somebody else does to it.
+
+        lost: fallen off the bus; oob_limit: the BMC caps it; reset: the driver forgot its limit; inert: it
+        says yes and does nothing; foreign: another program on the host puts a limit of its own back.
+        """
         node, index = self.scenario.gpu_index(fault.name)
-        gpu, row = self.memories[node].gpus, int(self._rows[node][index])
+        gpu, rows = self.gpus_of(node), self._rows_of(node)[index]
+        first = self._place[node][1]
+        milliwatts = round(fault.limit_w * 1000)
         if fault.mode == "reset":
-            gpu["requested_mw"][index] = gpu["default_mw"][index]
+            driver = self.memories[self._place[node][0]]
+            for one in np.arange(len(gpu))[index].reshape(-1):
+                driver.reset_limits(first + int(one))
         elif fault.mode == "oob_limit":
-            gpu["oob_limit_mw"][index] = round(fault.limit_w * 1000)
+            gpu["oob_limit_mw"][index] = milliwatts
+        elif fault.mode == "inert":
+            gpu["inert"][index] = 1
+        elif fault.mode == "foreign":
+            gpu["foreign_mw"][index] = gpu["requested_mw"][index] = milliwatts
         else:
             gpu["forced_error"][index] = GPU_IS_LOST
-            self.plant.alive[row] = False
+            self.plant.alive[rows] = False
 
         async def heal() -> None:
-            gpu["forced_error"][index] = 0
-            gpu["oob_limit_mw"][index] = NONE
-            self.plant.alive[row] = True
+            gpu["forced_error"][index] = gpu["inert"][index] = 0
+            gpu["oob_limit_mw"][index] = gpu["foreign_mw"][index] = NONE
+            self.plant.alive[rows] = True
+
+        return heal
+
+    def power_off(self, node: str) -> None:
+        """The host goes down; its boards forget what was set."""
+        self.plant.alive[self._rows_of(node)] = False
+        driver, first, count = self._place[node]
+        for index in range(first, first + count):
+            self.memories[driver].reset_limits(index)
+
+    def power_on(self, node: str) -> None:
+        """The host's work begins again, at the limits that its boards have."""
+        self.plant.alive[self._rows_of(node)] = True
+
+    def _rows_of(self, node: str) -> NDArray[np.int64]:
+        driver, first, count = self._place[node]
+        rows: NDArray[np.int64] = self._rows[driver][first : first + count]
+        return rows
+
+    async def break_phasor(self, _fault: Fault) -> Heal:
+        """The instrument says nothing any more."""
+        stream = self.phasor
+        assert stream is not None  # the scenario was checked
+        stream.silent = True
+
+        async def heal() -> None:
+            stream.silent = False
 
         return heal
 
@@ -291,9 +414,10 @@ class _Sums:
             tokens_per_s=self._tokens / SAMPLE_S,
             capacity_w=plant.cdu.capacity_w,
             facility_c=plant.cdu.facility_c,
-            gpu_limit_w=float(self._facility.limits_w().sum()),
+            gpu_limit_w=self._facility.fine.limit_w[-1],
             rack_w=tuple(float(w) for w in self._rack_j / SAMPLE_S),
             truth=tuple(value() for value in self._facility.watched.values()),
+            frequency_hz=plant.mains.frequency_hz,
         )
         self._block_j, self._gpu_j = block_j, gpu_j
         self._steps, self._tokens = 0, 0.0
@@ -301,15 +425,45 @@ class _Sums:
         return sample
 
 
-def free_port() -> int:
-    """A TCP port that nobody on loopback listens on now."""
-    with socket.socket() as probe:
+class Excess:
+    """How far GPUs draw more than the limit that their driver shows, in means over a second. Arrays (n).
+
+    Attributes:
+        worst_w: the most so far.
+        for_s: how long beyond the band.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.worst_w: Floats = np.zeros(count)
+        self.for_s: Floats = np.zeros(count)
+        self._mean_w: Floats = np.zeros(count)
+
+    def step(self, dt_s: float, power_w: Floats, limit_w: Floats) -> None:
+        keep = np.exp(-dt_s / EXCESS_TAU_S)
+        self._mean_w = np.minimum(keep * self._mean_w + (1 - keep) * (power_w - limit_w), limit_w)
+        above = np.minimum(self._mean_w, power_w - limit_w) > EXCESS_RATIO * limit_w
+        self.for_s += above * dt_s
+        self.worst_w = np.where(above, np.maximum(self.worst_w, self._mean_w), self.worst_w)
+
+
+def _places(drivers: Mapping[str, tuple[Node, ...]]) -> Iterator[tuple[str, tuple[str, int, int]]]:
+    """Node -> its driver, and first and number of its GPUs there."""
+    for driver, nodes in drivers.items():
+        first = 0
+        for node in nodes:
+            yield node.name, (driver, first, node.gpus)
+            first += node.gpus
+
+
+def free_port(kind: int = socket.SOCK_STREAM) -> int:
+    """A port that nobody on loopback listens on now, TCP or UDP."""
+    with socket.socket(type=kind) as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
 
 
-def _pdu_values(meter: Meter, voltage_v: float, phases: int) -> Callable[[], dict[str, float]]:
+def _pdu_values(meter: Meter, mains: Mains, voltage_v: float, phases: int) -> Callable[[], dict[str, float]]:
     def values() -> dict[str, float]:
         power_w = meter.reading_w
         apparent_va = power_w / POWER_FACTOR_RATIO
@@ -320,7 +474,7 @@ def _pdu_values(meter: Meter, voltage_v: float, phases: int) -> Callable[[], dic
             "power_w": power_w,
             "apparent_power_va": apparent_va,
             "power_factor_ratio": POWER_FACTOR_RATIO,
-            "frequency_hz": MAINS_HZ,
+            "frequency_hz": mains.frequency_hz,
             "ocp_1_current_a": current_a,
             "inlets": 1,
             "outlets": 1,
@@ -329,7 +483,9 @@ def _pdu_values(meter: Meter, voltage_v: float, phases: int) -> Callable[[], dic
     return values
 
 
-def _block_meter_values(meter: Meter, voltage_v: float = 230.0) -> Callable[[], dict[str, float]]:
+def _block_meter_values(
+    meter: Meter, mains: Mains, voltage_v: float = 230.0
+) -> Callable[[], dict[str, float]]:
     def values() -> dict[str, float]:
         power_w = meter.reading_w
         current_a = power_w / POWER_FACTOR_RATIO / (3 * voltage_v)
@@ -341,7 +497,7 @@ def _block_meter_values(meter: Meter, voltage_v: float = 230.0) -> Callable[[], 
             "voltage_l1_l2_v": voltage_v * sqrt(3),
             "voltage_v": voltage_v,
             "power_w": power_w,
-            "frequency_hz": MAINS_HZ,
+            "frequency_hz": mains.frequency_hz,
         }
 
     return values

@@ -220,6 +220,11 @@ class GpuBank:
         fresh = WANDER_RATIO * np.sqrt(1 - keep * keep)
         self._wander = keep * self._wander + fresh * self._rng.standard_normal(self.count)
 
+    @property
+    def clock_ratio(self) -> Floats | None:
+        """Highest SM clock in force over the model's, (n); None: nothing holds any of them."""
+        return self._clock_limit_hz / self.model.clock_max_hz if self._locked else None
+
     def clock_hz(self) -> Floats:
         """The SM clock that goes with the power of this moment."""
         idle_w = self.model.idle_w

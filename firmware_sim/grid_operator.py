@@ -26,19 +26,21 @@ RECONNECT_WAIT_S: Final = 0.25
 PUBLISH_WAIT_MAX_S: Final = 2.0
 KEEPALIVE_S: Final = 5
 PROGRAM_ID: Final = "powerblock-demo"
+ALERT_TEXT: Final = "an exercise of the rig"
 INFINITE: Final = "P9999Y"  # OpenADR's infinity
 NODELAY: Final = ((socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),)  # else the first bursts stall for 40 ms
 
 EVENT_TYPES: Final = ("IMPORT_CAPACITY_LIMIT", "DISPATCH_SETPOINT")  # what carries a power
+ALERT_TYPES: Final = ("ALERT_GRID_EMERGENCY", "ALERT_BLACK_START", "ALERT_POSSIBLE_OUTAGE")  # and words
 
 
 @dataclass(frozen=True, kw_only=True)
 class GridEvent:
-    """One OpenADR event with a single interval."""
+    """One OpenADR event with a single interval. `limit_kw`: None: an alert, in words."""
 
     id: str
     type: str
-    limit_kw: float
+    limit_kw: float | None
     starts_utc_s: float
     duration_s: float | None  # None: until cancelled
     priority: int = 0
@@ -142,7 +144,10 @@ def notification(event: GridEvent, operation: str) -> dict[str, Any]:
 def event_object(event: GridEvent) -> dict[str, Any]:
     """The OpenADR 3.1 event, without the dates that whoever keeps it gives it."""
     duration = INFINITE if event.duration_s is None else f"PT{event.duration_s:g}S"
-    descriptor = {"objectType": "EVENT_PAYLOAD_DESCRIPTOR", "payloadType": event.type, "units": "KW"}
+    descriptor = {"objectType": "EVENT_PAYLOAD_DESCRIPTOR", "payloadType": event.type}
+    if event.limit_kw is not None:
+        descriptor["units"] = "KW"
+    said = ALERT_TEXT if event.limit_kw is None else event.limit_kw
     return {
         "id": event.id,
         "objectType": "EVENT",
@@ -150,7 +155,7 @@ def event_object(event: GridEvent) -> dict[str, Any]:
         "priority": event.priority,
         "intervalPeriod": {"start": _rfc3339(event.starts_utc_s), "duration": duration},
         "payloadDescriptors": [descriptor],
-        "intervals": [{"id": 0, "payloads": [{"type": event.type, "values": [event.limit_kw]}]}],
+        "intervals": [{"id": 0, "payloads": [{"type": event.type, "values": [said]}]}],
     }
 
 

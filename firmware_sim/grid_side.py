@@ -37,6 +37,8 @@ CANARY_TOPIC: Final = "site/canary"  # for the controller alone: who hears itsel
 VTN_PREFIX: Final = "vtn/"
 VTN_POLL_S: Final = 2.0
 VTN_ROUNDS_MISSED_MAX: Final = 5  # a round is ten requests; one that fails says little
+ORDERS: Final = ("order", "table")  # of the block's own link: what an agent is told, and what it tells
+REPORTS: Final = ("report", "facts")
 CLIENT_ID: Final = "block-1"
 ISV_ID: Final = "isv-1"
 FEED_TAG: Final = "main-a"
@@ -246,6 +248,14 @@ class GridSide:
             said["vtn"] = self.vtn.url
         return said
 
+    def agent_mqtt(self, node: str, through_port: int | None = None) -> dict[str, Any]:
+        """The `mqtt` of that node's configuration. `through_port`: of a link that breaks, on loopback."""
+        config = self.block_broker.mqtt_config(agent_identity(node))
+        if through_port is not None:
+            scheme = config["url"].partition("://")[0]
+            config["url"] = f"{scheme}://{LOOPBACK}:{through_port}"
+        return config
+
     # ---- faults ---------------------------------------------------------------------------------------
 
     async def break_operator(self, _fault: Fault) -> Heal:
@@ -335,13 +345,22 @@ def rights_of(scenario: Scenario) -> dict[str, Rights]:
         },
         "dsx": {"isv": Rights(read=tuple(own), write=(load_target_topic(ISV_ID),))},
     }
+    everybody = f"powerblock/{block.name}/agents/call"
     controller = Rights(
-        read=(f"{link}/+/report", *(topic for signal in signals for topic in told[signal].read)),
-        write=(f"{link}/+/order", *(topic for signal in signals for topic in told[signal].write)),
+        read=(
+            *(f"{link}/+/{kind}" for kind in REPORTS),
+            *(topic for signal in signals for topic in told[signal].read),
+        ),
+        write=(
+            *(f"{link}/+/{kind}" for kind in ORDERS),
+            everybody,
+            *(topic for signal in signals for topic in told[signal].write),
+        ),
     )
     agents = {
         agent_identity(node.name): Rights(
-            read=(f"{link}/{node.name}/order",), write=(f"{link}/{node.name}/report",)
+            read=(*(f"{link}/{node.name}/{kind}" for kind in ORDERS), everybody),
+            write=tuple(f"{link}/{node.name}/{kind}" for kind in REPORTS),
         )
         for node in block.nodes
     }

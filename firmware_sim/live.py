@@ -10,6 +10,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from firmware_sim.live_racks import rack_rows, rack_table, shed_lines
+from firmware_sim.plot import RACKS_MIN
 from firmware_sim.recorder import beat_of
 from firmware_sim.rig import Outcome, View
 from firmware_sim.scada_side import Line, Sight
@@ -21,6 +23,9 @@ HISTORY: Final = 72  # columns, one per view
 WIDE: Final = 118  # five ways beside the longest name, on a terminal of 120 columns
 MARKS_SHOWN: Final = 5
 PLAIN_BELOW: Final = 10_000  # from there on four digits would need an exponent
+NARROW: Final = 80  # columns of the usual terminal, and the least that a block is drawn for
+WIDEST: Final = 120
+ALARMS_SHOWN: Final = 3
 OLD_S: Final = 5.0  # a value that was told longer ago is shown as such
 WAYS: Final[Mapping[Way, str]] = {  # as people call them
     "opcua": "OPC UA",
@@ -39,10 +44,11 @@ UNITS: Final[Mapping[str, tuple[str, float, str]]] = {  # unit -> as shown, fact
 
 
 class LiveView:
-    """Turns views into something rich can show."""
+    """Turns views into something rich can show. `width`: columns of the terminal."""
 
-    def __init__(self, scenario: Scenario) -> None:
+    def __init__(self, scenario: Scenario, width: int = NARROW) -> None:
         self._scenario = scenario
+        self._width = min(max(width, NARROW), WIDEST)
         self._history_w: deque[float] = deque(maxlen=HISTORY)
 
     def render(self, view: View) -> RenderableType:
@@ -56,10 +62,24 @@ class LiveView:
         rows = Table.grid()  # a bare progress bar does not end its line
         rows.add_row(bar)
         numbers = _numbers(view, alone=scenario.facility.alone)
+        if len(scenario.block.racks) >= RACKS_MIN and not scenario.facility.alone:
+            return self._block(view, [head, rows, spark, numbers])
         parts: list[RenderableType] = [head, rows, spark, numbers, _marks(view)]
         if view.lines:
             parts += [Text(), _seen(view.lines)]
         return Panel(Group(*parts), width=WIDE if view.lines else HISTORY + 6)
+
+    def _block(self, view: View, parts: list[RenderableType]) -> RenderableType:
+        """A block of many racks: a row for each."""
+        block, beat = self._scenario.block, beat_of(view.status)
+        lines = rack_rows(block, view.sample.rack_w, view.status, () if beat is None else beat.alarms)
+        if block.shed is not None:
+            parts.append(shed_lines(view.status))
+        if block.frequency is not None:
+            parts.append(Text(f"grid  {view.sample.frequency_hz:.3f} Hz"))
+        return Panel(
+            Group(*parts, Text(), rack_table(lines, self._width), Text(), _marks(view)), width=self._width
+        )
 
 
 def verdict_table(outcome: Outcome) -> Table:
@@ -90,8 +110,13 @@ def _numbers(view: View, *, alone: bool) -> Table:
         "budget", budget, "cooling", _kw(sample.capacity_w), "tokens/s", f"{sample.tokens_per_s:,.0f}"
     )
     if beat is not None:
-        table.add_row("mode", beat.mode, "binding", beat.binding, "alarms", ", ".join(beat.alarms) or "none")
+        table.add_row("mode", beat.mode, "binding", beat.binding, "alarms", _some(beat.alarms))
     return table
+
+
+def _some(alarms: tuple[str, ...]) -> str:
+    more = f" and {len(alarms) - ALARMS_SHOWN} more" if len(alarms) > ALARMS_SHOWN else ""
+    return (", ".join(alarms[:ALARMS_SHOWN]) or "none") + more
 
 
 def _seen(lines: tuple[Line, ...]) -> Table:

@@ -19,7 +19,8 @@ import numpy as np
 
 from firmware_sim.cooling import Cdu, CduType, Chiller
 from firmware_sim.electrical import FEEDS, Electrical, Host, Rack
-from firmware_sim.gpu_power import Bools, Floats, GpuBank, GpuModel, GpuSensors
+from firmware_sim.gpu_power import Bools, Floats, Floor, GpuBank, GpuModel, GpuSensors
+from firmware_sim.mains import Mains
 from firmware_sim.metering import BLOCK_METER, PDU, Meter
 from firmware_sim.workload import Job, Workload
 
@@ -59,6 +60,7 @@ class Plant:
         self.electrical = Electrical(plant_type.hosts, plant_type.racks, rng)
         self.cdu = Cdu(plant_type.cdu, rng)
         self.chiller = Chiller(CHILLER_OVER_CDU * self.cdu.capacity_w)
+        self.mains = Mains(rng)
         self.block_w = 0.0
         self.block_energy_j = 0.0
         self._settle()
@@ -70,22 +72,29 @@ class Plant:
     def tokens_per_s(self) -> float:
         return float(self.workload.tokens_per_s.sum())
 
-    def step(self, dt_s: float, limit_w: Floats, clock_limit_hz: Floats | None = None) -> None:
-        """Advance by `dt_s` under the GPUs' enforced limits (n) and, where given, locked clocks (n)."""
+    def step(
+        self, dt_s: float, limit_w: Floats, clock_limit_hz: Floats | None = None, floor: Floor | None = None
+    ) -> None:
+        """Advance by `dt_s` under the GPUs' enforced limits (n), locked clocks (n) and power smoothing."""
         if not 0 < dt_s <= STEP_MAX_S:
             raise ValueError(f"a step of {dt_s} s: use more than 0 and at most {STEP_MAX_S} s")
-        self._step_physics(dt_s, limit_w, clock_limit_hz)
+        self._step_physics(dt_s, limit_w, clock_limit_hz, floor)
+        self.mains.step(dt_s)
         self.sensors.step(self.now_s)
         for row, meters in enumerate(self.inlet_meters):
             for column, meter in enumerate(meters):
                 meter.step(self.now_s, dt_s, float(self.electrical.inlet_w[row, column]))
         self.block_meter.step(self.now_s, dt_s, self.block_w)
 
-    def _step_physics(self, dt_s: float, limit_w: Floats, clock_limit_hz: Floats | None) -> None:
+    def _step_physics(
+        self, dt_s: float, limit_w: Floats, clock_limit_hz: Floats | None, floor: Floor | None = None
+    ) -> None:
         self.now_s += dt_s
-        self.workload.step(self.now_s, dt_s, self.bank.ceiling_w, self.alive)
+        work = self.workload
+        work.step(self.now_s, dt_s, self.bank.ceiling_w, self.alive, self.bank.clock_ratio)
         before_j = self.bank.energy_j.copy()
-        self.bank.step(dt_s, self.workload.demand_w, limit_w, clock_limit_hz)
+        memory_w = work.memory_w if work.has_memory_part else None
+        self.bank.step(dt_s, work.demand_w, limit_w, clock_limit_hz, memory_w=memory_w, floor=floor)
         self.electrical.step(dt_s, (self.bank.energy_j - before_j) / dt_s)
         racks_w = float(self.electrical.rack_w.sum())
         self.chiller.step(dt_s, racks_w)

@@ -1,5 +1,8 @@
 """The run as one picture: power, budget and limit above, tokens per second below.
 
+A block of many racks has a second picture, of every rack, all to one scale: 1 s means over the time line,
+shaded where a level of shedding was called, so that a rack that does not do as the others is seen.
+
 Where a facility is served, a third panel shows one power, the block's if there is one, as each way showed it:
 a step for each value told, and a gap where it had none. A gateway without GPUs has such panels alone.
 """
@@ -31,6 +34,11 @@ WAYS: Final[Mapping[Way, tuple[str, str]]] = {  # as the legend has them; no col
     "prometheus": ("Prometheus", "#8d6e63"),
     "mirror": ("MQTT", "#6a1b9a"),
 }
+CALLED: Final = "#ad1457"  # a level of shedding
+CALLED_SHADE: Final = "#fce4ec"
+RACKS_MIN: Final = 6  # fewer are seen well enough in the record
+RACK_COLUMNS: Final = 4
+TITLE_SIZE, TITLE_CHARS = 15.0, 82  # points, and what of them fits the picture
 LATE_RATIO: Final = 0.8  # of the run: what stands there is written to the left
 MARK: Final = {"event": "#c62828", "fault": "#ef6c00"}
 
@@ -55,8 +63,26 @@ def draw(
     marks: Sequence[Mark],
     verdict: Verdict,
     seen: SeenPoint | None = None,
+    racks: Mapping[str, Floats] | None = None,
+    called: Sequence[tuple[float, float, float]] = (),
 ) -> None:
-    """Write a PNG."""
+    """Write a PNG.
+
+    Args:
+        path: of the picture.
+        title: above it.
+        trace: of the run.
+        budget_w: of the controller, one per sample of `trace`, NaN where it had none.
+        requests: what the site asked, in order.
+        contract: what it is held against.
+        marks: what happened.
+        verdict: for the line below the title.
+        seen: a power as every way showed it.
+        racks: rack -> power, one per sample of `trace`; few racks are not drawn.
+        called: levels of shedding: from, to, and power.
+    """
+    if racks is not None and len(racks) >= RACKS_MIN:
+        _draw_racks(path.with_name("racks.png"), title, trace, racks, called)
     drawn = trace.t_s >= FROM_S
     trace = Trace(*(getattr(trace, field.name)[drawn] for field in fields(Trace)))
     budget_w = budget_w[drawn]
@@ -65,6 +91,11 @@ def draw(
     if seen:
         _draw_ways(panels[1], seen, marks)
     _draw_power(power, trace, budget_w, requests, contract)
+    for begins_s, ends_s, level_w in called:
+        until_s = min(ends_s, float(trace.t_s[-1]))
+        power.hlines(level_w / 1000, begins_s, until_s, color=CALLED, linewidth=1.6)
+        for axes in panels:
+            axes.axvspan(begins_s, until_s, color=CALLED_SHADE, zorder=0)
     tokens.plot(trace.t_s, trace.tokens_per_s / 1000, color=TOKENS, linewidth=0.4, alpha=0.35)
     centre_s = trace.t_s - MEAN_S / 2  # a mean belongs to the middle of its second
     tokens.plot(centre_s, mean_of(trace, trace.tokens_per_s) / 1000, color=TOKENS, linewidth=1.8)
@@ -109,7 +140,8 @@ def _figure(heights: Sequence[float]) -> tuple[Any, Sequence[Any]]:
 def _write(figure: Any, path: Path, title: str) -> None:
     from matplotlib import pyplot as plt
 
-    figure.suptitle(title, x=0.01, ha="left", fontsize=15, fontweight="bold", color=INK)
+    size = TITLE_SIZE * min(1.0, TITLE_CHARS / len(title))
+    figure.suptitle(title, x=0.01, ha="left", fontsize=size, fontweight="bold", color=INK)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
@@ -146,6 +178,42 @@ def _draw_power(
     axes.set_ylim((lowest_w - room_w) / 1000, (highest_w + 1.6 * room_w) / 1000)
     axes.set_ylabel("kW")
     axes.legend(loc="lower right", frameon=False, fontsize=9)
+
+
+def _draw_racks(
+    path: Path,
+    title: str,
+    trace: Trace,
+    racks: Mapping[str, Floats],
+    called: Sequence[tuple[float, float, float]],
+) -> None:
+    """Write a PNG: a small picture of every rack."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    rows = -(-len(racks) // RACK_COLUMNS)
+    figure, panels = plt.subplots(
+        rows, RACK_COLUMNS, figsize=(12, 1.25 * rows + 0.6), squeeze=False,
+        sharex=True, sharey=True, layout="constrained", facecolor="white",
+    )  # fmt: skip
+    drawn = trace.t_s >= FROM_S
+    t_s = trace.t_s[drawn] - MEAN_S / 2
+    for axes, (name, power_w) in zip(panels.flat, racks.items(), strict=False):
+        axes.plot(t_s, mean_of(trace, power_w)[drawn] / 1000, color=POWER, linewidth=1.1)
+        for begins_s, ends_s, _ in called:
+            axes.axvspan(begins_s, min(ends_s, float(t_s[-1])), color=CALLED_SHADE, zorder=0)
+        axes.text(0.02, 0.06, name, transform=axes.transAxes, fontsize=9, color=INK, fontweight="bold")
+        axes.grid(color="#e4e7eb", linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.margins(x=0)
+        axes.tick_params(labelsize=7, colors=PALE)
+    for axes in list(panels.flat)[len(racks) :]:
+        axes.set_axis_off()
+    figure.supxlabel("seconds", fontsize=9, color=PALE)
+    figure.supylabel("kW", fontsize=9, color=PALE)
+    _write(figure, path, title)
 
 
 def _draw_ways(axes: Any, seen: SeenPoint, marks: Sequence[Mark]) -> None:

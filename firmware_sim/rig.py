@@ -13,6 +13,7 @@ import asyncio
 import gc
 import heapq
 import json
+import os
 import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
@@ -25,9 +26,12 @@ from typing import Any, Final
 
 import numpy as np
 
-from firmware_sim import bench_config, plot, recorder
+from firmware_sim import bench_config, emergency, plot, recorder
 from firmware_sim.agreement import Outage
+from firmware_sim.bench_config import Outside
+from firmware_sim.broken_link import BrokenLink
 from firmware_sim.child import Child
+from firmware_sim.emergency import Shed
 from firmware_sim.facility import Facility, Heal, Sample
 from firmware_sim.gpu_firmware import build_library, environment
 from firmware_sim.grid_operator import GridEvent
@@ -36,9 +40,11 @@ from firmware_sim.lifetime import RigError, end_tasks
 from firmware_sim.recorder import Beat, Mark, beat_of
 from firmware_sim.scada_plan import USER, ServedAt
 from firmware_sim.scada_side import Line, ScadaSide
-from firmware_sim.scenario import Event, Fault, Scenario
+from firmware_sim.scenario import Contact, Event, Fault, GridFrequency, Scenario, rack_names
+from firmware_sim.scenario_block import Shed as ShedSpec
 from firmware_sim.scenario_facility import Command, Write
-from firmware_sim.verdict import Contract, Request, Verdict, judge
+from firmware_sim.usage import Used, used_by
+from firmware_sim.verdict import Contract, Floats, Request, Verdict, judge, over_budget_ratio
 
 BASELINE_S: Final = 5.0  # what "25 % less" is less than
 VIEW_PERIOD_S: Final = 0.25
@@ -47,6 +53,10 @@ AT_WORK_RATIO: Final = 0.01  # measured cooling capacity wanders by less
 AT_WORK_MAX_S: Final = 40.0
 CHILD_CHECK_S: Final = 0.5
 RIG_LOST_MAX_S: Final = 0.25  # a rig that lost more real time than this judges nobody
+
+PANEL_MAX_S: Final = 20.0  # the panel's command is a Python that has to start
+EXCESS_SHOWN_S: Final = 1.0  # a GPU that is above its limit for less is on its way down
+EXCESSES_MAX: Final = 64
 
 SPEECHLESS: Final = frozenset({"silent", "refusing", "nan"})
 
@@ -69,6 +79,7 @@ class Outcome:
     verdict: Verdict
     alarms: tuple[str, ...]
     report_dir: Path
+    excesses: tuple[str, ...] = ()  # GPUs that drew more than their limit, in words, the worst first
 
 
 class Rig:
@@ -82,11 +93,15 @@ class Rig:
         self.work_dir.mkdir(parents=True)
         self.marks: list[Mark] = []
         self.requests: dict[str, Request] = {}
+        self.sheds: dict[str, Shed] = {}  # by who calls
         self.outages: list[Outage] = []
         self._powerblock = powerblock
         self._zero_s = scenario.warm_up_s  # plant time of the time line's 0
         self._agenda: list[tuple[float, int, Act]] = []
         self._order = count()
+        self._used: dict[str, Used] = {}  # at time 0
+        self._refused: list[str] = []  # by the panel
+        self._at_panel: set[str] = set()  # calls that were made there
 
     async def run(self, watch: Callable[[View], None]) -> Outcome:
         """Play the scenario and judge it. Raises RigError when it cannot be played."""
@@ -108,7 +123,9 @@ class Rig:
                 await end_tasks([play, *background, *self._orders])
             samples = list(facility.samples)
             lost_s = facility.lost_s
-        return self._report(samples, lost_s)
+            usage = self._usage()
+            self._last_status = recorder.read_status(bench_config.status_path(self.work_dir))
+        return self._report(samples, lost_s, usage)
 
     @asynccontextmanager
     async def facility(self) -> AsyncIterator[Facility]:
@@ -131,9 +148,11 @@ class Rig:
             self._children |= {child.name: child for child in self._brokers()}
             try:
                 self.device_urls = facility.urls
-                self.block_path, self.node_paths = bench_config.write_configs(
-                    self.scenario, self.work_dir, grid, self.device_urls, served
+                self._links = await self._broken_links(stack)
+                self.written = bench_config.write_configs(
+                    self.scenario, self.work_dir, grid, self._outside(), served
                 )
+                self.block_path, self.node_paths = self.written.block, self.written.nodes
                 gc.collect()
                 gc.freeze()  # an OPC UA address space would cost 100 ms per full collection
                 self._world += [asyncio.create_task(facility.run(), name="plant"), *grid.speak()]
@@ -143,6 +162,27 @@ class Rig:
                     await end_tasks(self._world)
                 finally:
                     await asyncio.gather(*(child.stop() for child in self._dut()))
+
+    def _outside(self) -> Outside:
+        contacts = self._facility.contacts
+        return Outside(
+            urls=self.device_urls,
+            plc_profile=None if contacts is None else contacts.profile_path,
+            phasor_port=self._facility.phasor_port,
+            link_ports={rack: link.port for rack, link in self._links.items()},
+        )
+
+    async def _broken_links(self, stack: AsyncExitStack) -> dict[str, BrokenLink]:
+        """One for every rack that the scenario cuts off."""
+        broker = self.grid.block_broker
+        return {
+            rack: await stack.enter_async_context(
+                BrokenLink(
+                    broker.host, broker.port, sees_packets=fault.mode == "lossy", seed=self.scenario.seed
+                )
+            )
+            for rack, fault in self.scenario.linked().items()
+        }
 
     def _scada_side(self, facility: Facility, grid: GridSide, served: ServedAt) -> ScadaSide:
         mqtt = grid.broker.mqtt_config("scada")
@@ -158,9 +198,10 @@ class Rig:
             return
         command = str(self._powerblock)
         library = build_library(self.work_dir)
-        for node, path in self.node_paths.items():
-            env = environment(library, self._facility.memories[node].path)
-            self._children[f"agent {node}"] = self._child(node, [command, "agent", str(path)], env)
+        apart = [node.name for node in self.scenario.block.apart]
+        for name, (verb, path) in self.written.agents(apart).items():
+            env = environment(library, self._facility.memories[name].path)
+            self._children[f"agent {name}"] = self._child(name, [command, verb, str(path)], env)
         self._children["controller"] = self._child("controller", [command, "run", str(self.block_path)])
         for child in self._dut():
             child.start()
@@ -218,6 +259,10 @@ class Rig:
                 self._at(moment.at_s, partial(self._command, moment.command))
             elif moment.write is not None:
                 self._at(moment.at_s, partial(self._write, moment.write))
+            elif moment.contact is not None:
+                self._at(moment.at_s, partial(self._switch, moment.contact))
+            elif moment.frequency is not None:
+                self._at(moment.at_s, partial(self._move, moment.frequency))
             elif moment.fault is not None:
                 self._at(moment.at_s, partial(self._break, moment.fault))
 
@@ -241,6 +286,7 @@ class Rig:
         if self.scada is not None:
             await self.scada.sees_everything()
         self._zero_s = self._facility.now_s()
+        self._used = self._used_now()
 
     async def _is_at_work(self) -> None:
         """Until the ramp out of the failsafe limit is over: what comes before is no baseline for anything.
@@ -259,16 +305,80 @@ class Rig:
             await asyncio.sleep(VIEW_PERIOD_S)
 
     async def _publish(self, event: Event) -> None:
-        limit_w = self._ask(event, event.notice_s)
+        limit_kw = None if event.is_alert else round(self._ask(event, event.notice_s) / 1000, 3)
         now_utc_s = time.time()
         told = GridEvent(
-            id=event.id, type=event.type, limit_kw=round(limit_w / 1000, 3), priority=event.priority,
+            id=event.id, type=event.type, limit_kw=limit_kw, priority=event.priority,
             starts_utc_s=now_utc_s + event.notice_s, duration_s=event.duration_s,
         )  # fmt: skip
+        if event.is_alert:
+            self._call(event.id, self._shed.alerts[event.type], event.duration_s, event.notice_s)
         await self.grid.publish(told, event.via or self.scenario.site.signals[0])
+
+    # ---- emergencies ----------------------------------------------------------------------------------
+
+    @property
+    def _shed(self) -> ShedSpec:
+        shed = self.scenario.block.shed
+        assert shed is not None  # the scenario was checked: nothing calls a level where there is none
+        return shed
+
+    def _call(self, name: str, level: str, for_s: float | None = None, notice_s: float = 0.0) -> None:
+        """Note down that a level is called, from now on."""
+        at_s = self._facility.plant.now_s + notice_s
+        ends_s = np.inf if for_s is None else at_s + for_s
+        self.sheds[name] = Shed(name, self._shed.level_w(level), at_s, ends_s)
+        self._mark(f"{name}: {level}", "event")
+
+    def _call_ends(self, name: str) -> None:
+        if name in self.sheds:
+            self.sheds[name] = replace(self.sheds[name], ends_s=self._facility.plant.now_s)
+            self._mark(f"{name} over", "event")
+
+    async def _switch(self, contact: Contact) -> None:
+        """The relay's bit is what the PLC answers from this line on."""
+        contacts = self._facility.contacts
+        assert contacts is not None
+        contacts.set(contact.name, contact.closed)
+        if contact.closed:
+            self._call(contact.name, self._shed.contacts[contact.name])
+        else:
+            self._call_ends(contact.name)
+
+    async def _move(self, grid: GridFrequency) -> None:
+        self._facility.plant.mains.move(grid.to_hz, grid.within_s)
+        self._mark(f"{grid.to_hz:g} Hz", "event")
+
+    async def _panel(self, command: Command) -> None:
+        """As an operator at the edge host does it.
+
+        The call counts from when the controller had it, by its own word: before that a Python starts.
+        """
+        asked = (str(self.block_path), str(command.shed), "--for", f"{command.duration_s}s")
+        argv = (str(self._powerblock), "shed", *asked)
+        self._call(command.id, str(command.shed), command.duration_s)
+        self._at_panel.add(command.id)
+        process = await asyncio.create_subprocess_exec(
+            *argv, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+        )
+        try:
+            async with asyncio.timeout(PANEL_MAX_S):
+                said, _ = await process.communicate()
+        except TimeoutError:
+            process.kill()
+            said = b"no answer"
+        if process.returncode:
+            self._refused.append(f"{' '.join(argv[1:])}: {said.decode(errors='replace').strip()}")
 
     async def _command(self, command: Command) -> None:
         """SCADA's own wish, which is judged as the grid's are; nobody takes it back, it runs out."""
+        if command.via == "panel":
+            self._send(self._panel(command), command.id)
+            return
+        if command.shed is not None:
+            self._call(command.id, command.shed, command.duration_s)
+            self._send(self._scada().shed(command.via, command.shed, command.duration_s), command.id)
+            return
         limit_w = self._ask(command)
         self._send(self._scada().limit(command.via, limit_w, command.duration_s), command.id)
 
@@ -300,6 +410,10 @@ class Rig:
         return self.scada
 
     async def _withdraw(self, event_id: str) -> None:
+        if event_id in self.sheds:
+            self._call_ends(event_id)
+            await self.grid.cancel(event_id)
+            return
         self.requests[event_id] = replace(self.requests[event_id], ends_s=self._now_s())
         self._mark(f"{event_id} cancelled", "event")
         await self.grid.cancel(event_id)
@@ -324,6 +438,9 @@ class Rig:
             "operator": self.grid.break_operator,
             "vtn": self.grid.break_vtn,
             "certificate": self.grid.break_certificate,
+            "phasor": self._facility.break_phasor,
+            "link": self._break_link,
+            "host": self._reboot,
             "broker": self._break_child,
             "agent": self._break_child,
             "controller": self._break_child,
@@ -359,6 +476,12 @@ class Rig:
         child = self._children.get(name)
         if child is None:
             raise RigError(f"the rig did not start the {name} and cannot {fault.mode} it; remove the fault")
+        if fault.mode == "twice":
+            return self._start_rival()
+        if fault.mode == "replaced":
+            child.kill()
+            child.start()
+            return _nothing
         killing = fault.mode == "kill"
         (child.kill if killing else child.freeze)()
 
@@ -367,9 +490,95 @@ class Rig:
 
         return heal
 
+    def _start_rival(self) -> Heal:
+        """Somebody starts a second controller of this block by mistake."""
+        path = bench_config.write_rival(self.written, self.work_dir)
+        rival = self._child("rival", [str(self._powerblock), "run", str(path)])
+        self._children["rival"] = rival
+        rival.start()
+        return rival.stop
+
+    async def _break_link(self, fault: Fault) -> Heal:
+        links = [self._links[rack] for rack in rack_names(fault.name)]
+        for link in links:
+            if fault.mode == "partition":
+                link.partitioned = True
+            else:
+                link.lost_ratio = fault.lost_ratio
+
+        async def heal() -> None:
+            for link in links:
+                link.partitioned, link.lost_ratio = False, 0.0
+
+        return heal
+
+    async def _reboot(self, fault: Fault) -> Heal:
+        """A host loses power: its agent dies, its boards forget, and its work is back before its agent is."""
+        agent = self._children.get(f"agent {fault.name}")
+        if agent is not None:
+            agent.kill()
+        self._facility.power_off(fault.name)
+
+        async def back() -> None:
+            self._mark(f"{fault.name} at full power", "fault")
+            self._facility.power_on(fault.name)
+
+        async def heal() -> None:
+            if agent is not None:
+                agent.start()
+
+        self._at(self._now_s() + fault.dark_s, back)
+        return heal
+
     # ---- report ---------------------------------------------------------------------------------------
 
-    def _report(self, samples: list[Sample], lost_s: float) -> Outcome:
+    def _used_now(self) -> dict[str, Used]:
+        """By every process of the run, the rig's own included."""
+        pids = {name: child.pid for name, child in self._children.items()} | {"rig": os.getpid()}
+        found = {name: used_by(pid) for name, pid in pids.items() if pid is not None}
+        return {name: used for name, used in found.items() if used is not None}
+
+    def _usage(self) -> dict[str, dict[str, float]]:
+        """Cores and memory of every process, over the time line."""
+        lasted_s = self._now_s()
+        return {
+            name: {
+                "core_ratio": round((used.cpu_s - self._used[name].cpu_s) / lasted_s, 4),
+                "memory_mib": round(used.memory_bytes / 2**20, 1),
+            }
+            for name, used in self._used_now().items()
+            if name in self._used and lasted_s > 0
+        }
+
+    def _excesses(self) -> list[dict[str, Any]]:
+        """GPUs that drew more than their driver showed as their limit, the worst first."""
+        excess, names = self._facility.excess, self._facility.gpu_names()
+        rows = np.argsort(-excess.worst_w)
+        return [
+            {
+                "gpu": names[row],
+                "worst_w": round(excess.worst_w[row], 1),
+                "for_s": round(excess.for_s[row], 2),
+            }
+            for row in rows
+            if excess.for_s[row] > EXCESS_SHOWN_S
+        ]
+
+    def _emergency(self) -> dict[str, float | None]:
+        product = self.scenario.block.frequency
+        sold = None if product is None else (product.trigger_hz, product.committed_kw * 1000)
+        return emergency.figures(self._facility.fine, list(self.sheds.values()), sold, self._told_sheds)
+
+    def _date_panel_calls(self, samples: list[Sample]) -> None:
+        """Let them begin when the controller says it had them."""
+        started_utc_s = samples[0].utc_s - samples[0].t_s
+        for name in self._at_panel:
+            shed = self.sheds[name]
+            told_s = [line["at_utc_s"] - started_utc_s for line in self._told_sheds]
+            late_s = next((at_s - shed.at_s for at_s in sorted(told_s) if at_s >= shed.at_s), 0.0)
+            self.sheds[name] = replace(shed, at_s=shed.at_s + late_s, ends_s=shed.ends_s + late_s)
+
+    def _report(self, samples: list[Sample], lost_s: float, usage: dict[str, dict[str, float]]) -> Outcome:
         scenario, block = self.scenario, self.scenario.block
         beats = recorder.read_journal(bench_config.journal_path(self.work_dir))
         aligned = recorder.align(samples, beats)
@@ -386,27 +595,73 @@ class Rig:
         }
         bounds = {key: (bound.min, bound.max) for key, bound in scenario.expect.items()} | always
         requests = list(self.requests.values())
-        extra = {"rig_lost_s": lost_s, **self.grid.figures()}
+        self._told_sheds = emergency.read_told(bench_config.sheds_path(self.work_dir))
+        self._date_panel_calls(samples)
+        excesses = self._excesses()
+        budget_w = recorder.budget_w(aligned)
+        extra = {
+            "rig_lost_s": lost_s,
+            **self.grid.figures(),
+            **self._emergency(),
+            "over_budget_ratio": over_budget_ratio(trace, budget_w, scenario.response_s),
+            "gpus_in_excess": float(len(excesses)),
+            "gpus_unleased": _unleased(self._last_status),
+            **_cost(usage),
+        }
+        if self._refused or any(moment.command for moment in scenario.timeline):
+            extra["orders_refused"] = float(len(self._refused))
         if scada is not None:
-            extra |= scada.figures(samples, self._zero_s, self.outages)
+            told = scada.figures(samples, self._zero_s, self.outages)
+            extra |= {**told, "orders_refused": (told["orders_refused"] or 0.0) + len(self._refused)}
         verdict = judge(trace, requests, contract, bounds, extra)
         started_utc_s = samples[0].utc_s + self._zero_s - samples[0].t_s
         alarms = tuple(dict.fromkeys(key for b in beats if b.utc_s >= started_utc_s for key in b.alarms))
         recorder.write_csv(self.report_dir / "record.csv", samples, self._zero_s, aligned)
-        self._write_verdict(verdict, alarms, beats, started_utc_s)
+        more = {"excesses": excesses[:EXCESSES_MAX], "usage": usage, "sheds": self._shed_record()}
+        self._write_verdict(verdict, alarms, beats, started_utc_s, more)
         title, picture = f"{scenario.name}: {scenario.about}".rstrip(": "), self.report_dir / "plot.png"
         seen = [] if scada is None else scada.powers(samples, self._zero_s)
         if scenario.facility.alone and seen:
             plot.draw_seen(picture, title, self.marks, seen)
         else:
             plot.draw(
-                picture, title, trace, recorder.budget_w(aligned), requests, contract, self.marks, verdict,
-                seen[0] if seen else None,
+                picture, title, trace, budget_w, requests, contract, self.marks, verdict,
+                seen[0] if seen else None, self._racks(samples), self._called(),
             )  # fmt: skip
-        return Outcome(verdict, alarms, self.report_dir)
+        named = tuple(f"{one['gpu']} by {one['worst_w']:.0f} W for {one['for_s']:.1f} s" for one in excesses)
+        return Outcome(verdict, alarms, self.report_dir, named)
+
+    def _racks(self, samples: list[Sample]) -> dict[str, Floats]:
+        """Power of every rack, W, one number per sample."""
+        rack_w = np.array([sample.rack_w for sample in samples])
+        return {rack.name: rack_w[:, row] for row, rack in enumerate(self.scenario.block.racks)}
+
+    def _called(self) -> list[tuple[float, float, float]]:
+        """Levels that were called: from, to, and power; on the time line's clock."""
+        return [
+            (shed.at_s - self._zero_s, shed.ends_s - self._zero_s, shed.level_w)
+            for shed in self.sheds.values()
+        ]
+
+    def _shed_record(self) -> dict[str, Any]:
+        asked = [
+            {
+                "by": shed.name,
+                "level_w": shed.level_w,
+                "at_s": round(shed.at_s - self._zero_s, 3),
+                "ends_s": None if shed.ends_s == np.inf else round(shed.ends_s - self._zero_s, 3),
+            }
+            for shed in self.sheds.values()
+        ]
+        return {"asked": asked, "told": self._told_sheds, "refused": self._refused}
 
     def _write_verdict(
-        self, verdict: Verdict, alarms: tuple[str, ...], beats: list[Beat], started_utc_s: float
+        self,
+        verdict: Verdict,
+        alarms: tuple[str, ...],
+        beats: list[Beat],
+        started_utc_s: float,
+        more: dict[str, Any],
     ) -> None:
         document = {
             "scenario": self.scenario.name,
@@ -421,7 +676,31 @@ class Rig:
             "marks": [asdict(mark) for mark in self.marks],
             "alarms": list(alarms),
             "journal_beats": len(beats),
+            **more,
             "heard": self.grid.record(started_utc_s),
             **({} if self.scada is None else {"scada": self.scada.record()}),
         }
         (self.report_dir / "verdict.json").write_text(json.dumps(document, indent=2, allow_nan=False) + "\n")
+
+
+async def _nothing() -> None:
+    """There is nothing to heal."""
+
+
+def _unleased(status: dict[str, Any]) -> float | None:
+    """GPUs that nobody leads; None: the controller says nothing about nodes."""
+    nodes = status.get("nodes")
+    return None if nodes is None else float(sum(node["gpus"] for node in nodes if not node["leased"]))
+
+
+def _cost(usage: dict[str, dict[str, float]]) -> dict[str, float | None]:
+    """Of one core: the rig with its plant, the controller, all agents together, and the broker."""
+    groups = {"rig": "rig", "controller": "controller", "agents": "agent ", "broker": "broker"}
+    cores: dict[str, float | None] = {
+        f"{key}_core_ratio": sum(used["core_ratio"] for name, used in usage.items() if name.startswith(start))
+        for key, start in groups.items()
+        if any(name.startswith(start) for name in usage)
+    }
+    if "controller" in usage:
+        cores["controller_memory_mib"] = usage["controller"]["memory_mib"]
+    return cores

@@ -56,6 +56,8 @@ class ScadaClient:
         try:
             if "limit_w" in order:
                 await reader.limit(order["limit_w"], order["for_s"])
+            elif "shed" in order:
+                await reader.shed(order["shed"], order["for_s"])
             else:
                 await reader.write(order["address"], order["value"])
         except (OrderRefusedError, OSError, TimeoutError) as error:

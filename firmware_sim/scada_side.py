@@ -227,6 +227,10 @@ class ScadaSide:
         """Have the block's power limited; a refusal is kept for the verdict."""
         await self._order({"via": via, "limit_w": limit_w, "for_s": for_s})
 
+    async def shed(self, via: Way, level: str, for_s: float) -> None:
+        """Have a level of shedding called; a refusal is kept for the verdict."""
+        await self._order({"via": via, "shed": level, "for_s": for_s})
+
     async def write(self, write: Write) -> None:
         """Have a point of a device written, and look at the plant itself until it has obeyed."""
         began_s, tied = self._facility.now_s(), self._facility.tied[write.device]

@@ -111,6 +111,10 @@ class Reader(ABC):
         """Limit the block's power. Raises OrderRefusedError."""
         raise OrderRefusedError(f"{self.way}: no way to limit to {limit_w:g} W for {for_s:g} s")
 
+    async def shed(self, level: str, for_s: float) -> None:
+        """Call a level of shedding. Raises OrderRefusedError."""
+        raise OrderRefusedError(f"{self.way}: no way to call {level} for {for_s:g} s")
+
     async def write(self, address: str, value: float) -> None:
         """Write a point of a device. Raises OrderRefusedError."""
         raise OrderRefusedError(f"{self.way}: no way to write {value:g} to {address}")
@@ -176,9 +180,16 @@ class OpcUaReader(Reader):
         return ua.NodeId(address, self._namespace)
 
     async def limit(self, limit_w: float, for_s: float) -> None:
-        client = self._connected()
         given = [ua.Variant(number, ua.VariantType.Double) for number in (limit_w, 0.0, float(for_s))]
-        call = ua.CallMethodRequest(self._node_id("Control"), self._node_id("Control/SetPowerLimit"), given)
+        await self._call("SetPowerLimit", given)
+
+    async def shed(self, level: str, for_s: float) -> None:
+        given = [ua.Variant(level, ua.VariantType.String), ua.Variant(float(for_s), ua.VariantType.Double)]
+        await self._call("Shed", given)
+
+    async def _call(self, method: str, given: list[ua.Variant]) -> None:
+        client = self._connected()
+        call = ua.CallMethodRequest(self._node_id("Control"), self._node_id(f"Control/{method}"), given)
         (result,) = await client.uaclient.call([call])
         if not result.StatusCode.is_good():
             said = [str(one.Value) for one in result.OutputArguments]

@@ -12,18 +12,27 @@ A file loads whole or not at all; a refusal lists every error at once.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from firmware_sim.cooling import CduType
 from firmware_sim.electrical import Host, Rack
 from firmware_sim.gpu_power import MODELS
-from firmware_sim.grid_operator import EVENT_TYPES
+from firmware_sim.grid_operator import ALERT_TYPES, EVENT_TYPES
 from firmware_sim.plant import PlantType
+from firmware_sim.scenario_block import (
+    Block,
+    Strict,
+    Workload,
+    block_complaints,
+    gpu_rows,
+    some,
+    workload_complaints,
+)
 from firmware_sim.scenario_facility import (
     Command,
     FacilitySpec,
@@ -32,12 +41,10 @@ from firmware_sim.scenario_facility import (
     facility_complaints,
     write_complaints,
 )
-from firmware_sim.workload import Job, Kind
 
-FILE_MAX_BYTES: Final = 256 * 1024  # the largest example has 4 kB
+FILE_MAX_BYTES: Final = 256 * 1024  # the largest example has 5 kB
 DURATION_MAX_S: Final = 3600.0
-GPUS_MAX: Final = 72 * 16  # what the plant steps in real time on one core
-NODE_NAME_MAX_CHARS: Final = 58  # `agent-` and a name must fit the 64 characters of a certificate's name
+CDU_UNIT_KW: Final = 22.0  # of one cooling unit: more capacity is more of them
 
 Signal = Literal["bare", "vtn", "dsx"]
 BrokerKind = Literal["embedded", "mosquitto", "nats"]
@@ -49,60 +56,24 @@ SIGNALS: Final[tuple[Signal, ...]] = ("bare", "vtn", "dsx")
 # target -> mode -> needs `name`, and which
 FAULTS: Final[dict[str, dict[str, str]]] = {
     "device": dict.fromkeys(("frozen", "silent", "refusing", "lying", "nan"), "device"),
-    "gpu": dict.fromkeys(("lost", "oob_limit", "reset"), "gpu"),
+    "gpu": dict.fromkeys(("lost", "oob_limit", "reset", "inert", "foreign"), "gpu"),
+    "host": {"reboot": "apart"},  # its GPUs come back at full power before its agent does
+    "link": dict.fromkeys(("partition", "lossy"), "rack"),  # of the rack's agents to the broker
+    "phasor": {"silent": ""},
     "feed": {"lost": "feed"},
     "chiller": {"derate": ""},
-    "broker": {"kill": "", "freeze": ""},
+    "broker": dict.fromkeys(("kill", "freeze", "replaced"), ""),
     "certificate": {"replaced": ""},  # of the broker, by one of a foreign authority
     "operator": {"silent": ""},  # whoever publishes wishes himself: bare, dsx
     "vtn": dict.fromkeys(("silent", "error", "refusing"), ""),
-    "agent": dict.fromkeys(("kill", "freeze"), "node"),
-    "controller": {"kill": "", "freeze": ""},
+    "agent": dict.fromkeys(("kill", "freeze"), "agent"),
+    "controller": dict.fromkeys(("kill", "freeze", "twice"), ""),
     "server": {"kill": "", "freeze": ""},  # towards the facility
 }
 
 
 class ScenarioError(ValueError):
     """A scenario that must not be run; one line per error."""
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Node(_Strict):
-    name: str = Field(min_length=1, max_length=NODE_NAME_MAX_CHARS)
-    rack: str
-    gpus: int = Field(8, ge=1, le=1024)
-    tier: Literal["standard", "critical"] = "standard"
-
-
-class RackSpec(_Strict):
-    name: str
-    share_a_ratio: float = Field(0.5, ge=0, le=1)
-    rating_a: float = Field(32, gt=0)
-    voltage_v: float = Field(230, gt=0)
-    phases: Literal[1, 3] = 3
-
-
-class Cooling(_Strict):
-    capacity_kw: float = Field(22, gt=0)  # with the facility water of a good day
-    blind_kw: float = Field(11, gt=0)
-
-
-class Block(_Strict):
-    name: str = "demo"
-    gpu: str = "H100"
-    feed_rating_kw: float = Field(20, gt=0)
-    base_load_min_kw: float = Field(0.5, ge=0)
-    base_load_max_kw: float = Field(5, gt=0)
-    failsafe_kw: float = Field(9, gt=0)
-    heartbeat_timeout_s: float = Field(5, gt=0)
-    ramp_down_kw_per_s: float = Field(0.6, gt=0)
-    ramp_up_kw_per_s: float = Field(0.4, gt=0)
-    cooling: Cooling = Cooling()
-    racks: tuple[RackSpec, ...] = Field(min_length=1)
-    nodes: tuple[Node, ...] = Field(min_length=1)
 
 
 def _signals(value: Any) -> Any:
@@ -112,7 +83,7 @@ def _signals(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
-class Site(_Strict):
+class Site(Strict):
     """How the grid reaches the block.
 
     Attributes:
@@ -130,25 +101,12 @@ class Site(_Strict):
     own_bus: bool = False
 
 
-class Workload(_Strict):
-    node: str
-    kind: Kind
-    tokens_per_s: float = Field(1000, ge=0)
-    intensity_ratio: float = Field(0.92, ge=0, le=1)
-    swing_ratio: float = Field(1, ge=0, le=1)
-    step_s: float = Field(0.25, gt=0)
-    exchange_share_ratio: float = Field(0.10, ge=0, lt=1)
-    exchange_demand_ratio: float = Field(0.75, ge=0, le=1)
-    checkpoint_every_s: float = Field(0, ge=0)
-    checkpoint_s: float = Field(2, gt=0)
-
-
-class Event(_Strict):
-    """A grid event. Its size is `reduce_ratio` of the power just before it, or `limit_kw`."""
+class Event(Strict):
+    """A grid event. Its size is `reduce_ratio` of the power just before, or `limit_kw`; alerts have none."""
 
     id: str = Field(pattern=r"^[A-Za-z0-9_-]{1,128}$")  # as OpenADR has it
     via: Signal | None = None  # None: the site's first signal
-    type: Literal[EVENT_TYPES] = "IMPORT_CAPACITY_LIMIT"  # type: ignore[valid-type]
+    type: Literal[EVENT_TYPES + ALERT_TYPES] = "IMPORT_CAPACITY_LIMIT"  # type: ignore[valid-type]
     reduce_ratio: float | None = Field(None, gt=0, lt=1)
     limit_kw: float | None = Field(None, gt=0)
     duration_s: float | None = Field(None, gt=0)
@@ -157,48 +115,73 @@ class Event(_Strict):
 
     @model_validator(mode="after")
     def _has_one_size(self) -> Self:
-        if (self.reduce_ratio is None) == (self.limit_kw is None):
+        sizes = sum(size is not None for size in (self.reduce_ratio, self.limit_kw))
+        if self.is_alert and sizes:
+            raise ValueError("an alert has no size: leave reduce_ratio and limit_kw out")
+        if not self.is_alert and sizes != 1:
             raise ValueError("give either reduce_ratio or limit_kw")
         return self
 
+    @property
+    def is_alert(self) -> bool:
+        return self.type in ALERT_TYPES
 
-class Fault(_Strict):
+
+class Contact(Strict):
+    """A relay closes, or opens."""
+
+    name: str
+    closed: bool = True
+
+
+class GridFrequency(Strict):
+    """The grid's frequency goes there at an even rate."""
+
+    to_hz: float = Field(ge=45, le=65)
+    within_s: float = Field(0.2, ge=0, le=60)
+
+
+class Fault(Strict):
     target: Literal[tuple(FAULTS)]  # type: ignore[valid-type]
     mode: str
-    name: str = ""  # device: r1-a, meter, cdu; gpu: node-a/3; agent: node-a; feed: a
+    name: str = ""  # device: r1-a, meter, cdu; gpu: node-a/3 or node-a/*; agent: node-a, farm-1; feed: a
     for_s: float | None = Field(None, gt=0)  # None: to the end of the run
     scale_ratio: float = Field(0.5, gt=0)  # lying
-    limit_w: float = Field(300, gt=0)  # oob_limit
+    limit_w: float = Field(300, gt=0)  # oob_limit, foreign
+    dark_s: float = Field(2, gt=0)  # host: without power, until the firmware gives it all again
+    lost_ratio: float = Field(0.3, gt=0, le=1)  # link, lossy: messages that never arrive
     facility_c: float = Field(34, ge=5, le=60)  # derate
 
     def __str__(self) -> str:
         return " ".join(filter(None, (self.target, self.name, self.mode)))
 
 
-class Moment(_Strict):
-    """One entry of the time line: one of event, cancel (an event's id), fault, command and write."""
+class Moment(Strict):
+    """One entry of the time line: one of event, cancel (an event's id), fault, command and the others."""
 
     at_s: float = Field(ge=0)
     event: Event | None = None
     cancel: str | None = None
+    fault: Fault | None = None
     command: Command | None = None
     write: Write | None = None
-    fault: Fault | None = None
+    contact: Contact | None = None
+    frequency: GridFrequency | None = None
 
     @model_validator(mode="after")
     def _is_one_thing(self) -> Self:
-        things = (self.event, self.cancel, self.fault, self.command, self.write)
-        if sum(x is not None for x in things) != 1:
-            raise ValueError("give exactly one of event, cancel, fault, command, write")
+        things = [name for name in Moment.model_fields if name != "at_s"]
+        if sum(getattr(self, name) is not None for name in things) != 1:
+            raise ValueError(f"give exactly one of {', '.join(things)}")
         return self
 
 
-class Bound(_Strict):
+class Bound(Strict):
     max: float | None = None
     min: float | None = None
 
 
-class Scenario(_Strict):
+class Scenario(Strict):
     name: str
     about: str = ""
     seed: int = 1
@@ -211,7 +194,7 @@ class Scenario(_Strict):
     workloads: tuple[Workload, ...] = ()
     facility: FacilitySpec = FacilitySpec()
     timeline: tuple[Moment, ...] = ()
-    expect: dict[str, Bound] = {}
+    expect: dict[str, Bound] = Field(default_factory=dict)
     status_events: tuple[StatusEvent, ...] = ()  # expected by the ISV in this order; others may come between
 
     @property
@@ -227,12 +210,11 @@ class Scenario(_Strict):
 
     def plant_type(self) -> PlantType:
         """The plant of this scenario."""
-        rows = _gpu_rows(self.block.nodes)
+        rows = gpu_rows(self.block.nodes)
         model = MODELS[self.block.gpu]
         spare_k = CduType().loop_max_c - CduType().facility_c
-        jobs = tuple(
-            Job(gpus=rows[work.node], **work.model_dump(exclude={"node"})) for work in self.workloads
-        )
+        units = max(1, round(self.block.cooling.capacity_kw / CDU_UNIT_KW))
+        jobs = tuple(job for work in self.workloads for job in work.jobs(self.block, rows))
         return PlantType(
             gpu=model,
             hosts=tuple(
@@ -246,14 +228,29 @@ class Scenario(_Strict):
             ),
             racks=tuple(Rack(name=rack.name, share_a_ratio=rack.share_a_ratio) for rack in self.block.racks),
             jobs=jobs,
-            cdu=CduType(ua_w_per_k=self.block.cooling.capacity_kw * 1000 / spare_k),
+            cdu=CduType(
+                ua_w_per_k=self.block.cooling.capacity_kw * 1000 / spare_k,
+                loop_j_per_k=units * CduType().loop_j_per_k,
+                flow_kg_per_s=units * CduType().flow_kg_per_s,
+                units=units,
+            ),
             seed=self.seed,
         )
 
-    def gpu_index(self, name: str) -> tuple[str, int]:
-        """Node and index of a GPU written as node/index."""
+    def gpu_index(self, name: str) -> tuple[str, int | slice]:
+        """Node and index of a GPU written as node/index; node/* is all of them."""
         node, _, index = name.partition("/")
-        return node, int(index)
+        return node, slice(None) if index == "*" else int(index)
+
+    def linked(self) -> dict[str, Fault]:
+        """Racks whose agents reach the broker through something that breaks, and the first way it does."""
+        faults = [moment.fault for moment in self.timeline if moment.fault is not None]
+        return {
+            rack: fault
+            for fault in reversed(faults)
+            if fault.target == "link"
+            for rack in rack_names(fault.name)
+        }
 
 
 def load_scenario(path: Path) -> Scenario:
@@ -287,39 +284,19 @@ def parse_scenario(document: dict[str, Any], name: str) -> Scenario:
 
 
 def _complaints(scenario: Scenario) -> Iterator[str]:
-    yield from _block_complaints(scenario.block)
+    yield from block_complaints(scenario.block)
     yield from _site_complaints(scenario)
     racks = [rack.name for rack in scenario.block.racks]
     yield from facility_complaints(scenario.facility, racks, scenario.own_devices)
-    nodes = [node.name for node in scenario.block.nodes]
-    for i, work in enumerate(scenario.workloads):
-        if work.node not in nodes:
-            yield f"workloads.{i}.node: no node {work.node!r}; use one of {', '.join(nodes)}"
-    for twice in _repeated(work.node for work in scenario.workloads):
-        yield f"workloads: two for node {twice!r}; a node does one thing"
+    yield from workload_complaints(scenario.workloads, scenario.block)
     events: dict[str, str] = {}
     for i, moment in enumerate(scenario.timeline):
         yield from (f"timeline.{i}.{line}" for line in _moment_complaints(moment, scenario, events))
 
 
-def _block_complaints(block: Block) -> Iterator[str]:
-    racks = [rack.name for rack in block.racks]
-    for twice in _repeated(racks):
-        yield f"block.racks: {twice!r} stands there twice; names must differ"
-    for twice in _repeated(node.name for node in block.nodes):
-        yield f"block.nodes: {twice!r} stands there twice; names must differ"
-    for i, node in enumerate(block.nodes):
-        if node.rack not in racks:
-            yield f"block.nodes.{i}.rack: no rack {node.rack!r}; use one of {', '.join(racks)}"
-    if block.gpu not in MODELS:
-        yield f"block.gpu: no model {block.gpu!r}; use one of {', '.join(MODELS)}"
-    if sum(node.gpus for node in block.nodes) > GPUS_MAX:
-        yield f"block.nodes: more than {GPUS_MAX} GPUs; the plant could not keep real time"
-
-
 def _site_complaints(scenario: Scenario) -> Iterator[str]:
     site = scenario.site
-    for twice in _repeated(site.signals):
+    for twice in (name for name, count in Counter(site.signals).items() if count > 1):
         yield f"site.signals: {twice!r} stands there twice; name each once"
     if site.own_bus and scenario.broker_url:
         yield "site.own_bus: the rig starts both brokers then; leave broker_url out"
@@ -336,17 +313,15 @@ def _site_complaints(scenario: Scenario) -> Iterator[str]:
         yield "status_events: an ISV hears them, and there is none; add dsx to site.signals"
 
 
-def _repeated(names: Iterable[str]) -> Iterator[str]:
-    return (name for name, count in Counter(names).items() if count > 1)
-
-
 def _moment_complaints(moment: Moment, scenario: Scenario, events: dict[str, str]) -> Iterator[str]:
     if moment.at_s > scenario.duration_s:
         yield f"at_s: {moment.at_s} is after the end at {scenario.duration_s} s"
     if moment.event is not None:
         yield from _event_complaints(moment.event, scenario, events)
     if moment.command is not None:
-        yield from command_complaints(moment.command, scenario.facility)
+        shed = scenario.block.shed
+        levels = () if shed is None else tuple(level.name for level in shed.levels)
+        yield from command_complaints(moment.command, scenario.facility, levels)
         if events.setdefault(moment.command.id, "SCADA") != "SCADA":
             yield f"command.id: {moment.command.id!r} is an event's; give this one its own id"
     if moment.write is not None:
@@ -355,6 +330,11 @@ def _moment_complaints(moment: Moment, scenario: Scenario, events: dict[str, str
         yield f"cancel: no event {moment.cancel!r} before it"
     if moment.fault is not None:
         yield from _fault_complaints(moment.fault, scenario)
+    if moment.contact is not None:
+        contacts = {} if scenario.block.shed is None else scenario.block.shed.contacts
+        if moment.contact.name not in contacts:
+            known_names = ", ".join(contacts) or "none"
+            yield f"contact.name: no contact {moment.contact.name!r}; use one of {known_names}"
 
 
 def _event_complaints(event: Event, scenario: Scenario, events: dict[str, str]) -> Iterator[str]:
@@ -364,6 +344,10 @@ def _event_complaints(event: Event, scenario: Scenario, events: dict[str, str]) 
         yield "event: a gateway hears no grid; remove it, or facility.alone"
     if via not in signals:
         yield f"event.via: nobody speaks {via} here; use {', '.join(signals)}, or add it to site.signals"
+    if event.is_alert and via == "dsx":
+        yield "event.type: DSX Flex knows no alerts; tell it by bare or vtn"
+    if event.is_alert and (scenario.block.shed is None or event.type not in scenario.block.shed.alerts):
+        yield f"event.type: {event.type} calls nothing here; add it to block.shed.alerts"
     if events.setdefault(event.id, via) != via:
         yield f"event.id: {event.id!r} came by {events[event.id]} before; give this one its own id"
 
@@ -377,8 +361,8 @@ def _fault_complaints(fault: Fault, scenario: Scenario) -> Iterator[str]:
     if known is None:
         if fault.name:
             yield f"fault.name: there is one {fault.target}; remove the name"
-    elif fault.name not in known:
-        yield f"fault.name: no {fault.target} {fault.name!r}; use {', '.join(known)}"
+    elif not (rack_names(fault.name) if fault.target == "link" else {fault.name}) <= set(known):
+        yield f"fault.name: no {fault.target} {fault.name!r}; use {some(known)}"
     yield from _absent_complaints(fault, scenario)
 
 
@@ -392,8 +376,12 @@ def _absent_complaints(fault: Fault, scenario: Scenario) -> Iterator[str]:
         yield "fault.target: a VTN speaks for the operator; use target: vtn"
     if fault.target == "server" and not scenario.facility.serve:
         yield "fault.target: nothing is served; add to facility.serve"
-    if fault.target in {"agent", "gpu"} and scenario.facility.alone:
+    if fault.target in {"agent", "gpu", "host", "link"} and scenario.facility.alone:
         yield f"fault.target: a gateway has no {fault.target}; remove it, or facility.alone"
+    if fault.target == "phasor" and scenario.block.frequency is None:
+        yield "fault.target: nobody tells the frequency; add block.frequency"
+    if fault.mode == "lossy" and scenario.site.tls and not scenario.site.own_bus:
+        yield "fault.mode: nobody can pick messages out of TLS; leave site.tls out, or use partition"
     if fault.target == "certificate" and not scenario.site.tls:
         yield "fault.target: the broker has no certificate; use site.tls: mutual"
 
@@ -403,15 +391,14 @@ def _names(what: str, scenario: Scenario) -> tuple[str, ...] | None:
     return {
         "": None,
         "device": scenario.devices,
-        "node": tuple(node.name for node in nodes),
+        "agent": (*(node.name for node in scenario.block.apart), *scenario.block.farms),
+        "apart": tuple(node.name for node in scenario.block.apart),
+        "rack": tuple(rack.name for rack in scenario.block.racks),
         "feed": ("a", "b"),
-        "gpu": tuple(f"{node.name}/{i}" for node in nodes for i in range(node.gpus)),
+        "gpu": tuple(f"{node.name}/{i}" for node in nodes for i in (*range(node.gpus), "*")),
     }[what]
 
 
-def _gpu_rows(nodes: tuple[Node, ...]) -> dict[str, tuple[int, ...]]:
-    rows, first = {}, 0
-    for node in nodes:
-        rows[node.name] = tuple(range(first, first + node.gpus))
-        first += node.gpus
-    return rows
+def rack_names(name: str) -> set[str]:
+    """`r01` or `r01 r02 r03`."""
+    return set(name.split())

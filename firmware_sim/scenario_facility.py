@@ -95,18 +95,22 @@ class FacilitySpec(_Strict):
 
 
 class Command(_Strict):
-    """SCADA limits the block's power: over `opcua` by a method, over `modbus` as a SunSpec client does."""
+    """SCADA limits the block's power: over `opcua` by a method, over `modbus` as a SunSpec client does.
+
+    Or it calls a level of shedding; that can be done at the block's own `panel`, too: `powerblock shed`.
+    """
 
     id: str = Field(pattern=r"^[A-Za-z0-9_-]{1,128}$")
-    via: Literal["opcua", "modbus"]
+    via: Literal["opcua", "modbus", "panel"]
+    shed: str | None = None  # a level
     reduce_ratio: float | None = Field(None, gt=0, lt=1)
     limit_kw: float | None = Field(None, gt=0)
     duration_s: int = Field(gt=0, le=3600)  # then it runs out by itself: nobody takes it back
 
     @model_validator(mode="after")
     def _has_one_size(self) -> Self:
-        if (self.reduce_ratio is None) == (self.limit_kw is None):
-            raise ValueError("give either reduce_ratio or limit_kw")
+        if sum(one is not None for one in (self.reduce_ratio, self.limit_kw, self.shed)) != 1:
+            raise ValueError("give either reduce_ratio or limit_kw, or shed")
         return self
 
 
@@ -140,8 +144,14 @@ def facility_complaints(facility: FacilitySpec, racks: Sequence[str], own: Seque
         yield "facility.alone: a gateway needs devices; add some"
 
 
-def command_complaints(command: Command, facility: FacilitySpec) -> Iterator[str]:
-    if command.via not in facility.serve:
+def command_complaints(command: Command, facility: FacilitySpec, levels: Sequence[str]) -> Iterator[str]:
+    if command.shed is not None and command.shed not in levels:
+        yield f"command.shed: no level {command.shed!r}; use one of {', '.join(levels) or 'none'}"
+    if command.via == "panel" and command.shed is None:
+        yield "command.via: the rig's operator calls levels of shedding alone; use opcua or modbus"
+    if command.via == "modbus" and command.shed is not None:
+        yield "command.via: a SunSpec client cannot call a level of shedding; use opcua or panel"
+    if command.via != "panel" and command.via not in facility.serve:
         yield f"command.via: {command.via} is not served; add it to facility.serve"
     if facility.alone:
         yield "command: there is no power to limit; remove it, or facility.alone"

@@ -304,6 +304,21 @@ def over_s(trace: Trace, bound_w: Floats) -> float:
         return float((mean_of(trace, trace.block_w) > bound_w).sum()) * trace.step_s
 
 
+def over_budget_ratio(trace: Trace, budget_w: Floats, settling_s: float) -> float | None:
+    """Highest 1 s mean of power above the controller's own budget, over it.
+
+    A window is held against the highest budget of its second and of `settling_s` before it: limits take time
+    to move power. From time 0 on; None where no budget is known.
+    """
+    width = round((MEAN_S + settling_s) / trace.step_s)
+    if len(budget_w) <= width or np.isnan(budget_w).all():
+        return None
+    windows = np.lib.stride_tricks.sliding_window_view(budget_w, width)
+    allowed_w = np.concatenate([np.full(width - 1, np.nan), windows.max(axis=1)])
+    ratio = (mean_of(trace, trace.block_w) / allowed_w)[trace.t_s >= 0]
+    return None if np.isnan(ratio).all() else max(0.0, float(np.nanmax(ratio)) - 1)
+
+
 def over_ratio(trace: Trace, bound_w: Floats) -> float:
     """Highest 1 s mean of power above a bound that may move, over the bound."""
     return max(0.0, float(np.nanmax(mean_of(trace, trace.block_w) / np.maximum(bound_w, 1.0))) - 1)

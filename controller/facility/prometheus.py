@@ -26,8 +26,8 @@ import asyncio
 import re
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate
 from functools import partial
+from itertools import accumulate
 from typing import Final, NamedTuple
 
 import msgspec

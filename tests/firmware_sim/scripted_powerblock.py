@@ -1,6 +1,7 @@
 """A peer that stands in for `powerblock` in tests of the rig: obeys events open loop, knows nothing else.
 
-Called as the rig calls the real one: `run block.yaml` or `agent node.yaml`. The scripted controller writes
+Called as the rig calls the real one: `run block.yaml`, `agent node.yaml`, `agent-farm` or `shed` (which it obeys in no
+way). The scripted controller writes
 limits straight into the GPU memories beside its configuration, since the wire between the real ones is
 not what is tested here. It hears bare OpenADR notifications, or the load targets of a DSX Flex ISV, whom it
 answers with the power states that belong to its ramps.
@@ -90,7 +91,10 @@ class ScriptedController:
             async for message in client.messages:
                 event = json.loads(message.payload)["object"]
                 start = datetime.fromisoformat(event["intervalPeriod"]["start"]).timestamp()
-                self.limit_w = event["intervals"][0]["payloads"][0]["values"][0] * 1000
+                (value,) = event["intervals"][0]["payloads"][0]["values"]
+                if isinstance(value, str):  # an alert, in words
+                    continue
+                self.limit_w = value * 1000
                 self.ends_utc_s = start + float(event["intervalPeriod"]["duration"].strip("PTS"))
 
     async def obey_isv(self) -> None:
@@ -144,7 +148,9 @@ class ScriptedController:
 
 
 if __name__ == "__main__":
-    _, command, path = sys.argv
+    _, command, path, *_ = sys.argv
+    if command == "shed":
+        sys.exit()
     if command == "run":
         asyncio.run(ScriptedController(yaml.safe_load(Path(path).read_text()), Path(path).parent).run())
     time.sleep(3600)

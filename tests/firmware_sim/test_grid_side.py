@@ -27,6 +27,8 @@ PATH = f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin"
 BINARIES = {"mosquitto": "mosquitto", "nats": "nats-server"}
 BEAT_S = 0.1
 ORDER, REPORT = "powerblock/demo/agent/n1/order", "powerblock/demo/agent/n1/report"
+TABLE, FACTS = "powerblock/demo/agent/n1/table", "powerblock/demo/agent/n1/facts"
+CALL = "powerblock/demo/agents/call"
 LOAD_TARGET = f"grid/v1/isv/{ISV_ID}/loadtarget/set"
 STATUS, BREACH = (f"grid/v1/dsx-flex-agent/demo/{tail}" for tail in ("powerstate/status", "powerbreach"))
 
@@ -112,9 +114,9 @@ def an_event(name="dr-1", limit_kw=9.9, duration_s=30.0):
 # ---- rights ---------------------------------------------------------------------------------------------
 
 MAY_NOT_WRITE = {  # client: what it would like to say
-    "agent-n2": (REPORT, ORDER, EVENT_TOPIC, HEARTBEAT_TOPIC, LOAD_TARGET, STATUS),
-    "agent-n1": (ORDER, HEARTBEAT_TOPIC),
-    "controller": (EVENT_TOPIC, HEARTBEAT_TOPIC, LOAD_TARGET, REPORT, "vtn/events/x/create"),
+    "agent-n2": (REPORT, FACTS, ORDER, CALL, EVENT_TOPIC, HEARTBEAT_TOPIC, LOAD_TARGET, STATUS),
+    "agent-n1": (ORDER, TABLE, CALL, HEARTBEAT_TOPIC),
+    "controller": (EVENT_TOPIC, HEARTBEAT_TOPIC, LOAD_TARGET, REPORT, FACTS, "vtn/events/x/create"),
     "operator": (ORDER, LOAD_TARGET, "vtn/events/x/create"),
     "isv": (EVENT_TOPIC, HEARTBEAT_TOPIC, STATUS, "grid/v1/isv/isv-2/loadtarget/set", ORDER),
     "vtn": (EVENT_TOPIC, HEARTBEAT_TOPIC, LOAD_TARGET, ORDER),
