@@ -141,7 +141,7 @@ class BlockPoints:
     ) -> list[Value]:
         members = self._members[node]
         pairs = np.column_stack((snapshot.gpus.power_w[members], decision.gpu_limits_w[members]))
-        pairs[~np.isfinite(pairs) | ~told["heard"]] = np.nan
+        pairs[~np.isfinite(pairs) | (not told["heard"])] = np.nan
         gpus: list[Value] = [None if value != value else value for value in pairs.ravel().tolist()]  # noqa: PLR0124  NaN
         return [told["power_w"], told["limit_w"], float(told["heard"]), float(told["leased"]), *gpus]
 
