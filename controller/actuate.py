@@ -36,10 +36,10 @@ class Heard(NamedTuple):
 class Actuate:
     """Remembers what was sent when; decides nothing about power."""
 
-    def __init__(self, settings: Settings, epoch: int, lease_s: float) -> None:
+    def __init__(self, settings: Settings, epoch: int, lease_s: float, boot: str = "") -> None:
         nodes = len(settings.topology.node_names)
         self._members = [np.flatnonzero(settings.topology.gpu_node == node) for node in range(nodes)]
-        self._epoch = epoch
+        self._epoch, self._boot = epoch, boot
         self._lease_s = lease_s
         self._sent_seq = [0] * nodes
         self._sent_at_s = [NEVER_S] * nodes
@@ -52,7 +52,14 @@ class Actuate:
             return None
         for node in np.flatnonzero(made.nodes).tolist():
             self._sent_seq[node], self._sent_at_s[node] = made.seq, now_s
-        return Call(epoch=self._epoch, seq=made.seq, version=made.version, level=made.level, sent_at_s=now_s)
+        return Call(
+            epoch=self._epoch,
+            seq=made.seq,
+            version=made.version,
+            level=made.level,
+            sent_at_s=now_s,
+            boot=self._boot,
+        )
 
     def orders(self, decision: Decision, heard: Heard, now_s: float) -> list[tuple[int, Order]]:
         """Orders to send now, as (node index, order)."""
@@ -72,6 +79,7 @@ class Actuate:
                 known_at_s=heard.known_at_s[node],
                 lease_s=self._lease_s,
                 limits_w=tuple(decision.gpu_limits_w[self._members[node]].tolist()),
+                boot=self._boot,
             )
             due.append((node, order))
         return due

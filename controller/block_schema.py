@@ -68,7 +68,8 @@ def _explain(noun: dict[str, Any], model: type[BaseModel]) -> None:
     for base in reversed(model.__mro__[: model.__mro__.index(BaseModel)]):
         for names, said in ATTRIBUTE.findall(cleandoc(base.__doc__ or "")):
             for name in names.split(", "):
-                noun["properties"][name]["description"] = " ".join(said.split())
+                written = model.model_fields[name].alias or name
+                noun["properties"][written]["description"] = " ".join(said.split())
 
 
 def text() -> str:

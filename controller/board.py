@@ -10,7 +10,7 @@ readings cannot be older than that sum. A node that has heard nothing from us ye
 age, which the law treats as it treats all that is unknown.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Final
 
@@ -29,13 +29,14 @@ from controller.core.model import (
     Site,
     Snapshot,
 )
-from protocols.agent_link import Report
+from protocols.agent_link import Facts, Report
 
 OLD_BOOTS_MAX: Final = 16  # agent processes remembered per node, to drop what a dead one still has on the way
 BELIEVED_MAX_RATIO: Final = 3.0  # of a GPU's maximum: spikes reach twice it, more is a broken register
 # Of power and limit. A limit of nothing, which no GPU can hold, would look like the best of all answers.
 LEAST_W: Final = np.array(((0.0,), (1e-3,)))
 REFUSALS_KEPT_MAX: Final = 256  # reasons counted apart; some carry names that come from the wire
+RIVAL_SHOWN_S: Final = 10.0  # after a second controller was heard last
 CLOCK_SLACK_S: Final = 0.005  # an echo may seem to come from the future by this much rounding
 
 
@@ -70,6 +71,11 @@ class Board:
         self._misfits: list[list[str]] = [[] for _ in range(nodes)]
         self._cap_w = np.full(count, NO_LIMIT_W)
         self._proven_w = np.full(count, NO_LIMIT_W)
+        self._rival_at_s = np.full(nodes, NEVER_S)
+        # A node that has not told counts at its most, as it would if it had no fallback.
+        self._fallback_w = np.bincount(topology.gpu_node, topology.gpu_max_w, nodes)
+        self._gain, self._base_max_w = settings.block_w_per_gpu_w, settings.base_max_w
+        self._rating_w = settings.feed_rating_w
         self._node_at_s = np.full(nodes, NEVER_S)
         self._node_seq = np.zeros(nodes, dtype=np.int64)
         self._node_leased = np.zeros(nodes, dtype=np.bool_)
@@ -92,6 +98,36 @@ class Board:
         """What single GPUs are asked to stay under, (n) W; NO_LIMIT_W: nothing."""
         self._cap_w = cap_w.copy()
         self._gpus = None
+
+    def put_facts(self, facts: Facts) -> str:
+        """What a node is. Returns why that is refused, or an empty string."""
+        node = self._index.get(facts.node)
+        if node is None:
+            return self.refuse(f"facts of {facts.node!r}: no such node in this block's configuration")
+        shared = {gpu.module: gpu.fallback_w for gpu in facts.gpus if gpu.module >= 0}  # one limit a module
+        alone_w = sum(gpu.fallback_w for gpu in facts.gpus if gpu.module < 0)
+        self._fallback_w[node] = alone_w + sum(shared.values())
+        return ""
+
+    def conditions(self, now_s: float) -> Iterator[tuple[str, str]]:
+        """What is wrong with the agents as a whole, by key and text."""
+        rivals = [
+            name for name, node in self._index.items() if now_s - self._rival_at_s[node] <= RIVAL_SHOWN_S
+        ]
+        if rivals:
+            more = f" and {len(rivals) - 1} more" if len(rivals) > 1 else ""
+            yield (
+                "two controllers",
+                f"another controller gives orders to {rivals[0]}{more}: the newer start is obeyed;"
+                " end one, then restart the one that stays",
+            )
+        block_w = self._gain * float(self._fallback_w.sum()) + self._base_max_w
+        if block_w > self._rating_w:
+            yield (
+                "fallback",
+                f"with all agents at their fallback limits the block could draw {block_w / 1e3:.1f} kW, its"
+                f" feed carries {self._rating_w / 1e3:.1f} kW: lower `fallback_w` in the node.yaml files",
+            )
 
     def put_proven(self, limits_w: Mapping[str, Sequence[float]]) -> None:
         """What BMCs were read to enforce, by node, W per GPU; nodes that are not named: nothing."""
@@ -133,6 +169,8 @@ class Board:
         self._node_at_s[node] = min(bound_s, now_s) if heard else NEVER_S
         self._node_seq[node] = report.seq if ours else 0
         self._node_leased[node] = ours and report.mode == "leased"
+        if report.rivals_s >= 0.0:
+            self._rival_at_s[node] = now_s - report.rivals_s
         self._node_table[node] = report.table if report.table_epoch == self._epoch else 0
         misfits = self._take(report, node)
         self.last_refusal.pop(report.node, None)

@@ -39,6 +39,8 @@ VERB               NAME=VALUE ...   (? may be left out)
 set_power_limit    limit_w ramp_w_per_s? valid_for_s? priority?
                    heartbeat_timeout_s? then_w?
 release            priority? writer?
+shed               level? number? valid_for_s?
+end_shed           writer?
 write              device point value
 withdraw           device
 set_mode           mode

@@ -12,6 +12,7 @@ or the failsafe limit, and the agents' leases bridge the gap.
 
 import asyncio
 import gc
+import secrets
 import sys
 from collections import deque
 from collections.abc import Iterator
@@ -79,7 +80,7 @@ class Controller:
         self._started_utc_s = now_utc_s()
         self._board = Board(settings, self._epoch)
         self._nodes = {name: index for index, name in enumerate(settings.topology.node_names)}
-        self._actuate = Actuate(settings, self._epoch, config.agents.lease_s)
+        self._actuate = Actuate(settings, self._epoch, config.agents.lease_s, boot=secrets.token_hex(4))
         self._site = SiteDesk(
             config,
             self._store,
@@ -265,6 +266,7 @@ class Controller:
             on_connect=self._site.on_connect,
             subscriptions=(
                 Subscription(agent_link.report_topic(block, "+")),
+                Subscription(agent_link.facts_topic(block, "+")),
                 *self._site.subscriptions,
                 *(() if self._grid is None else self._grid.subscriptions),
             ),
@@ -274,6 +276,9 @@ class Controller:
         )
 
     def _on_message(self, topic: str, payload: bytes, retained: bool) -> None:
+        if topic.endswith(f"/{agent_link.FACTS}") and topic.startswith(self._reports[0]):
+            self._on_facts(payload)
+            return
         head, tail = self._reports
         if self._grid is not None and self._grid.on_message(topic, payload, retained):
             return
@@ -291,6 +296,14 @@ class Controller:
                 self._steps.heard(node, report.seq, report.obeyed_in_s, now_s())
         if why and self._board.refused.get(why) == 1:
             log.warning("report refused", topic=topic, why=why)
+
+    def _on_facts(self, payload: bytes) -> None:
+        try:
+            why = self._board.put_facts(agent_link.decode_facts(payload))
+        except agent_link.LinkError as error:
+            why = self._board.refuse(str(error))
+        if why and self._board.refused.get(why) == 1:
+            log.warning("facts refused", why=why)
 
     def _on_oversized(self, topic: str, size_bytes: int) -> None:
         head, tail = self._reports
@@ -350,6 +363,7 @@ class Controller:
         ):
             if fault:
                 yield key, fault
+        yield from self._board.conditions(now)
         yield from self._contacts.conditions(now)
         if self._grid is not None:
             yield from self._grid.alarms()

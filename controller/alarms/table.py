@@ -127,6 +127,15 @@ BLOCK: Final = _cascade(
           "the node counts at its most while its agent is silent",
           "the text says what the BMC did: address, login, certificate, no such limit. The node must not be"
           " left to its agent alone for long"),
+    Entry("two controllers", HIGH, "agents hear another controller of this block",
+          "agents obey the newer start and refuse the older one; this one counts at their most the nodes that"
+          " do not act on its orders",
+          "end one of them; then restart the one that stays, since only a newer start is obeyed"),
+    Entry("fallback", MEDIUM,
+          "were all agents left alone at once, the block could draw more than its feed carries",
+          "nothing: agents fall back by what their own files say",
+          "lower `fallback_w` in the node.yaml files; agents that have never told theirs count at their most",
+          on_delay_s=30.0),  # agents tell theirs every ten seconds
     Entry("faults …", LOW,
           "what this node's agent says of its GPUs, or limits of a GPU that do not fit `block.yaml`",
           "as `gpu`; limits of `block.yaml` are taken",
