@@ -116,18 +116,18 @@ class Board:
         ]
         if rivals:
             more = f" and {len(rivals) - 1} more" if len(rivals) > 1 else ""
-            yield (
-                "two controllers",
+            text = (
                 f"another controller gives orders to {rivals[0]}{more}: the newer start is obeyed;"
-                " end one, then restart the one that stays",
+                " end one, then restart the one that stays"
             )
+            yield "two controllers", text
         block_w = self._gain * float(self._fallback_w.sum()) + self._base_max_w
         if block_w > self._rating_w:
-            yield (
-                "fallback",
+            text = (
                 f"with all agents at their fallback limits the block could draw {block_w / 1e3:.1f} kW, its"
-                f" feed carries {self._rating_w / 1e3:.1f} kW: lower `fallback_w` in the node.yaml files",
+                f" feed carries {self._rating_w / 1e3:.1f} kW: lower `fallback_w` in the node.yaml files"
             )
+            yield "fallback", text
 
     def put_proven(self, limits_w: Mapping[str, Sequence[float]]) -> None:
         """What BMCs were read to enforce, by node, W per GPU; nodes that are not named: nothing."""
