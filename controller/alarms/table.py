@@ -114,7 +114,7 @@ BLOCK: Final = _cascade(
     Entry("frequency baseline", LOW,
           "the block's power is not measured, and a response would start from an old value",
           "starts from the last known power",
-          "as `meter`"),
+          "the block meter's wire, address, unit id"),
     _link("agent …", HIGH, "no report from this node for half a second",
           "counts its GPUs at what they may hold, at their most after ten seconds; sheds elsewhere",
           "on the host: `systemctl status powerblock-agent`; if the host is off for longer, take it out"

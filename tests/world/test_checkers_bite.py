@@ -57,7 +57,7 @@ def test_1_a_silent_node_forgotten(monkeypatch):
 
 
 def test_1_racks_that_forget_their_inlets(monkeypatch):
-    monkeypatch.setattr(sharing, "_rack_budget_w", lambda settings, *_: np.full(2, 1e9))
+    monkeypatch.setattr(sharing, "rack_budget_w", lambda settings, *_: np.full(2, 1e9))
     monkeypatch.setattr(watch, "_instruments", lambda *_: iter(()))
     assert caught() == 1
 
@@ -187,8 +187,8 @@ def test_10_a_base_load_that_stays_assumed(monkeypatch):
 
 
 def test_10_racks_that_never_get_what_their_inlets_carry(monkeypatch):
-    honest = sharing._rack_budget_w
-    monkeypatch.setattr(sharing, "_rack_budget_w", lambda *given: 0.3 * honest(*given))
+    honest = sharing.rack_budget_w
+    monkeypatch.setattr(sharing, "rack_budget_w", lambda *given: 0.3 * honest(*given))
     monkeypatch.setattr(watch, "_instruments", lambda *_: iter(()))  # an alarm would tell on it
     assert caught(seeds=range(5)) == 10
 

@@ -82,9 +82,17 @@ def conditions_of(module):
         yield f"{kind} …"
 
 
+def alarms_of(module):
+    """First halves of `Alarm(key, text)`."""
+    for node in ast.walk(module):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "Alarm":
+            yield shape(node.args[0])
+
+
 def made_by_the_program():
     """Every alarm key that stands in the sources, as patterns."""
     found = set(conditions_of(ast.parse((SOURCES / "core" / "watch.py").read_text())))
+    found |= set(alarms_of(ast.parse((SOURCES / "core" / "frequency.py").read_text()))) - {None}
     for path in SOURCES.rglob("*.py"):
         if "views" in path.parts:
             continue

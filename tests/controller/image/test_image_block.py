@@ -7,7 +7,7 @@ import pytest
 
 from controller.core import law
 from controller.image.block import BlockPoints
-from controller.status import block_status
+from controller.status import block_status, shed_status
 from tests.core.blocks import SETTINGS, TOPOLOGY, snapshot
 
 POWER_W = np.array([301.0, 302.0, 303.0, 304.0])
@@ -18,7 +18,11 @@ def shown(*, silent: frozenset[int] = frozenset(), power_w=POWER_W) -> list[list
     at_s = [0.0 if node in silent else 100.0 for node in range(len(TOPOLOGY.node_names))]
     seen = snapshot(100.1, at_s=np.array(at_s), power_w=power_w)
     decision = law.tick(SETTINGS, law.start(SETTINGS, 100.0), seen)
-    told = {**block_status(SETTINGS, seen, decision), "site": {"sources": [], "setpoints": []}}
+    told = {
+        **block_status(SETTINGS, seen, decision),
+        "shed": {**shed_status(SETTINGS, seen, decision), "steps": {}},
+        "site": {"sources": [], "setpoints": []},
+    }
     points = BlockPoints(SETTINGS, 1000.0, (), {}, first=0)
     paths = [group.path for group in points.groups]
     rows: dict[str, list[float | None]] = {}
