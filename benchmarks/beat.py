@@ -92,8 +92,13 @@ def _recorded(block: Demo, window_s: float) -> dict[str, float]:
     }
 
 
+def can_be_real_time() -> bool:
+    """Whether this user may run a process with the unit's priority."""
+    return subprocess.run([*REAL_TIME, "true"], check=False, capture_output=True).returncode == 0
+
+
 def _possible(mode: Mode) -> Iterator[str]:
-    allowed = subprocess.run([*REAL_TIME, "true"], check=False, capture_output=True).returncode == 0
+    allowed = can_be_real_time()
     for name in TINY_SITUATIONS if mode is Mode.TINY else SITUATIONS:
         if allowed or not SITUATIONS[name].real_time:
             yield name

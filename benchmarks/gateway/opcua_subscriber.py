@@ -20,8 +20,6 @@ SERVER_OBJECT: Final = ua.NodeId(ua.ObjectIds.Server)  # diagnostics of the serv
 REQUEST_ITEMS: Final = 500
 LOOK_S: Final = 1.0  # the server may still wait for the controller to tell what there is
 ANSWER_MAX_S: Final = 30.0  # a busy server is slow to take thousands of subscriptions
-QUEUE: Final = 2  # server and device keep their own time: now and then two changes fall into one publishing
-SAMPLING_MS: Final = 50.0  # of a server that looks at intervals, twice as often as values change
 
 
 class Count:
@@ -60,9 +58,7 @@ async def _run(url: str, pattern: str, wanted: int, seat: int, seats: int, perio
         nodes = found[seat::seats]
         subscription = await client.create_subscription(period_ms, count)
         for first in range(0, len(nodes), REQUEST_ITEMS):
-            await subscription.subscribe_data_change(
-                nodes[first : first + REQUEST_ITEMS], queuesize=QUEUE, sampling_interval=SAMPLING_MS
-            )
+            await subscription.subscribe_data_change(nodes[first : first + REQUEST_ITEMS])
         print(len(nodes), flush=True)
         while await asyncio.to_thread(sys.stdin.readline):
             print(count.values, flush=True)
