@@ -14,7 +14,7 @@ from typing import Final
 from benchmarks import plant as plants
 from benchmarks.plant import TICK_S, UTC_0_S, Plant
 from benchmarks.result import Figure, Mode, quantiles_ms
-from controller.actuate import Actuate
+from controller.actuate import Actuate, Heard
 from controller.board import Board
 from controller.core import law
 from controller.core.model import Decision, Measurement, Setpoint
@@ -106,10 +106,13 @@ class Loop:
         reported_s = time.perf_counter()
         decision = law.tick(self.settings, self.state, board.snapshot(now_s, UTC_0_S + now_s))
         decided_s = time.perf_counter()
-        confirmed_seq = self._confirmed_seq()
-        orders = self.actuate.orders(
-            decision, confirmed_seq, board.report_at_s.tolist(), board.known_at_s.tolist(), now_s
+        heard = Heard(
+            confirmed_seq=self._confirmed_seq(),
+            report_at_s=board.report_at_s.tolist(),
+            known_at_s=board.known_at_s.tolist(),
+            table=[0] * len(self.nodes),
         )
+        orders = self.actuate.orders(decision, heard, now_s)
         encoded = [agent_link.encode(order) for _, order in orders]
         ended_s = time.perf_counter()
         assert len(encoded) == len(orders)
