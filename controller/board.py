@@ -104,6 +104,11 @@ class Board:
         node = self._index.get(facts.node)
         if node is None:
             return self.refuse(f"facts of {facts.node!r}: no such node in this block's configuration")
+        members = self._slices[node]
+        if len(facts.gpus) != members.stop - members.start:
+            return self.refuse(f"facts of {facts.node}: {len(facts.gpus)} GPUs are not what is configured")
+        if not all(0.0 < gpu.fallback_w < NO_LIMIT_W for gpu in facts.gpus):
+            return self.refuse(f"facts of {facts.node}: a fallback limit is no power in W")
         shared = {gpu.module: gpu.fallback_w for gpu in facts.gpus if gpu.module >= 0}  # one limit a module
         alone_w = sum(gpu.fallback_w for gpu in facts.gpus if gpu.module < 0)
         self._fallback_w[node] = alone_w + sum(shared.values())

@@ -1,8 +1,9 @@
 """Dry contacts: a relay closes somewhere, a PLC shows it as a bit, and a level of shedding is called.
 
 A contact calls for as long as it is closed. One that cannot be read is what it last was, or closed where the
-configuration says that a lost contact calls; either way an alarm names it. Nobody has seen it closed yet when
-the controller starts, and a relay that was closed all the while is seen with the first reading.
+configuration says that a lost contact calls; either way an alarm names it. After a start it is not lost
+before it could be found: a restart must not shed a block. A relay that was closed all the while is seen with
+the first reading, and until then the limit that it had called is inherited like any other.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ from controller.core.model import UNKNOWN, Measurement, ShedRequest
 from controller.field import Taker
 
 SAME: Final = 1e-9
+FOUND_S: Final = 5.0  # after a start, for connecting to its PLC and asking what it is
 
 
 class Contacts:
@@ -22,9 +24,10 @@ class Contacts:
     Args:
         config: None: none.
         on_change: called when one has closed or opened.
+        now_s: of the start.
     """
 
-    def __init__(self, config: ShedConfig | None, on_change: Callable[[], None]) -> None:
+    def __init__(self, config: ShedConfig | None, on_change: Callable[[], None], now_s: float) -> None:
         self._contacts = () if config is None else config.contacts
         self._requests = [
             ShedRequest(contact.name, config.level(contact.level)) for contact in self._contacts if config
@@ -32,6 +35,8 @@ class Contacts:
         self._closed = [False] * len(self._contacts)
         self._newest: list[Measurement] = [UNKNOWN] * len(self._contacts)
         self._on_change = on_change
+        self._seen = [False] * len(self._contacts)
+        self._lost_from_s = now_s + FOUND_S
 
     def takers(self) -> dict[str, Taker]:
         """By device, where readings go."""
@@ -41,6 +46,7 @@ class Contacts:
         self._newest[index] = measurement
         if not measurement.good:
             return
+        self._seen[index] = True
         closed = abs(measurement.value - self._contacts[index].closed) < SAME
         if closed != self._closed[index]:
             self._closed[index] = closed
@@ -66,6 +72,6 @@ class Contacts:
 
     def _lost(self, now_s: float) -> Sequence[bool]:
         return [
-            not newest.is_usable(now_s, contact.age_max_s)
-            for newest, contact in zip(self._newest, self._contacts, strict=True)
+            not newest.is_usable(now_s, contact.age_max_s) and (seen or now_s >= self._lost_from_s)
+            for newest, seen, contact in zip(self._newest, self._seen, self._contacts, strict=True)
         ]

@@ -95,7 +95,7 @@ class Controller:
         self._link = self._new_link()
         self._site.attach(self._link)
         facility = self._site.facility
-        self._contacts = Contacts(config.shed, self._wake)
+        self._contacts = Contacts(config.shed, self._wake, now_s())
         self._points = block_points(config)
         self._gateway = Gateway(
             config,

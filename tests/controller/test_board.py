@@ -1,11 +1,13 @@
 """The board: newest values, and how old a node's readings can be at most."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from controller.board import OLD_BOOTS_MAX, Board
-from controller.core.model import NEVER_S, Measurement
-from protocols.agent_link import Gpu, Report
+from controller.board import OLD_BOOTS_MAX, RIVAL_SHOWN_S, Board
+from controller.core.model import NEVER_S, NO_LIMIT_W, Measurement
+from protocols.agent_link import Facts, Gpu, GpuFacts, Report
 
 EPOCH = 7
 
@@ -204,3 +206,68 @@ def test_parts_that_did_not_change_are_the_same_object(board):
     one, two = board.snapshot(100.0, 0.0), board.snapshot(100.05, 0.0)
     assert one.gpus is two.gpus
     assert one.inlets is two.inlets
+
+
+# --- what many agents say together -------------------------------------------------------------------
+
+
+def facts(node: str, fallback_w=150.0, *, gpus=8, module=-1) -> Facts:
+    told = tuple(GpuFacts(fallback_w=fallback_w, module=module) for _ in range(gpus))
+    return Facts(
+        node=node, boot="b1", at_s=1.0, driver="1", lease_max_s=10.0, waiting_max_s=30.0,
+        fallback_ramp_w_per_s=50.0, gpus=told,
+    )  # fmt: skip
+
+
+def wrong(board, now_s=100.0) -> dict[str, str]:
+    return dict(board.conditions(now_s))
+
+
+@pytest.fixture
+def tight(settings) -> Board:
+    """A block whose feed carries all agents at 150 W per GPU, and not at 300."""
+    count = len(settings.topology.gpu_node)
+    rating_w = settings.base_max_w + settings.block_w_per_gpu_w * 200.0 * count
+    return Board(replace(settings, feed_rating_w=rating_w), EPOCH)
+
+
+def test_fallbacks_that_do_not_fit_under_the_feed_together_are_told(tight):
+    assert tight.put_facts(facts("node-a", 300.0)) == ""
+    assert tight.put_facts(facts("node-b", 300.0)) == ""
+    assert "fallback_w" in wrong(tight)["fallback"]
+    for node in ("node-a", "node-b"):
+        tight.put_facts(facts(node))
+    assert wrong(tight) == {}
+
+
+def test_a_node_that_has_never_told_its_fallback_counts_at_its_most(tight):
+    tight.put_facts(facts("node-a"))
+    assert "fallback" in wrong(tight)
+
+
+def test_gpus_of_one_module_share_one_fallback(tight):
+    tight.put_facts(facts("node-a", 600.0, module=0))
+    tight.put_facts(facts("node-b", 600.0, module=0))
+    assert wrong(tight) == {}
+
+
+@pytest.mark.parametrize(
+    "told", [facts("node-z"), facts("node-a", gpus=3), facts("node-a", 0.0), facts("node-a", -5.0)]
+)
+def test_facts_that_cannot_be_leave_what_was_known(tight, told):
+    assert tight.put_facts(told)
+    assert "fallback" in wrong(tight)
+
+
+def test_a_second_controller_is_told_while_agents_hear_it_and_a_moment_longer(board):
+    board.put_report(report(rivals_s=2.0), 100.0)
+    assert "node-a" in wrong(board)["two controllers"]
+    assert "two controllers" in wrong(board, 98.0 + RIVAL_SHOWN_S)
+    assert "two controllers" not in wrong(board, 98.1 + RIVAL_SHOWN_S)
+
+
+def test_what_a_bmc_has_proven_is_of_its_node_and_goes_when_it_is_not_proven_any_more(board):
+    board.put_proven({"node-b": (250.0,) * 7 + (float("inf"),)})
+    assert gpus(board).proven_w.tolist() == [NO_LIMIT_W] * 8 + [250.0] * 7 + [NO_LIMIT_W]
+    board.put_proven({})
+    assert (gpus(board).proven_w == NO_LIMIT_W).all()

@@ -6,8 +6,9 @@ from itertools import count
 import pytest
 from pymodbus.client import AsyncModbusTcpClient
 
+from controller.clock import now_s
 from controller.config import ContactConfig, ShedConfig, devices, load_block
-from controller.contacts import Contacts
+from controller.contacts import FOUND_S, Contacts
 from controller.core.model import Measurement
 from controller.field import Field
 from firmware_sim.device_fault import DeviceFault
@@ -40,7 +41,7 @@ class Wired:
 
     def __init__(self, **changes) -> None:
         self.wakes = 0
-        self.contacts = Contacts(config(**changes), self.wake)
+        self.contacts = Contacts(config(**changes), self.wake, now_s=0.0)
         self.takers = self.contacts.takers()
         self.now_s = 10.0
         self.read(ready=1.0)
@@ -134,8 +135,19 @@ def test_a_value_that_is_not_good_closes_nothing():
     assert wired.calls() == []
 
 
+def test_a_start_sheds_nothing_before_the_contact_could_be_found():
+    wired = Wired(lost_calls=True)
+    wired.now_s = FOUND_S - 0.1
+    wired.read(stop=0.0, good=False)  # its PLC is not up yet, either
+    assert ("stop", 1) not in wired.calls()
+    assert "contact stop" not in wired.wrong()
+    wired.now_s = FOUND_S
+    assert ("stop", 1) in wired.calls()
+    assert "contact stop" in wired.wrong()
+
+
 def test_a_block_without_contacts_has_none():
-    contacts = Contacts(None, lambda: None)
+    contacts = Contacts(None, lambda: None, now_s=0.0)
     assert (contacts.takers(), contacts.requests(1.0), list(contacts.conditions(1.0))) == ({}, (), [])
 
 
@@ -163,7 +175,7 @@ async def test_a_discrete_input_of_a_real_plc_calls_through_the_real_field(block
         shed = {"levels": list(LEVELS), "contacts": [contact, ready]}
         block = load_block(block_with({"shed": shed}))
         woken = count()
-        contacts = Contacts(block.shed, lambda: next(woken))
+        contacts = Contacts(block.shed, lambda: next(woken), now_s())
         theirs = [device for device in devices(block) if device.name in ("stop", "ready")]
         assert [device.kind for device in theirs] == ["contact", "contact"]
         field = Field(

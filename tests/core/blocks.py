@@ -90,6 +90,7 @@ def snapshot(
     cooling=UNKNOWN,
     site=SILENT,
     sheds=(),
+    frequency=UNKNOWN,
     **told,
 ):
     """`told` goes to `gpus`; PDUs read 500 W each, freshly, unless said otherwise."""
@@ -103,6 +104,7 @@ def snapshot(
         gpus=gpus(**{"at_s": now_s, **told}),
         site=site,
         sheds=sheds,
+        frequency=frequency,
     )
 
 

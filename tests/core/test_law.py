@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from controller.core import law, watch
+from controller.core.frequency_model import FrequencySettings, Point
 from controller.core.model import (
     FOREVER_S,
     NEVER_S,
@@ -408,3 +409,50 @@ def test_a_cap_below_what_a_gpu_can_hold_is_its_least():
     for _ in range(100):
         last = block.tick(site=block.site(2900.0), cap_w=np.full(4, 1.0))
     assert last.gpu_limits_w.tolist() == [MIN_W] * 4
+
+
+# --- the grid's frequency ----------------------------------------------------------------------------
+
+RESPONSE = FrequencySettings(
+    product="test", nominal_hz=50.0, committed_w=600.0, full_s=1.0, sustain_s=2.0, release_w_per_s=100.0,
+    steps=(Point(49.7, 1.0),),
+)  # fmt: skip
+
+
+def responding() -> Block:
+    """Under control, and seen at rest for long enough to be armed."""
+    block = Block(settings(frequency=RESPONSE))
+    block.under_control(30.0)
+    hear(block, 50.0, 1.0)
+    return block
+
+
+def hear(block: Block, hz: float, seconds_s: float) -> None:
+    for beat in range(round(seconds_s / TICK_S)):
+        noise_hz = 0.001 * (beat % 2)  # a live grid is never still
+        block.tick(site=block.site(), frequency=good(hz + noise_hz, block.now_s + TICK_S))
+
+
+def test_a_fall_of_the_frequency_takes_what_was_committed_off_what_the_block_drew():
+    block = responding()
+    drew_w = block.metered_w()
+    hear(block, 49.6, 3 * TICK_S)
+    assert block.decision.binding.source == "frequency: test"
+    assert block.decision.binding.protection
+    assert block.decision.binding.power_w == pytest.approx(drew_w - RESPONSE.committed_w, abs=5.0)
+    assert block.block_w() <= block.decision.binding.power_w
+
+
+def test_what_the_frequency_took_comes_back_at_the_rate_of_the_product():
+    block = responding()
+    hear(block, 49.6, 0.5)
+    hear(block, 50.0, RESPONSE.sustain_s)
+    before_w = block.decision.budget_w
+    hear(block, 50.0, 1.0)
+    assert 0.0 < block.decision.budget_w - before_w <= RESPONSE.release_w_per_s * (1.0 + 2 * TICK_S)
+
+
+def test_silence_of_the_frequency_takes_nothing():
+    block = responding()
+    block.run(5.0, site=block.site())
+    assert block.decision.binding.source != "frequency: test"

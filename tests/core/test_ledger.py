@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controller.core import ledger
+from controller.core.model import NO_LIMIT_W
 from tests.core.blocks import MAX_W, SETTINGS, gpus
 
 SETTLED_S = SETTINGS.settle_s
@@ -112,6 +113,14 @@ def test_who_is_silent_for_longer_than_a_reboot_may_hold_everything():
         300.0,
         300.0,
     ]
+
+
+def test_a_silent_gpu_counts_at_what_its_bmc_was_read_to_hold_and_never_less_than_nothing_proven():
+    book, silent_s = quiet_at(300.0), SETTINGS.silent_max_after_s
+    seen_at_s = np.array([0.0, 0.0, 5.0, 5.0])
+    told = gpus(limit_w=300.0, proven_w=[250.0, NO_LIMIT_W, 250.0, 250.0])
+    held_w = taken_in(book, told, silent_s + 0.1, seen_at_s)[1].held_w
+    assert held_w.tolist() == [250.0, MAX_W, 300.0, 300.0]  # the last two are heard: their own word counts
 
 
 def test_an_order_is_owed_until_it_is_answered():
