@@ -249,6 +249,8 @@ def test_gpus_of_one_module_share_one_fallback(tight):
     tight.put_facts(facts("node-a", 600.0, module=0))
     tight.put_facts(facts("node-b", 600.0, module=0))
     assert wrong(tight) == {}
+    tight.put_facts(facts("node-b", 6000.0, module=0))
+    assert "fallback" in wrong(tight)
 
 
 @pytest.mark.parametrize(
