@@ -1,6 +1,6 @@
 """Measure and say it: JSON per bench, one table on the screen.
 
-    python -m benchmarks                 all of them, about half an hour
+    python -m benchmarks                 all of them, about an hour
     python -m benchmarks tick world      some of them
     python -m benchmarks --full          with a whole simulated block-day and more windows of the beat
 
@@ -19,6 +19,7 @@ from typing import Final
 import structlog
 
 from benchmarks import beat, block_day, memory, order_path, result, signals, tick, world
+from benchmarks.block_scale import fast_path, scenario
 from benchmarks.gateway import scada, side_by_side
 from benchmarks.result import Figure, Mode, Report
 
@@ -32,6 +33,9 @@ BENCHES: Final[dict[str, Callable[[Mode], list[Figure] | Report]]] = {
     "beat": beat.run,
     "gateway": side_by_side.run,
     "scada": scada.run,
+    "fast_path": fast_path.run,
+    "fast_path_growth": fast_path.run_growth,
+    "block_1152": scenario.run,
 }
 
 

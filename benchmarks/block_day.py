@@ -83,6 +83,11 @@ class Day:
             node_leased=self.leased,
             node_table=self.tables,
             proven_w=self.proven_w,
+            floor_w=np.zeros(GPUS),
+            capped=np.zeros(GPUS, dtype=np.bool_),
+            by_clock=np.zeros(GPUS, dtype=np.bool_),
+            clock_max_mhz=np.zeros(GPUS, dtype=np.int64),
+            ceiling_mhz=np.zeros(GPUS, dtype=np.int64),
         )
 
     def _obey(self, decision: Decision) -> None:

@@ -58,12 +58,11 @@ class Speaker:
 
 def _speak(url: str, pipe: Connection) -> None:
     sayings: Sequence[Saying] = pipe.recv()
-    packets = [(at_s, _packet(topic, payload)) for at_s, topic, payload in sayings]
+    packets = [(at_s, packet(topic, payload)) for at_s, topic, payload in sayings]
     parts = urlsplit(url)
     with socket.create_connection((parts.hostname, parts.port or 1883)) as wire:
         wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        wire.sendall(_framed(0x10, PROTOCOL + _text(f"site-{os.getpid()}")))
-        wire.recv(CONNACK_BYTES)
+        greet(wire, f"site-{os.getpid()}")
         pipe.send(None)
         pipe.recv()
         pipe.send(_say(wire, packets))
@@ -71,12 +70,12 @@ def _speak(url: str, pipe: Connection) -> None:
 
 def _say(wire: socket.socket, packets: Iterable[tuple[float, bytes]]) -> list[float]:
     began_s, sent_at_s, batch, batch_at_s = time.monotonic(), [], [], 0.0
-    for at_s, packet in packets:
+    for at_s, said in packets:
         if batch and at_s - batch_at_s >= STEP_S:
             sent_at_s += [_sent(wire, batch, began_s + batch_at_s)] * len(batch)
             batch = []
         batch_at_s = batch_at_s if batch else at_s
-        batch.append(packet)
+        batch.append(said)
     return sent_at_s + [_sent(wire, batch, began_s + batch_at_s)] * len(batch)
 
 
@@ -87,7 +86,14 @@ def _sent(wire: socket.socket, batch: list[bytes], due_s: float) -> float:
     return now_s
 
 
-def _packet(topic: str, payload: bytes) -> bytes:
+def greet(wire: socket.socket, client_id: str) -> None:
+    """Begin a session."""
+    wire.sendall(_framed(0x10, PROTOCOL + _text(client_id)))
+    wire.recv(CONNACK_BYTES)
+
+
+def packet(topic: str, payload: bytes) -> bytes:
+    """A message of QoS 0, ready to be sent."""
     return _framed(0x30, _text(topic) + payload)
 
 

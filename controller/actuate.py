@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from controller.core.model import Decision, Settings, ShedTable
+from controller.core.model import Decision, Ints, Settings, ShedTable
 from protocols.agent_link import Call, Level, Order, Table
 
 REPEAT_S: Final = 0.1  # an unconfirmed order is repeated: a lost one costs two beats
@@ -79,6 +79,7 @@ class Actuate:
                 known_at_s=heard.known_at_s[node],
                 lease_s=self._lease_s,
                 limits_w=tuple(decision.gpu_limits_w[self._members[node]].tolist()),
+                clocks_mhz=_told(decision.clocks_mhz[self._members[node]]),
                 boot=self._boot,
             )
             due.append((node, order))
@@ -92,7 +93,17 @@ class Actuate:
             if heard.table[node] >= version or (sent == version and now_s - sent_at_s < TABLE_REPEAT_S):
                 continue
             self._table_sent[node] = (version, now_s)
-            limits_w = table.limits_w[:, self._members[node]]
-            levels = tuple(Level(limits_w=tuple(row)) for row in limits_w.tolist())
+            members = self._members[node]
+            levels = tuple(
+                Level(limits_w=tuple(limits_w), clocks_mhz=_told(clocks_mhz))
+                for limits_w, clocks_mhz in zip(
+                    table.limits_w[:, members].tolist(), table.clocks_mhz[:, members], strict=True
+                )
+            )
             due.append((node, Table(epoch=self._epoch, version=version, levels=levels)))
         return due
+
+
+def _told(clocks_mhz: Ints) -> tuple[int, ...]:
+    """Ceilings of one node, nothing where there is none."""
+    return tuple(clocks_mhz.tolist()) if clocks_mhz.any() else ()

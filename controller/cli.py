@@ -2,14 +2,15 @@
 
 On the hosts: run (block controller or gateway), serve (OPC UA, Modbus,
 DSX Exchange, metrics), agent (on every GPU host).
-For people: check, status, alarms, signals, explain, replay, map; they read
-and touch nothing. command and shed are the block's own panel.
+For people: check, status, alarms, grouping, signals, explain, replay, map;
+they read and touch nothing. command and shed are the block's own panel.
 On site, with field devices: scan, probe, points, read, watch, write, capture,
 playback, checkout; only write --confirm changes anything.
+For benches: agent-farm, the agents of many nodes in one process.
 
-Exit status: 0 all is well; 2 bad input, named on stderr with its remedy;
-1 the answer is not the one hoped for: controller not running, a signal
-refused, a decision that differs.
+Exit status: 0 all is well; 2 bad input, or what keeps a program from
+starting, named on stderr with its remedy; 1 the answer is not the one hoped
+for: controller not running, a signal refused, a decision that differs.
 """
 
 import json
@@ -65,11 +66,19 @@ AsJson = Annotated[bool, typer.Option("--json", help="print JSON for programs")]
 
 
 @app.command()
-def run(block_path: BlockPath) -> None:
-    """Control the block until SIGTERM or Ctrl-C. A stop raises no power."""
+def run(
+    block_path: BlockPath,
+    take_over: Annotated[
+        bool, typer.Option("--take-over", help="lead even if another controller of this block lives")
+    ] = False,
+) -> None:
+    """Control the block until SIGTERM or Ctrl-C. A stop raises no power.
+
+    Status 2 if it cannot start, as when another controller leads the block.
+    """
     from controller.service import main
 
-    raise typer.Exit(main(block_path))
+    raise typer.Exit(main(block_path, take_over=take_over))
 
 
 @app.command()
@@ -100,7 +109,7 @@ def agent(
     raise typer.Exit(restoring.main(node_path, dry_run=dry_run) if restore else main(node_path, observe))
 
 
-@app.command("agent-farm", hidden=True)
+@app.command("agent-farm")
 def agent_farm(
     farm_path: Annotated[Path, typer.Argument(metavar="FARM.yaml", help="nodes, one node.yaml each")],
     observe: Annotated[bool, typer.Option("--observe", help="read and report, never write a limit")] = False,
@@ -164,6 +173,41 @@ def alarms(block_path: BlockPath, as_json: AsJson = False) -> None:
     _show(view.as_json(seen.told) if as_json else view.render(seen.told, now_utc_s(), Console().width))
     if seen.fault:
         _negative(seen.fault)
+
+
+@app.command()
+def grouping(
+    block_path: BlockPath,
+    propose: Annotated[
+        bool, typer.Option("--propose", help="print the racks as found, for block.yaml; changes nothing")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show which GPUs are not who or where block.yaml says.
+
+    Status 1 if some are, a node has not told its GPUs yet, or nothing is running.
+    """
+    from controller.clock import now_utc_s
+    from controller.views import grouping as view
+    from controller.views.status import look
+    from controller.yaml_config import parse
+
+    config = _load(block_path)
+    run_dir = config.run_dir
+    try:
+        told = view.look(run_dir)
+    except view.GroupingError as error:
+        _negative(str(error))
+    missing = view.untold(told, [node.name for node in config.nodes])
+    if propose:
+        typer.echo(view.propose(told, parse(block_path)["racks"], missing), nl=False)
+    else:
+        _show(view.as_json(told) if as_json else view.render(told, missing))
+    fault = look(run_dir / "status.json", now_utc_s()).fault
+    if fault:
+        _negative(fault)
+    if missing or (told["mismatches"] and not propose):
+        raise typer.Exit(EXIT_NEGATIVE)
 
 
 @app.command(help=COMMAND_HELP)

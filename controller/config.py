@@ -6,6 +6,8 @@ the parts (names that do not exist, a block that cannot reach its own failsafe l
 point asked for).
 """
 
+import os
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -34,6 +36,7 @@ from controller.gateway_config import (
     own_device,
     own_devices,
 )
+from controller.image.wire import SOCKET_NAME
 from controller.site.config import Alert, RampConfig, SiteConfig, site_errors
 from controller.yaml_config import ConfigError, checked, parse
 
@@ -50,11 +53,14 @@ __all__ = [
 
 CONTINUOUS_RATIO: Final = 0.8  # of a breaker's rating for loads that last for hours (NEC 210.20, 215.3)
 KW: Final = 1000.0
+SOCKET_PATH_MAX_BYTES: Final = 107  # of Linux: sun_path with its end
 
 
 Kw = Annotated[float, Field(gt=0, le=1_000_000)]
 Watts = Annotated[float, Field(gt=0, le=10_000)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
+Uuid = Annotated[str, Field(pattern=r"^GPU-[0-9a-f-]{1,60}$")]  # as `nvidia-smi -L` shows it
+Serial = Annotated[str, Field(min_length=1, max_length=16)]  # NVML's structure has 16 characters
 
 
 class _Strict(BaseModel):
@@ -89,18 +95,34 @@ class CoolingConfig(DeviceConfig):
 
 
 class NodeEntry(_Strict):
+    """One GPU host.
+
+    Attributes:
+        gpu_uuids: of its GPUs, in any order: any other one is listed and counted at its most. Left out: any
+            will do.
+    """
+
     name: TopicName
     gpus: Annotated[int, Field(ge=1, le=128)]
     min_w: Watts
     max_w: Watts
     tier: str = "standard"
+    gpu_uuids: Annotated[tuple[Uuid, ...], Field(max_length=128)] = ()
 
 
 class RackConfig(_Strict):
+    """One rack.
+
+    Attributes:
+        chassis_serials: of the chassis in it, as GB200 and GB300 boards tell them. Left out: the chassis that
+            its nodes agree on.
+    """
+
     name: str
     inlets: Annotated[tuple[InletConfig, ...], Field(min_length=1, max_length=8)]
     nodes: Annotated[tuple[NodeEntry, ...], Field(min_length=1, max_length=128)]
     base_max_kw: Kw | None = None  # None: its share of base_load.max_kw
+    chassis_serials: Annotated[tuple[Serial, ...], Field(max_length=16)] = ()
 
 
 class TierConfig(_Strict):
@@ -133,8 +155,22 @@ class JournalConfig(_Strict):
 
 
 class AgentLinkConfig(_Strict):
+    """How agents are led.
+
+    Attributes:
+        report_age_max_s: an older reading of a GPU is not believed. Twice the `report_period_s` of its agent,
+            at the least.
+    """
+
     lease_s: Annotated[float, Field(ge=0.5, le=10)] = 3.0
+    report_age_max_s: Annotated[float, Field(ge=0.2, le=2)] = 0.5
     silent_max_after_s: Seconds = 10.0
+
+
+class ClocksConfig(_Strict):
+    """Clock ceilings for GPUs whose limit takes nothing from them. See controller/core/clocks.py."""
+
+    least_ratio: Annotated[float, Field(ge=0.3, le=1.0)] = 0.6  # of the highest clock; 1: no ceilings
 
 
 class ShedLevelConfig(_Strict):
@@ -188,6 +224,7 @@ class BlockConfig(GatewayConfig):
     frequency: FrequencyConfig | None = None
     backstop: BackstopConfig | None = None
     agents: AgentLinkConfig = AgentLinkConfig()
+    clocks: ClocksConfig = ClocksConfig()
     beat_hz: Annotated[int, Field(ge=2, le=100)] = 20
 
     @property
@@ -297,7 +334,9 @@ def settings_of(config: BlockConfig) -> Settings:
         base_margin_w=0.001 * rating_w if margin_kw is None else margin_kw * KW,
         rack_base_max_w=np.array(rack_base_kw) * KW,
         cooling_blind_w=None if cooling is None else cooling.blind_kw * KW,
+        report_age_max_s=config.agents.report_age_max_s,
         silent_max_after_s=config.agents.silent_max_after_s,
+        clock_least_ratio=config.clocks.least_ratio,
         meter_age_max_s=config.meter.age_max_s,
         meter_lag_s=config.meter.lag_s,
         skew_s=config.meter.skew_s,
@@ -329,10 +368,20 @@ def _cross_errors(config: GatewayConfig | BlockConfig) -> Iterator[str]:
             yield from frequency_errors(
                 config.frequency, ramp_of(config.site.ramp, config.site.ramp_margin_ratio)
             )
+    yield from _run_dir_errors(config)
     yield from device_errors(devices(config))
     yield from facility_errors(config.facility)
     if config.facility.bms is not None:
         yield from kind_errors(devices(config), config.facility.bms)
+
+
+def _run_dir_errors(config: GatewayConfig) -> Iterator[str]:
+    over_bytes = len(os.fsencode(config.run_dir / SOCKET_NAME)) - SOCKET_PATH_MAX_BYTES
+    if over_bytes > 0:
+        yield (
+            f"run_dir: {config.run_dir} is {over_bytes} bytes too long for the path of the socket in it;"
+            " choose a shorter one"
+        )
 
 
 def _name_errors(config: BlockConfig) -> Iterator[str]:
@@ -344,12 +393,15 @@ def _name_errors(config: BlockConfig) -> Iterator[str]:
                 yield f"{where}.tier: no tier {node.tier!r}; name one of: {known}"
             if node.min_w > node.max_w:
                 yield f"{where}.min_w: {node.min_w:g} is above max_w {node.max_w:g}; swap or correct them"
-    for kind, names in (
-        ("racks", [rack.name for rack in config.racks]),
-        ("nodes", [node.name for node in config.nodes]),
+            if node.gpu_uuids and len(node.gpu_uuids) != node.gpus:
+                yield f"{where}.gpu_uuids: {len(node.gpu_uuids)} for {node.gpus} GPUs; list all, or none"
+    for kind, names, remedy in (
+        ("racks", [rack.name for rack in config.racks], "give each its own name"),
+        ("nodes", [node.name for node in config.nodes], "give each its own name"),
+        ("gpu_uuids", [uuid for node in config.nodes for uuid in node.gpu_uuids], "a GPU is in one node"),
     ):
-        for name in sorted({name for name in names if names.count(name) > 1}):
-            yield f"racks: {kind}: {name!r} is used twice; give each its own name"
+        for name in sorted(name for name, count in Counter(names).items() if count > 1):
+            yield f"racks: {kind}: {name!r} is used twice; {remedy}"
 
 
 def devices(config: GatewayConfig | BlockConfig) -> list[Device]:

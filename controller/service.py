@@ -15,17 +15,17 @@ import gc
 import secrets
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import structlog
 
 from controller.actuate import Actuate
 from controller.actuate import Heard as NodesHeard
-from controller.backstop import Backstop, Heard
+from controller.backstop import Backstop, Heard, obeys
 from controller.board import Board
 from controller.clock import now_s, now_utc_s
 from controller.config import BlockConfig, ConfigError, GatewayConfig, load_config, settings_of
@@ -36,6 +36,9 @@ from controller.endless import RELOAD, Life, ending, run_and_leave
 from controller.field import Taker
 from controller.frequency import FrequencyDesk
 from controller.gateway import Gateway, block_points
+from controller.grouping import FILE as GROUPING_FILE
+from controller.grouping import Grouping, plan_of
+from controller.incumbent import Newcomer, incumbent
 from controller.journal import Journal
 from controller.notify import notify
 from controller.pure_gateway import PureGateway
@@ -51,8 +54,11 @@ WAKE_GAP_S: Final = 0.005
 REFRESH_S: Final = 5.0  # how often coming windows are looked up in the book
 BEATS_KEPT: Final = 1200  # for the figures in the status: a minute at 20 Hz
 WATCHDOG_S: Final = 0.5
+GROUPING_S: Final = 0.25  # how soon it matters that a GPU is another one than was meant
+GROUPING_FILE_S: Final = 2.0  # it has every GPU in it
 MIB: Final = 1024 * 1024
 RECORDS: Final = "records"  # of frequency responses
+LED_BY_ANOTHER: Final = 2  # exit status, as of whatever keeps it from starting
 STOPPED: Final = {
     BlockConfig: "stopped, limits stay as they are until their leases run out",
     GatewayConfig: "stopped; its values turn bad",
@@ -73,14 +79,20 @@ class Controller:
         self._late_s: deque[float] = deque(maxlen=BEATS_KEPT)
         self._tick_s: deque[float] = deque(maxlen=BEATS_KEPT)
         self._beats = self._skipped = 0
-        self._due = {"status": NEVER_S, "refresh": NEVER_S, "watchdog": NEVER_S}
+        self._due = dict.fromkeys(("status", "refresh", "watchdog", "grouping", "grouping file"), NEVER_S)
         self._store = Store(config.state_dir)
         carried, running = self._store.inherited(now_s(), now_utc_s())
+        self._predecessor, same_clock = self._store.kept.epoch, self._store.same_clock()
         self._epoch = self._store.begin(now_utc_s())
+        self._boot = secrets.token_hex(4)
         self._started_utc_s = now_utc_s()
-        self._board = Board(settings, self._epoch)
+        self._board = Board(settings, self._epoch, same_clock)
+        self.led_by = ""  # who leads in our place, in a sentence, when that is why this ends
+        self._newcomer = Newcomer(self._epoch, now_s())
+        self._leave: Callable[[], None] = lambda: None
+        self._grouping = Grouping(settings, plan_of(config))
         self._nodes = {name: index for index, name in enumerate(settings.topology.node_names)}
-        self._actuate = Actuate(settings, self._epoch, config.agents.lease_s, boot=secrets.token_hex(4))
+        self._actuate = Actuate(settings, self._epoch, config.agents.lease_s, boot=self._boot)
         self._site = SiteDesk(
             config,
             self._store,
@@ -117,11 +129,18 @@ class Controller:
             files_max=config.journal.files_max,
         )
         self._status = StatusFile(config.run_dir)
+        self._grouping_file = StatusFile(config.run_dir, GROUPING_FILE)
+        self._grouping_written = -1
         self._state = law.start(settings, now_s(), carried, running)
         log.info("start", block=config.block, epoch=self._epoch, carried=carried, windows=len(running))
 
+    async def incumbent(self) -> str:
+        """Who leads this block already, in a sentence; empty: nobody."""
+        return await incumbent(self._config, self._predecessor)
+
     async def serve(self, life: Life) -> None:
-        """Run until `life` ends."""
+        """Run until `life` ends, or another controller turns out to lead: then `led_by` says who."""
+        self._leave = life.end
         await life.live(
             {
                 "broker": self._link.run,
@@ -170,6 +189,8 @@ class Controller:
         began_s = now_s()
         if self._backstop is not None:
             self._board.put_proven({one.node: one.limit_w for one in self._backstop.proven(began_s)})
+        if self._is_due("grouping", GROUPING_S, began_s) and self._grouping.look(began_s):
+            self._board.put_doubts(self._grouping.doubts)
         self._board.sheds = (*self._contacts.requests(began_s), *self._site.sheds)
         snapshot = self._board.snapshot(began_s, now_utc_s())
         decision = law.tick(self._settings, before, snapshot)
@@ -201,7 +222,9 @@ class Controller:
         if call is not None:
             topic = agent_link.call_topic(self._config.block)
             self._link.publish(topic, agent_link.encode(call))
-            self._steps.sent(snapshot, decision, decided_s, now_s())
+            self._link.flush()
+            written_s = None if self._link.waiting else now_s()
+            self._steps.sent(snapshot, decision, decided_s, written_s)
 
     def _send(self, snapshot: Snapshot, decision: Decision) -> None:
         block, names, gpus = self._config.block, self._settings.topology.node_names, snapshot.gpus
@@ -215,6 +238,7 @@ class Controller:
             self._link.publish(agent_link.order_topic(block, names[node]), agent_link.encode(order))
         for node, table in self._actuate.tables(decision.state.shedding.table, heard, now_s()):
             self._link.publish(agent_link.table_topic(block, names[node]), agent_link.encode(table))
+        self._link.flush()  # hosts can act while we write our books
 
     def _is_due(self, what: str, period_s: float, at_s: float) -> bool:
         if at_s - self._due[what] < period_s:
@@ -247,8 +271,9 @@ class Controller:
 
         def hear(node: str) -> Heard:
             heard_s, seq, leased = self._board.heard(node)
-            wanted = self._state.ledger.node_seq[-1][self._nodes[node]]
-            return Heard(now_s() - max(heard_s, started_s), leased and seq >= wanted)
+            now, ledger, wait_s = now_s(), self._state.ledger, self._settings.ack_wait_s
+            does = obeys(ledger, self._nodes[node], seq, now, leased=leased, wait_s=wait_s)
+            return Heard(now - max(heard_s, started_s), does)
 
         return Backstop(config.backstop, nodes, hear, config.state_dir)
 
@@ -260,7 +285,8 @@ class Controller:
         self._reports = agent_link.report_topic(block, "+").split("+")
         return MqttLink(
             mqtt.url,
-            client_id=f"powerblock-{block}-controller",
+            # Its own for every start: a broker would end one session of two that share a name, and again.
+            client_id=f"powerblock-{block}-controller-{self._boot}",
             on_message=self._on_message,
             on_oversized=self._on_oversized,
             on_connect=self._site.on_connect,
@@ -277,7 +303,7 @@ class Controller:
 
     def _on_message(self, topic: str, payload: bytes, retained: bool) -> None:
         if topic.endswith(f"/{agent_link.FACTS}") and topic.startswith(self._reports[0]):
-            self._on_facts(payload)
+            self._on_facts(topic[len(self._reports[0]) : topic.rindex("/")], payload)
             return
         head, tail = self._reports
         if self._grid is not None and self._grid.on_message(topic, payload, retained):
@@ -285,23 +311,48 @@ class Controller:
         if not (topic.startswith(head) and topic.endswith(tail)):
             self._site.on_message(topic, payload, retained)
             return
+        speaker = topic[len(head) : -len(tail)]  # brokers grant rights by topic, not by what is told there
         try:
             report = agent_link.decode_report(payload)
         except agent_link.LinkError as error:
-            why = self._board.refuse(str(error), topic[len(head) : -len(tail)])
+            why = self._board.refuse(str(error), speaker)
         else:
-            why = self._board.put_report(report, now_s())
-            if not why and report.epoch == self._epoch:
-                node = self._nodes[report.node]
-                self._steps.heard(node, report.seq, report.obeyed_in_s, now_s())
+            why = self._take_report(speaker, report)
         if why and self._board.refused.get(why) == 1:
             log.warning("report refused", topic=topic, why=why)
 
-    def _on_facts(self, payload: bytes) -> None:
+    def _take_report(self, speaker: str, report: agent_link.Report) -> str:
+        """Returns why it was refused, or an empty string."""
+        if report.node != speaker:
+            return self._board.refuse_false_name(speaker, report.node, now_s())
+        if speaker not in self._nodes:
+            self._grouping.hear_stranger(report, now_s())
+        why = self._board.put_report(report, now_s())
+        if not why:
+            self._heard(report)
+        return why
+
+    def _heard(self, report: agent_link.Report) -> None:
+        """A report that is on the board: whom does its agent obey?"""
+        if report.epoch == self._epoch:
+            self._steps.heard(self._nodes[report.node], report, now_s())
+        if not self.led_by:
+            self.led_by = self._newcomer.hear(report, now_s())
+            if self.led_by:
+                log.error("ends", why=self.led_by)
+                self._leave()
+
+    def _on_facts(self, speaker: str, payload: bytes) -> None:
         try:
-            why = self._board.put_facts(agent_link.decode_facts(payload))
+            facts = agent_link.decode_facts(payload)
         except agent_link.LinkError as error:
             why = self._board.refuse(str(error))
+        else:
+            if facts.node != speaker:
+                why = self._board.refuse_false_name(speaker, facts.node, now_s())
+            else:
+                self._grouping.hear(facts, now_s())
+                why = self._board.put_facts(facts)
         if why and self._board.refused.get(why) == 1:
             log.warning("facts refused", why=why)
 
@@ -348,15 +399,27 @@ class Controller:
             "beat": self._beat_status(),
         }
         self._status.write(told)
+        self._tell_grouping(told)
         for update in self._points.updates(told, snapshot, decision, now_utc_s()):
             self._gateway.update(update)
+
+    def _tell_grouping(self, told: dict[str, Any]) -> None:
+        """Who is where, when that is other than before; at most once in two seconds, for a block is long."""
+        if self._grouping.revision == self._grouping_written:
+            return
+        if not self._is_due("grouping file", GROUPING_FILE_S, now_s()):
+            return
+        self._grouping_written = self._grouping.revision
+        self._grouping_file.write(
+            {"block": told["block"], "at_utc_s": told["at_utc_s"], **self._grouping.told()}
+        )
 
     def _conditions(self, now: float, decision: Decision, called: str) -> Iterator[tuple[str, str]]:
         """What is wrong, by key and text: causes before effects. `called`: a shed level, and by whom."""
         if called:
             yield "shed", called
         for key, fault in (
-            ("broker", self._link.fault),
+            ("broker", self._link.fault if self._link.called else ""),
             ("state file", self._store.fault),
             ("journal", self._journal.fault),
             ("shed record", self._steps.fault),
@@ -364,6 +427,7 @@ class Controller:
             if fault:
                 yield key, fault
         yield from self._board.conditions(now)
+        yield from self._grouping.conditions()
         yield from self._contacts.conditions(now)
         if self._grid is not None:
             yield from self._grid.alarms()
@@ -373,6 +437,9 @@ class Controller:
         yield from ((f"report {node}", why) for node, why in self._board.last_refusal.items())
         yield from (
             (f"faults {node}", "; ".join(said)) for node, said in self._board.gpu_faults.items() if said
+        )
+        yield from (
+            (f"notice {node}", "; ".join(said)) for node, said in self._board.gpu_notices.items() if said
         )
         yield from ((alarm.key, alarm.text) for alarm in decision.alarms)
 
@@ -409,35 +476,44 @@ def _instruments(config: BlockConfig, board: Board) -> dict[str, Taker]:
     return {"meter": put_meter, "cooling": put_cooling, **inlets}
 
 
-async def run(config: GatewayConfig | BlockConfig, path: Path | None = None) -> int:
+async def run(
+    config: GatewayConfig | BlockConfig, path: Path | None = None, *, take_over: bool = False
+) -> int:
     """Serve until SIGTERM or SIGINT. A stop changes no limit: the agents' leases run out by themselves.
 
     Args:
         config: of the block.
         path: its file, which SIGHUP has read again; None: no reload.
+        take_over: lead, whoever else does.
 
-    Returns the exit status: 2 when it cannot work as set up, else 0.
+    Returns the exit status: 2 when it cannot work as set up or another controller leads, else 0.
     """
     life = Life()
     life.end_on_signals()
     if path is not None:
-        life.reload_on_signal(partial(is_sound, path))
+        life.reload_on_signal(partial(is_sound, path, writes=True))
     try:
         require_writable(state_dir=config.state_dir, run_dir=config.run_dir)
         controller = Controller(config) if isinstance(config, BlockConfig) else PureGateway(config)
     except (StoreError, MqttConfigError, ConfigError) as error:
         return _refused(error)
     try:
+        led = "" if take_over or isinstance(controller, PureGateway) else await controller.incumbent()
+        if led:
+            log.error("cannot start", why=led)
+            return LED_BY_ANOTHER
         await controller.serve(life)
     except asyncio.CancelledError:
         log.info(STOPPED[type(config)])
     finally:
         notify(ending(life))
         controller.close()
+    if isinstance(controller, Controller) and controller.led_by:
+        return LED_BY_ANOTHER
     return RELOAD if life.reloads else 0
 
 
-def main(path: Path) -> int:
+def main(path: Path, *, take_over: bool = False) -> int:
     """Command `powerblock run`. Returns 2 for a bad configuration; else the process ends, see `run`."""
     from controller.logs import configure
 
@@ -446,7 +522,7 @@ def main(path: Path) -> int:
         config = load_config(path)
     except ConfigError as error:
         return _refused(error)
-    return run_and_leave(run(config, path))
+    return run_and_leave(run(config, path, take_over=take_over))
 
 
 def _refused(error: Exception) -> int:

@@ -130,11 +130,14 @@ def _sums(members: Ints, power_w: Floats, count: int) -> list[float | None]:
 
 
 class StatusFile:
-    """Writer of `status.json`; a full or read-only run directory is said once and does not stop the beat."""
+    """Writer of `status.json`, or another file that is replaced as a whole.
 
-    def __init__(self, run_dir: Path) -> None:
-        self.path = run_dir / "status.json"
-        self._temporary = run_dir / "status.json.new"
+    A full or read-only run directory is said once and does not stop the beat.
+    """
+
+    def __init__(self, run_dir: Path, name: str = "status.json") -> None:
+        self.path = run_dir / name
+        self._temporary = run_dir / f"{name}.new"
         self._fault = ""
 
     def write(self, content: dict[str, Any]) -> None:

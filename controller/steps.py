@@ -2,31 +2,38 @@
 
     asked       something asked for the level (a contact, a signal, a command)
     decided     the law had made its decision
-    sent        the call was given to the broker's connection
-    confirmed   the last node's answer was here, its limits read back
+    sent        the call was written to the broker's connection
+    confirmed   the last GPU was read at what the call leaves it, or below
     moved       the meter showed the block within 2 % of the level's power
 
 All by this host's monotonic clock, since `asked`. What a node did in between it says itself, by its own clock
-and as a length of time: from the arrival of the call to its last limit read back (`obeyed`). Nobody's wall
-clock is believed, so what lies between `sent` and a node's arrival shows as the rest only.
+and as a length of time: from the arrival of the call to its last limit read back. The longest of them is
+`obeyed`, where every node's is known. Nobody's wall clock is believed, so what lies between `sent` and a
+node's arrival shows as the rest only.
 
-A step that has not been seen when `GIVE_UP_S` has passed is not in the histograms; its line says null.
+A step that has not been seen when `GIVE_UP_S` has passed is not in the histograms; its line says null, and
+names whoever was not seen to do as called.
 """
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+import numpy as np
 
-from controller.core.model import Decision, Settings, ShedCall, Snapshot
+from controller.core.ledger import READ_BACK_TOLERANCE_W
+from controller.core.model import Bools, Decision, Floats, Settings, ShedCall, Snapshot
 from controller.lines import Lines
+from protocols.agent_link import Report
 
 STEPS: Final = ("decided", "sent", "confirmed", "obeyed", "moved")
 BUCKETS_S: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
 GIVE_UP_S: Final = 10.0
+NOT_SEEN_S: Final = -1.0  # as agents say it
 MOVED_RATIO: Final = 0.02  # of the level's power
 FILE_NAME: Final = "sheds.jsonl"
 FILE_MAX_LINES: Final = 10_000
@@ -50,7 +57,7 @@ class Histogram:
 
 @dataclass
 class _Open:
-    """A call that is not over. Times by the monotonic clock; `waiting` are nodes that have not confirmed."""
+    """A call that is not over. Times by the monotonic clock."""
 
     call: ShedCall
     level: str
@@ -58,8 +65,11 @@ class _Open:
     source: str
     asked_s: float
     at_utc_s: float
-    waiting: set[int]
     before_w: float | None
+    most_w: Floats  # (n) what the call leaves a GPU
+    waiting: Bools  # (n) is to go there by the call, and was not read there yet
+    read_w: Floats  # (n) its limit in the newest answer; NaN: not known
+    obeyed_in_s: dict[int, float] = field(default_factory=dict)  # by node that has answered
     since_asked_s: dict[str, float] = field(default_factory=dict)
 
 
@@ -73,6 +83,9 @@ class Steps:
 
     def __init__(self, settings: Settings, state_dir: Path) -> None:
         self._settings = settings
+        topology = settings.topology
+        firsts = np.searchsorted(topology.gpu_node, np.arange(len(topology.node_names) + 1)).tolist()
+        self._members = [slice(first, end) for first, end in pairwise(firsts)]
         self._asked_s: float | None = None
         self._open: _Open | None = None
         self._last: dict[str, Any] | None = None
@@ -90,37 +103,49 @@ class Steps:
         if self._asked_s is None:
             self._asked_s = now_s
 
-    def sent(self, snapshot: Snapshot, decision: Decision, decided_s: float, now_s: float) -> None:
-        """A call has gone out."""
+    def sent(self, snapshot: Snapshot, decision: Decision, decided_s: float, written_s: float | None) -> None:
+        """A call has been made. `written_s`: when the connection had it; None: it has to wait for one."""
         call = decision.state.shedding.call
         assert call is not None
         self._close()  # a deeper level has overtaken it
         level = self._settings.shed_levels[call.level]
         asked_s = decided_s if self._asked_s is None else self._asked_s
         metered = snapshot.meter.is_usable(snapshot.now_s, self._settings.meter_age_max_s)
+        named = f"shed {level.name} ("  # as the law names what somebody has asked for
+        callers = ", ".join(one.source for one in decision.limits if one.source.startswith(named))
         self._open = _Open(
             call,
             level.name,
             level.limit_w,
-            decision.binding.source,
+            callers,
             asked_s,
             snapshot.now_utc_s,
-            set(call.nodes.nonzero()[0].tolist()),
             snapshot.meter.value if metered else None,
+            most_w=decision.gpu_limits_w + READ_BACK_TOLERANCE_W,
+            waiting=call.nodes[self._settings.topology.gpu_node],
+            read_w=np.full(len(decision.gpu_limits_w), np.nan),
         )
         self._took("decided", decided_s)
-        self._took("sent", now_s)
+        if written_s is not None:
+            self._took("sent", written_s)
 
-    def heard(self, node: int, seq: int, obeyed_in_s: float, now_s: float) -> None:
-        """A node's report."""
-        if self._open is None or node not in self._open.waiting or seq < self._open.call.seq:
+    def heard(self, node: int, report: Report, now_s: float) -> None:
+        """A node's report, of as many GPUs as it has."""
+        one = self._open
+        if one is None or not one.call.nodes[node] or report.seq < one.call.seq or not one.waiting.any():
             return
-        self._open.waiting.discard(node)
-        if seq == self._open.call.seq and obeyed_in_s >= 0.0:
-            worst_s = max(obeyed_in_s, self._open.since_asked_s.get("obeyed", 0.0))
-            self._open.since_asked_s["obeyed"] = worst_s
-        if not self._open.waiting:
+        gpus = self._members[node]
+        read_w = np.array([gpu.limit_w for gpu in report.gpus], dtype=np.float64)  # None has become NaN
+        one.read_w[gpus] = read_w
+        one.waiting[gpus] &= ~((read_w > 0.0) & (read_w <= one.most_w[gpus]))
+        if node not in one.obeyed_in_s:
+            at_once = report.seq == one.call.seq and not one.waiting[gpus].any()
+            believed = at_once and report.obeyed_in_s <= GIVE_UP_S
+            one.obeyed_in_s[node] = report.obeyed_in_s if believed else NOT_SEEN_S
+        if not one.waiting.any():
             self._took("confirmed", now_s)
+            if min(one.obeyed_in_s.values()) >= 0.0:
+                one.since_asked_s["obeyed"] = max(one.obeyed_in_s.values())
 
     def beat(self, snapshot: Snapshot) -> None:
         """After every beat: has the power moved, is it time to give up?"""
@@ -169,10 +194,27 @@ class Steps:
             "before_w": one.before_w,
             "nodes": int(one.call.nodes.sum()),
             "without_table": [names[node] for node in (~one.call.nodes).nonzero()[0].tolist()],
-            "unconfirmed": [names[node] for node in sorted(one.waiting)],
+            "unconfirmed": list(self._unconfirmed(one)),
             **{f"{step}_s": one.since_asked_s.get(step) for step in STEPS},
         }
         self._write(self._last, one.asked_s)
+
+    def _unconfirmed(self, one: _Open) -> Iterator[dict[str, Any]]:
+        """Nodes with GPUs that were not seen to do as called, and the highest limit of those.
+
+        No GPUs: the node has not answered. No limit: it could not be read.
+        """
+        for node, name in enumerate(self._settings.topology.node_names):
+            members = self._members[node]
+            gpus = np.flatnonzero(one.waiting[members])
+            if len(gpus):
+                limit_w = float(one.read_w[members][gpus].max())
+                answered = node in one.obeyed_in_s
+                yield {
+                    "node": name,
+                    "gpus": gpus.tolist() if answered else [],
+                    "limit_w": None if np.isnan(limit_w) else limit_w,
+                }
 
     def _write(self, content: dict[str, Any], now_s: float) -> None:
         if not self._lines.takes(1, now_s):

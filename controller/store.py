@@ -97,10 +97,17 @@ class Store:
         self.book: dict[str, Any] | None = self._load(self.book_path, dict[str, Any])
 
     def begin(self, now_utc_s: float) -> int:
-        """Number of this start: greater than all before, even if the file was lost."""
-        self._replace(epoch=max(self.kept.epoch + 1, int(now_utc_s)))
+        """Number of this start: greater than all before, even if the file was lost.
+
+        In microseconds, since two hosts may start in one second: after a loss of power they do.
+        """
+        self._replace(epoch=max(self.kept.epoch + 1, int(now_utc_s * 1e6)))
         threading.Thread(target=self._sync_for_ever, name="store sync", daemon=True).start()
         return self.kept.epoch
+
+    def same_clock(self) -> frozenset[int]:
+        """Before `begin`: the start before this one, if this host has not been booted since it decided."""
+        return frozenset({self.kept.epoch} if self.kept.boot_id == self._boot_id else ())
 
     def close(self) -> None:
         """Let another process own the files; the kernel does the same for one that was killed."""
@@ -229,21 +236,26 @@ class Store:
 
 
 def require_writable(**folders: Path) -> None:
-    """Raises StoreError naming all, by setting, that this user may not write."""
+    """Makes them. Raises StoreError naming all, by setting, that cannot be written."""
     refused: list[str] = []
     for setting, folder in folders.items():
         try:
             folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()
-        except PermissionError:
-            refused.append(
-                f"{setting} {folder}: this user may not write there; chown it, or have the systemd unit"
-                " make it (docs/operations.md, Installing)"
-            )
-        except OSError as error:  # said again, as an alarm, by whoever writes there
-            log.warning("cannot write", setting=setting, why=str(error))
+        except OSError as error:
+            refused.append(refusal(setting, folder, error))
     if refused:
         raise StoreError("\n".join(refused))
+
+
+def refusal(setting: str, folder: Path, error: OSError) -> str:
+    """Why a folder that a setting names cannot be written, in a sentence."""
+    if isinstance(error, PermissionError):
+        return (
+            f"{setting} {folder}: this user may not write there; chown it, or have the systemd unit make it"
+            " (docs/operations.md, Installing)"
+        )
+    return f"{setting} {folder}: {error.strerror}; choose another {setting}, or mend what is there"
 
 
 def _length_s(setpoint: Setpoint) -> float:

@@ -16,10 +16,10 @@ import json
 from collections.abc import Hashable, Iterable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Final, TypeVar, get_args
+from typing import Annotated, Any, Final, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import AfterValidator, BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from protocols import plain_yaml
@@ -48,6 +48,9 @@ class FileName(str):
     """A path that goes on as text. Like a `Path`, it counts from the folder of the file that names it."""
 
     __slots__ = ()
+
+
+File = Annotated[str, AfterValidator(FileName)]  # in a model
 
 
 class ConfigError(ValueError):
@@ -181,9 +184,12 @@ def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
 
 def _sentence(details: ErrorDetails) -> str:
     where = _where(details["loc"])
-    if details["type"] == "union_tag_invalid":
+    if details["type"] in ("union_tag_invalid", "union_tag_not_found"):
         told = details["ctx"]
-        return f"{where}.kind: no kind {told['tag']!r}; one of {told['expected_tags']}"
+        tag = str(told["discriminator"]).strip("'")
+        if "tag" not in told:
+            return f"{where}.{tag}: {SENTENCES['missing']}"
+        return f"{where}.{tag}: no {tag} {told['tag']!r}; one of {told['expected_tags']}"
     known = SENTENCES.get(details["type"])
     if known is not None:
         return f"{where}: {known}"

@@ -101,7 +101,8 @@ def write_configs(
 def write_rival(written: Written, work_dir: Path) -> Path:
     """The configuration of a second controller of the same block, on another host so to speak."""
     config = yaml.safe_load(written.block.read_text())
-    config["state_dir"], config["run_dir"] = str(work_dir / "state-rival"), str(work_dir / "run-rival")
+    config["state_dir"] = str(work_dir / "state-rival")
+    config["run_dir"] = str(rival_status_path(work_dir).parent)
     config["journal"]["path"] = str(work_dir / "journal-rival.jsonl")
     config.pop("facility", None)
     config.pop("frequency", None)  # two cannot listen on one port
@@ -292,6 +293,11 @@ def journal_path(work_dir: Path) -> Path:
 
 def status_path(work_dir: Path) -> Path:
     return work_dir / "run" / "status.json"
+
+
+def rival_status_path(work_dir: Path) -> Path:
+    """There once a second controller controls."""
+    return work_dir / "run-rival" / "status.json"
 
 
 def sheds_path(work_dir: Path) -> Path:

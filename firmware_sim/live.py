@@ -22,6 +22,7 @@ BARS: Final = " ▁▂▃▄▅▆▇█"
 HISTORY: Final = 72  # columns, one per view
 WIDE: Final = 118  # five ways beside the longest name, on a terminal of 120 columns
 MARKS_SHOWN: Final = 5
+RACK_MARKS_SHOWN: Final = 3  # beside sixteen racks, on 24 lines
 PLAIN_BELOW: Final = 10_000  # from there on four digits would need an exponent
 NARROW: Final = 80  # columns of the usual terminal, and the least that a block is drawn for
 WIDEST: Final = 120
@@ -78,7 +79,7 @@ class LiveView:
         if block.frequency is not None:
             parts.append(Text(f"grid  {view.sample.frequency_hz:.3f} Hz"))
         return Panel(
-            Group(*parts, Text(), rack_table(lines, self._width), Text(), _marks(view)), width=self._width
+            Group(*parts, rack_table(lines, self._width), _marks(view, RACK_MARKS_SHOWN)), width=self._width
         )
 
 
@@ -145,10 +146,10 @@ def _sight(sight: Sight | None, factor: float, form: str) -> Text:
     return text.append(f" {age}s", style="dim")
 
 
-def _marks(view: View) -> Text:
-    return Text(
-        "\n".join(f"{mark.t_s:7.1f} s  {mark.text}" for mark in view.marks[-MARKS_SHOWN:]), style="yellow"
-    )
+def _marks(view: View, shown: int = MARKS_SHOWN) -> Text:
+    """What happened last."""
+    lines = [f"{mark.t_s:7.1f} s  {mark.text}" for mark in view.marks[-shown:]]
+    return Text("\n".join(lines), style="yellow", no_wrap=True, overflow="ellipsis")
 
 
 def _sparkline(values: Any) -> str:

@@ -1,9 +1,10 @@
-"""A block of many racks on a terminal: one short row per rack, and what an emergency did, last time.
+"""A block of many racks on a terminal: two short columns of them, and what an emergency did, last time.
 
-    r01  44.1 of 46.9 kW ███████████████████▌│    72/72         rack, power, what it may draw, bar
-    r02  12.0 of 46.9 kW █████▏              │    64/72  2 !    GPUs under a lease, alarms of this rack
+    r01  44.1/46.9 kW ████████▌│  72/72       rack, power, what it may draw, bar
+    r02  12.0/46.9 kW ██▏      │  64/72 2!    GPUs under a lease, alarms of this rack
 
 The bar is power; its mark is what the limits in force let the rack draw. Red: more than that by 2 %.
+Sixteen racks fit a terminal of 80 by 24.
 Nothing here is computed that the controller does not say or the plant does not show.
 """
 
@@ -20,13 +21,16 @@ from firmware_sim.scenario_block import Block
 EIGHTHS: Final = "▏▎▍▌▋▊▉█"
 MARK: Final = "│"
 OVER_RATIO: Final = 0.02
-TWO_COLUMNS_FROM: Final = 112  # terminal columns
-BAR_NARROW, BAR_WIDE = 26, 16
+COLUMNS: Final = 2
+FRAME: Final = 4  # characters of the panel around it
+APART: Final = 2  # between the columns
+BESIDE_BAR: Final = 28  # characters of a rack's cell that are no bar
+BAR_MIN: Final = 4
 STEPS: Final = {
     "decided_s": "decided",
     "sent_s": "sent",
-    "obeyed_s": "slowest node",
-    "confirmed_s": "all confirmed",
+    "obeyed_s": "hosts",
+    "confirmed_s": "confirmed",
     "moved_s": "metered",
 }
 MS: Final = 1000.0
@@ -78,26 +82,24 @@ def _alarms_of(block: Block, rack: str, alarms: Sequence[str]) -> int:
 
 
 def rack_table(rows: Sequence[RackRow], width: int) -> RenderableType:
-    """All racks, in two columns where the terminal is wide."""
+    """All racks, down the left column and then down the right one."""
     scale_w = max((max(row.power_w, row.may_w or 0.0) for row in rows), default=1.0)
-    if width < TWO_COLUMNS_FROM:
-        return Text("\n").join([_line(row, scale_w, BAR_NARROW) for row in rows])
-    half = -(-len(rows) // 2)
-    table = Table.grid(padding=(0, 3))
+    bar = max(BAR_MIN, (width - FRAME - APART) // COLUMNS - BESIDE_BAR)
+    half = -(-len(rows) // COLUMNS)
+    table = Table.grid(padding=(0, APART))
     for left, right in zip(rows[:half], [*rows[half:], None], strict=False):
-        cells = [_line(row, scale_w, BAR_WIDE) for row in (left, right) if row is not None]
-        table.add_row(*cells)
+        table.add_row(*(_line(row, scale_w, bar) for row in (left, right) if row is not None))
     return table
 
 
 def _line(row: RackRow, scale_w: float, cells: int) -> Text:
     over = row.may_w is not None and row.power_w > row.may_w * (1 + OVER_RATIO)
-    may = "   ?" if row.may_w is None else f"{row.may_w / 1000:5.1f}"
-    text = Text(f"{row.name:<5}{row.power_w / 1000:5.1f} of {may} kW ")
+    may = "   ?" if row.may_w is None else f"{row.may_w / 1000:4.1f}"
+    text = Text(f"{row.name:<4}{row.power_w / 1000:5.1f}/{may} kW ")
     text.append_text(_bar(row, scale_w, cells, "red" if over else "blue"))
     lost = row.leased < row.gpus
-    text.append(f" {row.leased:3d}/{row.gpus:<3d}", style="yellow" if lost else "dim")
-    text.append(f"{row.alarms:3d} !" if row.alarms else "     ", style="bold red")
+    text.append(f"{row.leased:3d}/{row.gpus:<3d}", style="yellow" if lost else "dim")
+    text.append(f"{row.alarms}!" if row.alarms else "  ", style="bold red")
     return text
 
 
@@ -128,9 +130,9 @@ def shed_lines(status: Mapping[str, Any]) -> Text:
     last = shed.get("last")
     if last:
         steps = [f"{word} {_ms(last.get(key))}" for key, word in STEPS.items()]
-        text.append(f"\nlast  {last['level']}: " + ", ".join(steps))
+        text.append(f"\nlast  {last['level']}, after ms: " + ", ".join(steps))
     return text
 
 
 def _ms(length_s: float | None) -> str:
-    return "?" if length_s is None else f"{length_s * MS:.0f} ms"
+    return "?" if length_s is None else f"{length_s * MS:.0f}"

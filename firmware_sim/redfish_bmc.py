@@ -56,7 +56,7 @@ CERTIFICATE_LIFE: Final = timedelta(days=3650)  # what BMCs sign for themselves
 MW: Final = 1000
 
 Json = dict[str, Any]
-Fault = Literal["", "ignores", "mirrors", "booting", "deaf", "huge", "garbage", "forgets_token"]
+Fault = Literal["", "ignores", "mirrors", "booting", "deaf", "huge", "garbage", "forgets_token", "forbids"]
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,9 @@ class RedfishBmc:
 
     Attributes:
         fault: `ignores` (204, and nothing happens), `mirrors` (shows the new limit, and nothing happens),
-            `booting` (503), `deaf` (never answers), `huge`, `garbage`, `forgets_token` (401 to all).
+            `booting` (503), `deaf` (never answers), `huge`, `garbage`, `forgets_token` (401 to all, and the
+            session is gone), `forbids` (401 to all, and the session stays).
+        lost: GPUs that have fallen off the bus: their resources are gone, what they hold is not.
         wants_etag: a PATCH without If-Match is refused with 428, one with an old ETag with 412.
         has_tasks: a PATCH is accepted with 202, done when its task monitor is asked for the second time.
         policy_enabled: the domain's policies are in effect.
@@ -145,6 +147,7 @@ class RedfishBmc:
         port: int = 0,
     ) -> None:
         self.fault: Fault = ""
+        self.lost: set[int] = set()
         self.wants_etag = False
         self.has_tasks = False
         self.policy_enabled = True
@@ -238,7 +241,8 @@ class RedfishBmc:
             return
         share_w = self._policy_w / len(self._gpus) if self.policy_enabled else float("inf")
         for gpu, max_mw in enumerate(self._gpus["max_mw"]):
-            own_w = self._shown_w[gpu] if self._modes[gpu] != "Disabled" else float("inf")
+            is_set = self._shown_w[gpu] > 0 and self._modes[gpu] != "Disabled"  # 0: no limit, as HPE has it
+            own_w = self._shown_w[gpu] if is_set else float("inf")
             limit_mw = round(min(own_w, share_w) * MW) if min(own_w, share_w) < float("inf") else NONE
             self._gpus["oob_limit_mw"][gpu] = NONE if limit_mw >= max_mw else limit_mw
 
@@ -263,6 +267,8 @@ class RedfishBmc:
         return await self._resource(request, path)
 
     async def _resource(self, request: web.BaseRequest, path: str) -> web.Response:
+        if self.fault == "forbids":
+            return _error(401, "InsufficientPrivilege", "There are insufficient privileges for the account.")
         resource = self._tree().get(path)
         if resource is None:
             return _error(404, "ResourceMissingAtURI", f"The resource at the URI {path} was not found.")
@@ -324,7 +330,7 @@ class RedfishBmc:
 
     def _change(self, path: str, said: Json) -> Callable[[], None] | web.Response:
         """What a PATCH would do, or why not."""
-        for gpu in range(len(self._gpus)):
+        for gpu in self._present():
             if path == f"{SYSTEM}/Processors/GPU_{gpu}/EnvironmentMetrics":
                 return self._gpu_change(gpu, said.get("PowerLimitWatts", {}))
             if path == f"{NODE}/Controls/Accelerator{gpu}PowerLimit":
@@ -356,7 +362,7 @@ class RedfishBmc:
     # -- the tree ------------------------------------------------------------------------------------------
 
     def _tree(self) -> dict[str, Json]:
-        gpus = range(len(self._gpus))
+        gpus = self._present()
         processors = [f"{SYSTEM}/Processors/{name}" for name in ("CPU_0", *(f"GPU_{gpu}" for gpu in gpus))]
         controls = [f"{NODE}/Controls/{name}" for name in (*CONTROL_DECOYS, *map(_control_name, gpus))]
         policies = [f"{DOMAIN}/Policies/{index}" for index in range(len(COMPONENTS))]
@@ -386,11 +392,14 @@ class RedfishBmc:
         tree |= {SESSIONS: _collection(sessions), **{uri: {"UserName": self._account[0]} for uri in sessions}}
         tree |= {f"{NODE}/Controls/{name}": decoy for name, decoy in CONTROL_DECOYS.items()}
         tree |= {uri: self._policy(COMPONENTS[index]) for index, uri in enumerate(policies)}
-        for gpu, uri in enumerate(processors[1:]):
+        for gpu, uri in zip(gpus, processors[1:], strict=True):
             tree[uri] = {"ProcessorType": "GPU", "EnvironmentMetrics": _to(f"{uri}/EnvironmentMetrics")}
             tree[f"{uri}/EnvironmentMetrics"] = self._metrics(gpu)
             tree[f"{NODE}/Controls/{_control_name(gpu)}"] = self._control(gpu)
         return tree
+
+    def _present(self) -> list[int]:
+        return [gpu for gpu in range(len(self._gpus)) if gpu not in self.lost]
 
     def _limit(self, gpu: int) -> Json:
         row = self._gpus[gpu]

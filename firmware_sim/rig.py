@@ -58,6 +58,7 @@ PANEL_MAX_S: Final = 20.0  # the panel's command is a Python that has to start
 EXCESS_SHOWN_S: Final = 1.0  # a GPU that is above its limit for less is on its way down
 EXCESSES_MAX: Final = 64
 
+RIVALS: Final = {"twice": (), "usurped": ("--take-over",)}  # how a second controller is started
 SPEECHLESS: Final = frozenset({"silent", "refusing", "nan"})
 
 Act = Callable[[], Awaitable[None]]
@@ -99,6 +100,7 @@ class Rig:
         self._zero_s = scenario.warm_up_s  # plant time of the time line's 0
         self._agenda: list[tuple[float, int, Act]] = []
         self._order = count()
+        self._intruders = 0  # second controllers, started by mistake, that were let in
         self._used: dict[str, Used] = {}  # at time 0
         self._refused: list[str] = []  # by the panel
         self._at_panel: set[str] = set()  # calls that were made there
@@ -177,11 +179,9 @@ class Rig:
         broker = self.grid.block_broker
         return {
             rack: await stack.enter_async_context(
-                BrokenLink(
-                    broker.host, broker.port, sees_packets=fault.mode == "lossy", seed=self.scenario.seed
-                )
+                BrokenLink(broker.host, broker.port, sees_packets=sees, seed=self.scenario.seed)
             )
-            for rack, fault in self.scenario.linked().items()
+            for rack, sees in self.scenario.linked().items()
         }
 
     def _scada_side(self, facility: Facility, grid: GridSide, served: ServedAt) -> ScadaSide:
@@ -476,8 +476,8 @@ class Rig:
         child = self._children.get(name)
         if child is None:
             raise RigError(f"the rig did not start the {name} and cannot {fault.mode} it; remove the fault")
-        if fault.mode == "twice":
-            return self._start_rival()
+        if fault.mode in RIVALS:
+            return self._start_rival(fault.mode)
         if fault.mode == "replaced":
             child.kill()
             child.start()
@@ -490,25 +490,33 @@ class Rig:
 
         return heal
 
-    def _start_rival(self) -> Heal:
-        """Somebody starts a second controller of this block by mistake."""
+    def _start_rival(self, how: str) -> Heal:
+        """Somebody starts a second controller of this block on another host."""
         path = bench_config.write_rival(self.written, self.work_dir)
-        rival = self._child("rival", [str(self._powerblock), "run", str(path)])
+        rival = self._child("rival", [str(self._powerblock), "run", str(path), *RIVALS[how]])
         self._children["rival"] = rival
         rival.start()
-        return rival.stop
+        rival.expected = False  # it may find that it is not wanted, and end
+
+        async def heal() -> None:
+            self._intruders += how == "twice" and bench_config.rival_status_path(self.work_dir).exists()
+            await rival.stop()
+
+        return heal
 
     async def _break_link(self, fault: Fault) -> Heal:
         links = [self._links[rack] for rack in rack_names(fault.name)]
         for link in links:
             if fault.mode == "partition":
                 link.partitioned = True
-            else:
+            elif fault.mode == "lossy":
                 link.lost_ratio = fault.lost_ratio
+            else:
+                link.flood_per_s = fault.per_s
 
         async def heal() -> None:
             for link in links:
-                link.partitioned, link.lost_ratio = False, 0.0
+                link.partitioned, link.lost_ratio, link.flood_per_s = False, 0.0, 0.0
 
         return heal
 
@@ -606,6 +614,7 @@ class Rig:
             "over_budget_ratio": over_budget_ratio(trace, budget_w, scenario.response_s),
             "gpus_in_excess": float(len(excesses)),
             "gpus_unleased": _unleased(self._last_status),
+            "second_controllers": float(self._intruders),
             **_cost(usage),
         }
         if self._refused or any(moment.command for moment in scenario.timeline):

@@ -58,7 +58,7 @@ FAULTS: Final[dict[str, dict[str, str]]] = {
     "device": dict.fromkeys(("frozen", "silent", "refusing", "lying", "nan"), "device"),
     "gpu": dict.fromkeys(("lost", "oob_limit", "reset", "inert", "foreign"), "gpu"),
     "host": {"reboot": "apart"},  # its GPUs come back at full power before its agent does
-    "link": dict.fromkeys(("partition", "lossy"), "rack"),  # of the rack's agents to the broker
+    "link": dict.fromkeys(("partition", "lossy", "stale_flood"), "rack"),  # of its agents to the broker
     "phasor": {"silent": ""},
     "feed": {"lost": "feed"},
     "chiller": {"derate": ""},
@@ -67,9 +67,12 @@ FAULTS: Final[dict[str, dict[str, str]]] = {
     "operator": {"silent": ""},  # whoever publishes wishes himself: bare, dsx
     "vtn": dict.fromkeys(("silent", "error", "refusing"), ""),
     "agent": dict.fromkeys(("kill", "freeze"), "agent"),
-    "controller": dict.fromkeys(("kill", "freeze", "twice"), ""),
+    # twice: a second one is started by mistake; usurped: by somebody who insists
+    "controller": dict.fromkeys(("kill", "freeze", "twice", "usurped"), ""),
     "server": {"kill": "", "freeze": ""},  # towards the facility
 }
+
+LOOKED_INTO: Final = {"lossy", "stale_flood"}  # links that pick messages out
 
 
 class ScenarioError(ValueError):
@@ -150,6 +153,7 @@ class Fault(Strict):
     limit_w: float = Field(300, gt=0)  # oob_limit, foreign
     dark_s: float = Field(2, gt=0)  # host: without power, until the firmware gives it all again
     lost_ratio: float = Field(0.3, gt=0, le=1)  # link, lossy: messages that never arrive
+    per_s: float = Field(200, gt=0, le=10_000)  # link, stale_flood: old orders told again to each agent
     facility_c: float = Field(34, ge=5, le=60)  # derate
 
     def __str__(self) -> str:
@@ -242,15 +246,14 @@ class Scenario(Strict):
         node, _, index = name.partition("/")
         return node, slice(None) if index == "*" else int(index)
 
-    def linked(self) -> dict[str, Fault]:
-        """Racks whose agents reach the broker through something that breaks, and the first way it does."""
-        faults = [moment.fault for moment in self.timeline if moment.fault is not None]
-        return {
-            rack: fault
-            for fault in reversed(faults)
-            if fault.target == "link"
-            for rack in rack_names(fault.name)
-        }
+    def linked(self) -> dict[str, bool]:
+        """Racks whose agents reach the broker through something that breaks; True: it looks into messages."""
+        broken: dict[str, bool] = {}
+        for fault in (moment.fault for moment in self.timeline if moment.fault is not None):
+            if fault.target == "link":
+                for rack in rack_names(fault.name):
+                    broken[rack] = broken.get(rack, False) or fault.mode in LOOKED_INTO
+        return broken
 
 
 def load_scenario(path: Path) -> Scenario:
@@ -380,7 +383,7 @@ def _absent_complaints(fault: Fault, scenario: Scenario) -> Iterator[str]:
         yield f"fault.target: a gateway has no {fault.target}; remove it, or facility.alone"
     if fault.target == "phasor" and scenario.block.frequency is None:
         yield "fault.target: nobody tells the frequency; add block.frequency"
-    if fault.mode == "lossy" and scenario.site.tls and not scenario.site.own_bus:
+    if fault.mode in LOOKED_INTO and scenario.site.tls and not scenario.site.own_bus:
         yield "fault.mode: nobody can pick messages out of TLS; leave site.tls out, or use partition"
     if fault.target == "certificate" and not scenario.site.tls:
         yield "fault.target: the broker has no certificate; use site.tls: mutual"

@@ -134,12 +134,14 @@ def judge(
 # ---- the line and the filter ----------------------------------------------------------------------------
 
 
-def line_w(t_s: Floats, request: Request, contract: Contract) -> Floats:
-    """The contract's line at `t_s`: down from the signal on, hold, up from the end on."""
+def line_w(t_s: Floats, request: Request, contract: Contract, left_w: float | None = None) -> Floats:
+    """The contract's line at `t_s`: down from the signal on, hold, up from the end on.
+
+    `left_w`: where the way up begins; by default where the line stood, and an event may end in its ramp.
+    """
     held_w = _falling_w(t_s, request, contract)
-    from_w = float(
-        _falling_w(np.array([request.ends_s]), request, contract)[0]
-    )  # an event may end in its ramp
+    stood_w = float(_falling_w(np.array([request.ends_s]), request, contract)[0])
+    from_w = stood_w if left_w is None else min(left_w, stood_w)
     rising_w = from_w + contract.ramp_up_w_per_s * np.maximum(t_s - request.ends_s, 0)
     return np.where(t_s < request.ends_s, held_w, np.minimum(rising_w, max(request.baseline_w, from_w)))
 
@@ -272,8 +274,14 @@ def ramp_excess_ratio(trace: Trace, request: Request, contract: Contract) -> flo
 
 
 def ramp_error_rms_ratio(trace: Trace, request: Request, contract: Contract) -> float | None:
-    """Root mean square distance from the line during both ramps, 1 s means, over the block's rating."""
-    error_w = mean_of(trace, trace.block_w) - mean_of(trace, line_w(trace.centre_s, request, contract))
+    """Root mean square distance from the line during both ramps, 1 s means, over the block's rating.
+
+    What was agreed on the way up is a rate: its line begins at what the block drew when the event ended.
+    """
+    mean_w = mean_of(trace, trace.block_w)
+    held = np.flatnonzero(trace.t_s <= request.ends_s)
+    left_w = float(mean_w[held[-1]]) if len(held) and not np.isnan(mean_w[held[-1]]) else None
+    error_w = mean_w - mean_of(trace, line_w(trace.centre_s, request, contract, left_w))
     ramping = _ramping(trace, request, contract) & ~np.isnan(error_w)
     if not ramping.any():
         return None

@@ -12,8 +12,11 @@ entry in the table, whichever is less. It is confirmed by its number, as an orde
 Nobody trusts the other's clock. Each side sends its own monotonic time and gets it echoed:
 * an order echoes the newest report's `at_s`; the lease runs from that moment on the *agent's* clock, so
   an order that lay in a broker for ten seconds is as old as the report it answers;
-* a report echoes the newest order's `sent_at_s` and how long ago it came; hence the controller knows on
-  *its* clock a moment that the readings cannot be older than.
+* a report echoes the newest order's `sent_at_s`, whose order that was, and how long ago it came; hence the
+  controller knows on *its* clock a moment that the readings cannot be older than. What a controller on
+  another host has sent is another clock's time, and tells it nothing.
+
+A field that one side may lack has a default that means "not told", and does not raise the version.
 """
 
 from typing import Annotated, Final, TypeVar
@@ -109,6 +112,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     at_s: float  # agent's monotonic clock when the readings were taken
     echo_sent_at_s: float  # `sent_at_s` of the newest order heard; below 0: none heard yet
     echo_age_s: float  # agent's `at_s` minus its clock when that order came
+    echo_epoch: Count = 0  # of that order: whose clock it is; 0: none heard, or an agent that does not tell
     epoch: Count  # of the order in force; 0: none
     seq: Count  # of the order in force (written and read back); 0: none
     mode: str  # "observe", "waiting", "leased" or "fallback"

@@ -201,7 +201,7 @@ class MqttLink:
 
         self._newest: dict[str, Outgoing] = {}  # by topic; stays until the broker has it, like all that waits
         self._kept: deque[Outgoing] = deque(maxlen=KEPT_MESSAGES_MAX)
-        self._on_wire: dict[int, Outgoing] = {}  # by message id: published, not yet confirmed
+        self._on_wire: dict[int, tuple[Outgoing, ...]] = {}  # by message id: published, not yet confirmed
         self._posts: dict[int, _Post] = {}  # by message id; of this session
         self._open_wire: paho.Client | None = None  # while connected
         self._stall: _Fault | None = None  # found by a post; ends the session
@@ -216,6 +216,7 @@ class MqttLink:
 
         self.connected = False
         self.connected_since_s = -1.0  # time.monotonic() of the newest connect; below 0: never yet
+        self.called = False  # once: a first call has come to its end, whichever
         self.fault = f"broker {self.address} was not called yet"  # empty while connected
         self.denied: tuple[str, ...] = ()  # subscriptions that the broker of the newest session said no to
         self.sessions = 0  # successful connects
@@ -256,7 +257,8 @@ class MqttLink:
     ) -> None:
         """Leaves the message for the wire and returns; replaces one of the same topic that still waits.
 
-        When the link is connected and idle, the message is on the wire two turns of the event loop later.
+        When the link is connected and idle, the message is on the wire two turns of the event loop later, or
+        with the next `flush`.
         A message that was on the wire when the connection broke is sent again unless a newer one waits.
 
         Args:
@@ -285,6 +287,20 @@ class MqttLink:
                 self.overflowed += 1
             self._newest[topic] = message
         self._wake.set()
+
+    def flush(self) -> None:
+        """Writes what waits to the socket before it returns; where something is under way it goes as ever."""
+        wire = self._open_wire
+        if wire is None or self._on_wire or self._stall is not None or self._is_on_trial():
+            return
+        if batch := self._batch():
+            self._alone = False
+            try:
+                self._put(wire, batch, 0)
+            except _Fault as fault:
+                self._end_session(fault)
+                return
+            wire.loop_write()
 
     def post(self, messages: Sequence[Outgoing]) -> asyncio.Future[None]:
         """Sends these now, in order and past what waits; resolved when the broker has confirmed them all.
@@ -339,7 +355,7 @@ class MqttLink:
                 raise _Fault(self.denial)
             if self.denied:
                 log.warning("subscription denied", broker=self.address, why=self.denial)
-        self.connected, self.fault = True, ""
+        self.called, self.connected, self.fault = True, True, ""
         self.connected_since_s = time.monotonic()
         self.sessions += 1
         log.info("mqtt connected", broker=self.address, client_id=self._client_id, session=self.sessions)
@@ -375,7 +391,7 @@ class MqttLink:
                 await asyncio.shield(entering)
             if wire.socket() is None:  # aiomqtt forgets a disconnect that comes on the heels of CONNACK
                 raise _Fault(f"accepted the login and hung up; {self._rival}")
-            _Reader(wire)
+            _Turns(wire)
             yield client
         finally:
             await asyncio.wait({entering})
@@ -438,9 +454,10 @@ class MqttLink:
             if not post.unconfirmed and not post.done.done():
                 post.done.set_result(None)
             return
-        if (message := self._on_wire.pop(mid, None)) is None:
+        if (messages := self._on_wire.pop(mid, None)) is None:
             return  # of a post that was given up
-        self._done_with(message)
+        for message in messages:
+            self._done_with(message)
         if not self._on_wire:
             self._confirmed.set()
 
@@ -477,8 +494,12 @@ class MqttLink:
                 raise self._callback_error
             if self._stall is not None:
                 raise self._stall
-            if batch := self._batch():
-                await self._send(wire, batch)
+            if not self._on_wire and (batch := self._batch()):
+                self._alone = self._is_on_trial()
+                # on trial one by one and each confirmed, so that the guilty one is known
+                self._put(wire, batch[:1] if self._alone else batch, 1 if self._alone else 0)
+            if self._on_wire:
+                await self._until_confirmed()
             else:
                 await self._wake.wait()
                 self._wake.clear()
@@ -497,19 +518,23 @@ class MqttLink:
             batch.append(message)
         return batch
 
-    async def _send(self, wire: paho.Client, batch: list[Outgoing]) -> None:
-        session_s = time.monotonic() - self.connected_since_s
-        self._alone = self._refusals >= REFUSALS_MAX and session_s < SESSION_STABLE_S
-        qos_min = 0
-        if self._alone:
-            batch, qos_min = batch[:1], 1  # one by one and each confirmed, so that the guilty one is known
+    def _is_on_trial(self) -> bool:
+        """Sessions ended soon and often, perhaps over one of our messages."""
+        young = time.monotonic() - self.connected_since_s < SESSION_STABLE_S
+        return self._refusals >= REFUSALS_MAX and young
+
+    def _put(self, wire: paho.Client, batch: Sequence[Outgoing], qos_min: int) -> None:
+        """Hands a batch to paho; those of QoS 0 that follow each other as one piece. Raises _Fault."""
         self._confirmed.clear()
-        for message in batch:
-            topic, payload, qos, retain = message
-            sent = wire.publish(topic, payload, min(max(qos, qos_min), self.qos_max), retain)
-            if sent.rc != paho.MQTT_ERR_SUCCESS:
-                raise _Fault("closed the connection")
-            self._on_wire[sent.mid] = message
+        for qos, same in itertools.groupby(batch, lambda one: min(max(one.qos, qos_min), self.qos_max)):
+            for messages in ((message,) for message in same) if qos else (tuple(same),):
+                sent = next(_publish_each(wire, messages, qos)) if qos else _publish_joined(wire, messages)
+                if sent.rc != paho.MQTT_ERR_SUCCESS:
+                    raise _Fault("closed the connection")
+                self._on_wire[sent.mid] = messages
+
+    async def _until_confirmed(self) -> None:
+        """Raises _Fault."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(REPLY_WAIT_MAX_S):
                 await self._confirmed.wait()
@@ -522,7 +547,7 @@ class MqttLink:
             fault += self._blame()
         if fault != self._logged_fault or self._session_s > 0:
             log.warning("mqtt not connected", fault=fault, client_id=self._client_id)
-        self.fault = self._logged_fault = fault
+        self.called, self.fault, self._logged_fault = True, fault, fault
 
     def _blame(self) -> str:
         """What may have broken the session. Of a message that did so alone, after others, we let go."""
@@ -530,7 +555,7 @@ class MqttLink:
         self._refusals = 1 if was_stable else self._refusals + 1
         if not self._on_wire:
             return "" if was_stable else f"; {self._rival}"
-        message, *others = self._on_wire.values()
+        message, *others = itertools.chain.from_iterable(self._on_wire.values())
         qos = min(message.qos, self.qos_max)
         if not self._alone:
             more = f" and {len(others)} more" if others else ""
@@ -593,8 +618,12 @@ def _packet(message: Outgoing) -> tuple[bytes | bytearray, ...]:
     return bytes((paho.PUBLISH | message.retain,)), lengths, len(topic).to_bytes(2, "big"), topic, payload
 
 
-class _Reader:
-    """Reads in bounded turns, where aiomqtt reads until TLS holds nothing back: in a flood for ever."""
+class _Turns:
+    """Reads in bounded turns, where aiomqtt reads until TLS holds nothing back: in a flood for ever.
+
+    And begins to wait for a writable socket at once, where aiomqtt does so in the next turn of the loop: by
+    then `flush` may have written all, and the socket may be closed.
+    """
 
     def __init__(self, wire: paho.Client) -> None:
         sock = wire.socket()
@@ -603,6 +632,7 @@ class _Reader:
         self._loop = asyncio.get_running_loop()
         self._again: asyncio.Handle | None = None
         self._loop.add_reader(sock, self._turn)  # takes the place of aiomqtt's; removed with it
+        wire.on_socket_register_write = self._wait_to_write
 
     def _turn(self) -> None:
         if self._again is not None:
@@ -618,6 +648,17 @@ class _Reader:
                 self._sock.shutdown(socket.SHUT_RDWR)
         else:
             self._again = self._loop.call_soon(self._turn)  # what is decrypted already wakes no selector
+
+    def _wait_to_write(self, _client: paho.Client, _userdata: object, _sock: object) -> None:
+        self._loop.add_writer(self._sock, self._write)
+
+    def _write(self) -> None:
+        try:
+            self._wire.loop_write()
+        except Exception as error:  # noqa: BLE001  as above
+            log.warning("mqtt packet not sent", error=repr(error))
+            with contextlib.suppress(OSError):
+                self._sock.shutdown(socket.SHUT_RDWR)
 
     def _left_over(self) -> bool:
         return isinstance(self._sock, ssl.SSLSocket) and self._sock.pending() > 0

@@ -9,7 +9,8 @@
     state_dir: /var/lib/powerblock-agent
 
 `fallback_w` is the one number nobody can guess: what each GPU may draw when the controller is not heard.
-The block is safe only if the fallback limits of all nodes together fit under the feed with everything else.
+The block is safe only if the fallback limits of all nodes together fit under the feed with everything else:
+`powerblock check block.yaml` says how much that leaves for each GPU.
 
 What few hosts need:
 
@@ -27,7 +28,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from controller.yaml_config import NAME_PATTERN, ConfigError, FileName, load
+from controller.yaml_config import NAME_PATTERN, ConfigError, File, load
 from protocols.mqtt import Tls
 
 __all__ = ["ConfigError", "MqttConfig", "NodeConfig", "load_node"]
@@ -40,7 +41,6 @@ PROFILES_MAX: Final = 255  # bits of the driver's mask
 PRESETS_MAX: Final = 5
 
 TopicName = Annotated[str, Field(pattern=NAME_PATTERN)]
-File = Annotated[str, AfterValidator(FileName)]
 PowerW = Annotated[float, Field(gt=0, le=10_000)]  # the largest module in sight is 2.9 kW
 
 

@@ -47,7 +47,7 @@ def is_hot(contest: Contest, now_s: float) -> bool:
 
 def changed(limit_w: float, ours_w: float, *, hot: bool) -> str:
     """A sentence on a requested limit that is not ours any more."""
-    effect = f"{abs(ours_w - limit_w):.0f} W {'below' if limit_w < ours_w else 'above'} ours"
+    effect = _effect(limit_w, ours_w)
     if not hot:
         return (
             f"was set to {limit_w:.0f} W by someone else, {effect}, and is set again: driver reload, or "
@@ -60,6 +60,12 @@ def changed(limit_w: float, ours_w: float, *, hot: bool) -> str:
     )
 
 
+def not_taken(written_w: float, shown_w: float) -> str:
+    """A sentence on a limit that the driver shows otherwise right after it was written."""
+    shown = f"the driver shows {shown_w:.0f} W, {_effect(shown_w, written_w)}"
+    return f"{written_w:.0f} W were written, {shown}: is there another writer?"
+
+
 def held_down(requested_w: float, enforced_w: float) -> str:
     """A sentence on a limit beyond the driver's; empty where there is none."""
     if requested_w - enforced_w < DIFFERENCE_MIN_W:
@@ -68,3 +74,7 @@ def held_down(requested_w: float, enforced_w: float) -> str:
         f"is held at {enforced_w:.0f} W by someone else: {requested_w - enforced_w:.0f} W below ours; "
         "see its BMC, and its temperature"
     )
+
+
+def _effect(limit_w: float, ours_w: float) -> str:
+    return f"{abs(ours_w - limit_w):.0f} W {'below' if limit_w < ours_w else 'above'} ours"

@@ -14,7 +14,7 @@ from typing import Final
 from controller.agent import contest, levers
 from controller.agent.contest import Contest
 from controller.agent.lanes import TIMEOUT
-from controller.agent.lease import Ceiling, Found, same_limit
+from controller.agent.lease import Ceiling, Found, lower_mhz, same_limit
 from controller.agent.levers import Learned, Seen
 from protocols.nvml import GPU_IDLE, NOT_SUPPORTED, Device, NvmlFault, Profiles, Reading, Smoothing
 
@@ -86,8 +86,7 @@ class GpuView:
         written_w, self.limit_w = result
         if not same_limit(written_w, self.limit_w):
             self.contest = contest.reasserted(self.contest, now_s)
-            shown = f"{written_w:.0f} W were written, the driver shows {self.limit_w:.0f} W"
-            self._refuse(asked_w, f"{shown}: is there another writer?", now_s)
+            self._refuse(asked_w, contest.not_taken(written_w, self.limit_w), now_s)
             return
         self.write_fault, self.confirmed_w, self.refused_w = "", self.limit_w, None
         self.confirmed_generation = self.generation
@@ -134,10 +133,13 @@ class GpuView:
             self.ceiling, self.clock_fault = Ceiling(asked_mhz), ""
             self.learned = levers.pulled_ceiling(self.learned, result if asked_mhz else 0, now_s)
             return
-        self.ceiling = Ceiling(self.ceiling.asked_mhz, sure=False)
-        self.clock_fault = result.sentence
-        again_s = NEVER_AGAIN_S if result.code == NOT_SUPPORTED else WRITE_AGAIN_S
-        self.clock_again_at_s = now_s + again_s
+        self.clock_fault, self.clock_again_at_s = result.sentence, now_s + WRITE_AGAIN_S
+        before_mhz = self.ceiling.asked_mhz
+        if result.code == TIMEOUT:  # it may have been set, or still be: unknown until it is written again
+            before_mhz = lower_mhz(before_mhz or 0, asked_mhz)
+        self.ceiling = Ceiling(before_mhz, sure=False)
+        if result.code == NOT_SUPPORTED:
+            self.ceiling, self.clock_again_at_s = NEVER_OURS, now_s + NEVER_AGAIN_S
 
     def found(self) -> Found | None:
         """Limit and constraints as the driver shows them; None while the GPU cannot be read."""

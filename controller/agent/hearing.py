@@ -9,14 +9,15 @@ from collections.abc import Callable
 
 import structlog
 
-from controller.agent.lease import Lease, LeaseSettings, Mode, Refusal, begin, offer, shed
+from controller.agent.lease import Lease, LeaseSettings, Mode, Refusal, begin, leads, offer, shed
 from controller.clock import now_s
 from protocols import agent_link
 
 log = structlog.get_logger(__name__)
 
-# Orders of a controller that is not in force: its clock would mislead ours.
-NOT_OURS = (Refusal.OVERTAKEN, Refusal.SECOND_CONTROLLER)
+
+# Of somebody else, or of long ago: such a clock would mislead ours.
+NOT_OF_NOW = (Refusal.OVERTAKEN, Refusal.SECOND_CONTROLLER)
 
 
 class Ear:
@@ -29,7 +30,8 @@ class Ear:
         self.table: agent_link.Table | None = None  # what to do when a level is called
         self.heard_sent_at_s = -1.0  # of the newest order heard, controller's clock
         self.heard_at_s = 0.0  # when it came, our clock
-        self.newest_at_s = 0.0  # when the newest order or call came
+        self.heard_epoch = 0  # whose clock that is
+        self.newest_at_s = 0.0  # when the newest order or call came, or was granted anew after a lapse
         self._node = node
         self._settings = settings
         self._on_change = on_change
@@ -56,7 +58,7 @@ class Ear:
             return
         self._logged_refusal = ""
         after = self.lease
-        if after.newest != before.newest:
+        if (after.newest, after.mode) != (before.newest, before.mode):
             self.newest_at_s = now_s()
         if after.mode is not before.mode or after.newest[0] != before.newest[0]:
             self._log_mode(before)
@@ -73,17 +75,25 @@ class Ear:
         order = agent_link.decode_order(payload)
         now = now_s()
         self.lease, refusal = offer(self._settings, self.lease, order, now)
-        if refusal not in NOT_OURS:
-            self.heard_sent_at_s, self.heard_at_s = order.sent_at_s, now
+        is_leader = self.lease.newest[0] in (0, order.epoch) and refusal not in NOT_OF_NOW
+        if refusal is None or is_leader:
+            self._echo(order, now)
         return refusal
+
+    def _echo(self, order: agent_link.Order, now: float) -> None:
+        """Remember when the newest order was sent: an old one told again would make our readings look old."""
+        if order.epoch == self.heard_epoch and order.sent_at_s <= self.heard_sent_at_s:
+            return
+        self.heard_epoch, self.heard_sent_at_s, self.heard_at_s = order.epoch, order.sent_at_s, now
 
     def _hear_table(self, payload: bytes) -> str | None:
         table = agent_link.decode_table(payload)
         if any(len(level.limits_w) != len(self.lease.held_w) for level in table.levels):
             return Refusal.OTHER_GPU_COUNT
-        in_force = (self.lease.newest[0], 0)
-        newest = in_force if self.table is None else (self.table.epoch, self.table.version)
-        if (table.epoch, table.version) < max(newest, in_force):
+        in_force, held = self.lease.newest[0], self.table
+        if not leads(self.lease, table.epoch) or (in_force and table.epoch != in_force):
+            return Refusal.OVERTAKEN  # whoever gives no orders here has no say in an emergency
+        if held is not None and held.epoch == table.epoch and table.version < held.version:
             return Refusal.OVERTAKEN
         self.table = table
         return None
@@ -100,15 +110,19 @@ class Ear:
     def _refused(self, why: str) -> None:
         if why != self._logged_refusal:
             counts = {refusal.name.lower(): count for refusal, count in self.lease.refused.items()}
-            log.warning("order refused", node=self._node, why=why, refused=counts)
+            log.warning("order refused", node=self._node, why=str(why), refused=counts)
         self._logged_refusal = why
 
     def _log_mode(self, before: Lease) -> None:
         after = self.lease
-        took_over = before.mode is Mode.LEASED and after.newest[0] != before.newest[0]
-        say = log.warning if took_over else log.info
+        event = "mode"
+        if before.newest[0] > after.newest[0]:
+            event = "an earlier controller leads again"
+        elif before.mode is Mode.LEASED and after.newest[0] != before.newest[0]:
+            event = "another controller took over"
+        say = log.info if event == "mode" else log.warning
         say(
-            "another controller took over" if took_over else "mode",
+            event,
             node=self._node,
             was=before.mode,
             now=after.mode,

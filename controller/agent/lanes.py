@@ -5,8 +5,9 @@ cannot be stopped, so it is left behind: its GPU counts as stuck and is not call
 the call has returned; a new thread takes the other GPUs on. One lane reads and one writes. More threads
 would not help: the driver makes callers queue behind a lock of its own.
 
-Left-behind threads are daemons: they never keep the process from ending, and systemd's restart finds the
-GPU's limit as it is.
+Since nobody calls a stuck GPU, it keeps one thread per lane at most, however long it hangs and whatever the
+others do: no number of hung GPUs takes a lane from one that is well. Threads left behind are daemons: they
+never keep the process from ending, and systemd's restart finds the GPU's limit as it is.
 """
 
 import asyncio
@@ -22,7 +23,6 @@ from protocols.nvml import NvmlFault
 T = TypeVar("T")
 
 TIMEOUT: Final = 10  # nvmlReturn for "the driver did not answer in time"
-LEFT_BEHIND_MAX: Final = 16  # both lanes on each of eight GPUs; beyond that the driver is dead, not a GPU
 STUCK_PER_RUN_MAX: Final = 2  # deadlines one sweep may lose before the rest waits for the next sweep
 
 
@@ -45,9 +45,6 @@ class Stuck:
 
     def __init__(self) -> None:
         self._calls: dict[_Batch[Any], tuple[int, float]] = {}
-
-    def __len__(self) -> int:
-        return len(self._calls)
 
     def add(self, batch: _Batch[Any], gpu: int, since_s: float) -> None:
         self._calls[batch] = (gpu, since_s)
@@ -91,7 +88,7 @@ class Lane:
             else:
                 results[gpu] = fault
         newly_stuck = 0
-        while waiting and newly_stuck < STUCK_PER_RUN_MAX and len(self._stuck) < LEFT_BEHIND_MAX:
+        while waiting and newly_stuck < STUCK_PER_RUN_MAX:
             batch = _Batch(waiting, asyncio.get_running_loop())
             stuck_gpu = await self._attempt(batch)
             results.update(_expected(batch.results))

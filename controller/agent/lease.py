@@ -29,6 +29,11 @@ order. No fallback exists for them: when a right lapses, the limits ramp and the
 Two controllers cannot both be obeyed. The newer epoch wins, since it answers our own reports; the older one
 gives itself away by answering a report from after that, and one of the same epoch by another name
 (`boot`). Both are refused as a second controller, counted, and told to whoever listens to our reports.
+
+A second controller that lives is heir to the first all the same: once the right has lapsed, and nothing of
+the one in force was obeyed for SUCCESSION_LEASES of the heir's leases, the heir is obeyed. That silence
+counts only while the heir is heard: who was cut off has heard neither, and knows nothing of who is gone. The
+heir could not know what these GPUs hold, so what it orders first may only lower, as after a fallback.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -37,6 +42,9 @@ from enum import StrEnum
 from math import inf
 from types import MappingProxyType
 from typing import Final, NamedTuple, Protocol
+
+# One lease may run out by bad luck; for two of them twelve renewals must be lost in a row.
+SUCCESSION_LEASES: Final = 2.0
 
 
 class Mode(StrEnum):
@@ -142,6 +150,15 @@ class LeaseSettings:
     waiting_max_s: float | None  # None: wait for ever
 
 
+class Heir(NamedTuple):
+    """A controller that is refused only because another one is in force."""
+
+    epoch: int
+    boot: str
+    since_s: float  # heard ever since, and nothing of the one in force
+    at_s: float  # when it was heard last
+
+
 class Lease(NamedTuple):
     """All memory of the lease logic; made anew with every order."""
 
@@ -158,6 +175,8 @@ class Lease(NamedTuple):
     boot: str = ""  # of the controller in force
     epoch_from_s: float = 0.0  # since when it is in force
     rival_at_s: float = -1.0  # when a second controller was heard last; below 0: never
+    epoch_max: int = 0  # the highest that was ever in force
+    heir: Heir | None = None
 
 
 def begin(settings: LeaseSettings, now_s: float, *, observe: bool) -> Lease:
@@ -175,9 +194,13 @@ def begin(settings: LeaseSettings, now_s: float, *, observe: bool) -> Lease:
 
 def offer(settings: LeaseSettings, lease: Lease, order: Order, now_s: float) -> tuple[Lease, Refusal | None]:
     """Obey or refuse an order. Returns the new lease, and why the order was refused, if it was."""
+    before = lease
+    if _succeeds(settings, lease, order, now_s):
+        # As if nobody had been in force here; but what was read before cannot be what it decided on.
+        lease = lease._replace(newest=(0, 0), boot="", answers_from_s=now_s)
     for refusal, applies in REFUSALS.items():
         if applies(settings, lease, order, now_s):
-            return _refused(lease, refusal, now_s), refusal
+            return _refused(_inherited(settings, before, order, now_s), refusal, now_s), refusal
     key, until_s = (order.epoch, order.seq), order.echo_at_s + order.lease_s
     held_w: tuple[float | None, ...] = order.limits_w
     ordered_mhz = order.clocks_mhz or (0,) * len(held_w)
@@ -191,7 +214,7 @@ def offer(settings: LeaseSettings, lease: Lease, order: Order, now_s: float) -> 
             for held, ordered in zip(lease.held_w, order.limits_w, strict=True)
         )
         held_mhz = tuple(
-            None if held is None else _lower_mhz(held, ordered)
+            None if held is None else lower_mhz(held, ordered)
             for held, ordered in zip(lease.held_mhz, ordered_mhz, strict=True)
         )
         until_s = max(until_s, lease.until_s) if lease.mode is Mode.LEASED else until_s
@@ -204,10 +227,8 @@ def offer(settings: LeaseSettings, lease: Lease, order: Order, now_s: float) -> 
         held_mhz=held_mhz,
         lowers_only=lowers_only,
         answers_from_s=answers_from_s,
-        boot=order.boot,
-        epoch_from_s=now_s if order.epoch != lease.newest[0] else lease.epoch_from_s,
     )
-    return granted, None
+    return _in_force(granted, lease, order, now_s), None
 
 
 def shed(
@@ -225,7 +246,7 @@ def shed(
         (Refusal.OBSERVING, lease.mode is Mode.OBSERVE),
         (Refusal.OTHER_GPU_COUNT, len(limits_w) != len(lease.held_w)),
         (Refusal.SECOND_CONTROLLER, call.epoch == lease.newest[0] and _other_boot(lease, call)),
-        (Refusal.OVERTAKEN, (call.epoch, call.seq) <= lease.newest),
+        (Refusal.OVERTAKEN, not leads(lease, call.epoch) or (call.epoch, call.seq) <= lease.newest),
     ):
         if applies:
             return _refused(lease, refusal, now_s), refusal
@@ -236,12 +257,13 @@ def shed(
     held_mhz = lease.held_mhz
     if clocks_mhz:
         held_mhz = tuple(
-            _lower_mhz(held or 0, ceiling_mhz) or held
+            lower_mhz(held or 0, ceiling_mhz) or held
             for held, ceiling_mhz in zip(lease.held_mhz, clocks_mhz, strict=True)
         )
     if lease.mode is not Mode.LEASED:
         return lease._replace(held_w=held_w, held_mhz=held_mhz, lowers_only=True), None
-    return lease._replace(held_w=held_w, held_mhz=held_mhz, newest=(call.epoch, call.seq)), None
+    called = lease._replace(held_w=held_w, held_mhz=held_mhz, newest=(call.epoch, call.seq))
+    return _in_force(called, lease, call, now_s), None
 
 
 def beat(settings: LeaseSettings, lease: Lease, found_w: Sequence[float | None], now_s: float) -> Lease:
@@ -300,7 +322,7 @@ def due_clocks(lease: Lease, ceilings: Sequence[Ceiling]) -> tuple[ClockWrite, .
             continue
         want_mhz = held_mhz
         if asked_mhz and not may_raise:
-            want_mhz = _lower_mhz(held_mhz, asked_mhz)
+            want_mhz = lower_mhz(held_mhz, asked_mhz)
         if want_mhz != asked_mhz or not sure:
             writes.append(ClockWrite(gpu, want_mhz))
     return tuple(writes)
@@ -311,11 +333,32 @@ def same_limit(a_w: float, b_w: float) -> bool:
     return round(a_w * 1000) == round(b_w * 1000)
 
 
+def lower_mhz(one_mhz: int, other_mhz: int) -> int:
+    """The lower of two ceilings, where 0 is none."""
+    return min(one_mhz, other_mhz) or max(one_mhz, other_mhz)
+
+
+def _is_rival(settings: LeaseSettings, lease: Lease, order: Order, now_s: float) -> bool:
+    """It is of a controller that is not in force and alive: it knows a report from since then."""
+    if order.epoch == lease.newest[0]:
+        return _other_boot(lease, order)
+    alive = order.echo_at_s > lease.epoch_from_s and _is_of_now(settings, lease, order, now_s)
+    return order.epoch < lease.newest[0] and alive
+
+
+def _is_of_now(settings: LeaseSettings, lease: Lease, order: Order, now_s: float) -> bool:
+    return not any(REFUSALS[refusal](settings, lease, order, now_s) for refusal in OF_NO_USE)
+
+
+def _other_boot(lease: Lease, message: Order | Call) -> bool:
+    return bool(message.boot and lease.boot) and message.boot != lease.boot
+
+
 # Checked in this order; the first that applies is the reason given. `not (a <= b)` refuses NaN as well.
 REFUSALS: Final[dict[Refusal, Callable[[LeaseSettings, Lease, Order, float], bool]]] = {
     Refusal.OBSERVING: lambda _s, lease, _o, _t: lease.mode is Mode.OBSERVE,
     Refusal.OTHER_GPU_COUNT: lambda _s, lease, order, _t: len(order.limits_w) != len(lease.held_w),
-    Refusal.SECOND_CONTROLLER: lambda _s, lease, order, _t: _is_rival(lease, order),
+    Refusal.SECOND_CONTROLLER: _is_rival,
     Refusal.OVERTAKEN: lambda _s, lease, order, _t: (order.epoch, order.seq) < lease.newest,
     Refusal.NO_REPORT_HEARD: lambda _s, _l, order, _t: order.echo_at_s < 0,
     Refusal.EARLIER_AGENT: lambda _s, lease, order, _t: not order.echo_at_s >= lease.started_at_s,
@@ -324,16 +367,55 @@ REFUSALS: Final[dict[Refusal, Callable[[LeaseSettings, Lease, Order, float], boo
     Refusal.EXPIRED: lambda _s, _l, order, now_s: not order.echo_at_s + order.lease_s > now_s,
 }
 
+# What is wrong with an order whoever it is from: it answers nothing that we have said just now.
+OF_NO_USE: Final = (
+    Refusal.NO_REPORT_HEARD,
+    Refusal.EARLIER_AGENT,
+    Refusal.FUTURE_REPORT,
+    Refusal.LEASE_TOO_LONG,
+    Refusal.EXPIRED,
+)
 
-def _is_rival(lease: Lease, order: Order) -> bool:
-    """It is of a controller that is not in force and alive: it knows a report from since then."""
-    if order.epoch == lease.newest[0]:
-        return _other_boot(lease, order)
-    return order.epoch < lease.newest[0] and order.echo_at_s > lease.epoch_from_s
+
+def leads(lease: Lease, epoch: int) -> bool:
+    """Whether it is the epoch in force, or newer than all that ever were: others have had their time."""
+    return epoch == lease.newest[0] or epoch > lease.epoch_max
 
 
-def _other_boot(lease: Lease, message: Order | Call) -> bool:
-    return bool(message.boot and lease.boot) and message.boot != lease.boot
+def _in_force(lease: Lease, before: Lease, message: Order | Call, now_s: float) -> Lease:
+    """The lease with the sender of `message` in force, and no heir: it is heard."""
+    return lease._replace(
+        boot=message.boot,
+        epoch_from_s=now_s if message.epoch != before.newest[0] else before.epoch_from_s,
+        epoch_max=max(before.epoch_max, message.epoch),
+        heir=None,
+    )
+
+
+def _inherited(settings: LeaseSettings, lease: Lease, order: Order, now_s: float) -> Lease:
+    """Whether who is refused may lead one day. Of two the newer; who falls silent begins anew."""
+    if not (_is_rival(settings, lease, order, now_s) and _is_of_now(settings, lease, order, now_s)):
+        return lease
+    heir = lease.heir
+    if heir is not None and now_s - heir.at_s <= order.lease_s:
+        if (heir.epoch, heir.boot) == (order.epoch, order.boot):
+            return lease._replace(heir=heir._replace(at_s=now_s))
+        if heir.epoch >= order.epoch:
+            return lease
+    return lease._replace(heir=Heir(order.epoch, order.boot, now_s, now_s))
+
+
+def _succeeds(settings: LeaseSettings, lease: Lease, order: Order, now_s: float) -> bool:
+    """Whether it is of the heir, and the one in force is gone."""
+    heir = lease.heir
+    if (
+        lease.mode is not Mode.FALLBACK
+        or heir is None
+        or (heir.epoch, heir.boot) != (order.epoch, order.boot)
+    ):
+        return False
+    waited = now_s - heir.since_s >= SUCCESSION_LEASES * order.lease_s and now_s - heir.at_s <= order.lease_s
+    return waited and _is_of_now(settings, lease, order, now_s)
 
 
 def _refused(lease: Lease, refusal: Refusal, now_s: float) -> Lease:
@@ -345,11 +427,6 @@ def _refused(lease: Lease, refusal: Refusal, now_s: float) -> Lease:
 
 def _may_raise(lease: Lease) -> bool:
     return lease.mode is not Mode.FALLBACK and not lease.lowers_only
-
-
-def _lower_mhz(one_mhz: int, other_mhz: int) -> int:
-    """The lower of two ceilings, where 0 is none."""
-    return min(one_mhz, other_mhz) or max(one_mhz, other_mhz)
 
 
 def _shared(held_w: tuple[float | None, ...], modules: Sequence[Sequence[int]]) -> tuple[float | None, ...]:

@@ -17,7 +17,7 @@ Work changes within minutes, so what was seen fades: shares have a time constant
 verdict on a test is forgotten after VERDICT_S.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
@@ -26,6 +26,7 @@ SHARE_TIME_S: Final = 10.0  # time constant of the shares: a phase of a training
 LEARNED_MIN_S: Final = 3.0  # less says nothing
 CAPPED_MOST: Final = 0.5
 CAPPED_HARDLY: Final = 0.1
+CAPPED_STILL: Final = 0.25  # where the clock was the lever, it is so up to here: a verdict must not flicker
 IDLE_MOST: Final = 0.5
 SETTLE_S: Final = 1.0  # limits settle within 0.2 s, sensors average over up to 1 s
 VERDICT_S: Final = 120.0
@@ -74,6 +75,7 @@ class Learned:
     trial: Trial | None = None
     cap_fails_until_s: float = 0.0
     clock_fails_until_s: float = 0.0
+    by_clock: bool = False  # the last verdict
 
 
 NOTHING_YET: Final = Learned()
@@ -91,16 +93,9 @@ def learn(learned: Learned, seen: Seen) -> Learned:
     capped_share = learned.capped_share
     if not seen.idle:
         capped_share += weight * (seen.capped - capped_share)
-    after = Learned(
-        learned.began_at_s,
-        seen,
-        capped_share,
-        learned.idle_share + weight * (seen.idle - learned.idle_share),
-        learned.trial,
-        learned.cap_fails_until_s,
-        learned.clock_fails_until_s,
-    )
-    return _judged(after, seen)
+    idle_share = learned.idle_share + weight * (seen.idle - learned.idle_share)
+    after = _judged(replace(learned, last=seen, capped_share=capped_share, idle_share=idle_share), seen)
+    return replace(after, by_clock=lever(after) is Lever.CLOCK)
 
 
 def pulled_limit(learned: Learned, limit_w: float, now_s: float) -> Learned:
@@ -108,7 +103,7 @@ def pulled_limit(learned: Learned, limit_w: float, now_s: float) -> Learned:
     last = learned.last
     if last is None or last.idle or limit_w >= last.power_w:
         return learned
-    return _with_trial(learned, Trial(Lever.CAP, now_s, last.power_w, last.clock_mhz, limit_w))
+    return replace(learned, trial=Trial(Lever.CAP, now_s, last.power_w, last.clock_mhz, limit_w))
 
 
 def pulled_ceiling(learned: Learned, ceiling_mhz: int, now_s: float) -> Learned:
@@ -116,7 +111,7 @@ def pulled_ceiling(learned: Learned, ceiling_mhz: int, now_s: float) -> Learned:
     last = learned.last
     if last is None or last.idle or last.clock_mhz is None or not 0 < ceiling_mhz < last.clock_mhz:
         return learned
-    return _with_trial(learned, Trial(Lever.CLOCK, now_s, last.power_w, last.clock_mhz, ceiling_mhz))
+    return replace(learned, trial=Trial(Lever.CLOCK, now_s, last.power_w, last.clock_mhz, ceiling_mhz))
 
 
 def lever(learned: Learned) -> Lever:
@@ -132,21 +127,10 @@ def lever(learned: Learned) -> Lever:
         return Lever.NONE
     if learned.capped_share >= CAPPED_MOST and cap_works:
         return Lever.CAP
-    if (learned.capped_share <= CAPPED_HARDLY or not cap_works) and clock_works:
+    hardly = CAPPED_STILL if learned.by_clock else CAPPED_HARDLY
+    if (learned.capped_share <= hardly or not cap_works) and clock_works:
         return Lever.CLOCK
     return Lever.UNKNOWN
-
-
-def _with_trial(learned: Learned, trial: Trial) -> Learned:
-    return Learned(
-        learned.began_at_s,
-        learned.last,
-        learned.capped_share,
-        learned.idle_share,
-        trial,
-        learned.cap_fails_until_s,
-        learned.clock_fails_until_s,
-    )
 
 
 def _judged(learned: Learned, seen: Seen) -> Learned:
@@ -161,15 +145,7 @@ def _judged(learned: Learned, seen: Seen) -> Learned:
             cap_until_s = fails_until_s
         else:
             clock_until_s = fails_until_s
-    return Learned(
-        learned.began_at_s,
-        seen,
-        learned.capped_share,
-        learned.idle_share,
-        None,
-        cap_until_s,
-        clock_until_s,
-    )
+    return replace(learned, trial=None, cap_fails_until_s=cap_until_s, clock_fails_until_s=clock_until_s)
 
 
 def _acted(trial: Trial, seen: Seen) -> bool:

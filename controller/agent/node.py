@@ -5,11 +5,12 @@ so one process serves one host, or a hundred nodes of a farm, with the same code
 index of the GPU, since the nodes of a farm share the lanes.
 
 Order of things where a GPU is touched: what was found goes to disk, then limits (decreases first), then
-clocks, then profiles and presets. A disk that does not answer delays that by a second and no more.
+ceilings to disk and to the clocks, then profiles and presets. A disk that does not answer delays each of them
+by a second and no more.
 """
 
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -18,14 +19,15 @@ import structlog
 from controller.agent import found_limits, telling
 from controller.agent.config import NodeConfig
 from controller.agent.found_limits import ceiling_line, limit_line, settings_line
-from controller.agent.gpu_view import NEVER_AGAIN_S, GpuView
+from controller.agent.gpu_view import NEVER_AGAIN_S, NEVER_OURS, GpuView
 from controller.agent.hearing import Ear
 from controller.agent.lease import Ceiling, Lease, LeaseSettings, Mode, Write, beat, due, due_clocks
-from controller.clock import now_s, now_utc_s
+from controller.clock import now_s
 from protocols import agent_link
 from protocols.nvml import (
     DRIVER_GONE,
     NOT_SUPPORTED,
+    Device,
     Nvml,
     NvmlFault,
     Profiles,
@@ -35,9 +37,8 @@ from protocols.nvml import (
 
 FACTS_PERIOD_S: Final = 10.0
 FACTS_LOOK_S: Final = 1.0  # how soon a change of facts is told
-SLOW_PERIOD_S: Final = 10.0  # power smoothing of a GPU is read so often: three calls each
+SLOW_PERIOD_S: Final = 10.0  # a GPU is described anew so often: some five calls each
 SET_UP_AGAIN_S: Final = 60.0  # profiles that were refused
-LEFT: Final = Ceiling(1)  # a ceiling of an earlier agent: how low, nobody knows, so nothing goes below
 
 log = structlog.get_logger(__name__)
 
@@ -70,10 +71,12 @@ class Agent:
         self._keys = range(driver.first, driver.first + driver.gpu_count)
         self._reads: Calls = {key: partial(driver.read, gpu) for gpu, key in enumerate(self._keys)}
         self._modules: tuple[tuple[int, ...], ...] = ()
-        self._recorded: set[str] = set()  # UUIDs whose found limit is on disk
-        self._ceilings_recorded: set[str] = set()
-        self._left: dict[str, found_limits.Found] = {} if observe else self._what_was_left()
+        self._record = found_limits.Record(config.state_dir, self._boot)
+        self._recorded: set[str] = set()  # UUIDs whose found limit is in the record, be it not on disk yet
+        self._recorded_mhz: dict[str, int] = {} if observe else self._what_was_left()  # ceilings, by UUID
+        self._suspected: set[str] = set()  # UUIDs that were looked at for a lock of the site
         self._applied: Lease = self.lease  # what the writes under way are for
+        self._applied_came_at_s = 0.0
         self._asked_w: dict[int, float] = {}  # of the writes under way, by NVML index
         self._asked_mhz: dict[int, int] = {}
         self._acknowledged = (0, 0)  # newest order written and read back
@@ -105,27 +108,22 @@ class Agent:
             before = view.device
             view.swept(result, began_at_s)
             if view.device is not before:
-                self._met(view)
+                self._met(view, before)
             gone = gone and isinstance(result, NvmlFault) and result.code in DRIVER_GONE
         self.swept_at_s = began_at_s
         if gone:
             raise DriverGoneError(self.views[0].read_fault)
 
     def slow_reads(self, now: float) -> Calls:
-        """What is read seldom, of one GPU at a time; mostly nothing."""
+        """What is read seldom, of one GPU at a time; mostly nothing. Comes with the sweep after it."""
         if now < self._slow_at_s:
             return {}
         self._slow_at_s = now + SLOW_PERIOD_S / len(self.views)
         self._slow_next = (self._slow_next + 1) % len(self.views)
         view = self.views[self._slow_next]
-        if view.smoothing is None or view.reading is None:
+        if view.reading is None:
             return {}
-        return {self._keys[self._slow_next]: partial(self._driver.read_smoothing, self._slow_next)}
-
-    def slow_came(self, results: Results) -> None:
-        for key, result in results.items():
-            if isinstance(result, Smoothing):
-                self.views[key - self._keys.start].smoothing = result
+        return {self._keys[self._slow_next]: partial(self._driver.describe, self._slow_next)}
 
     # ---- time ----
 
@@ -146,13 +144,14 @@ class Agent:
                 why="no order with a valid lease",
             )
         unsettled = {write.gpu for write in due(after, found, self._modules)}
-        unlocked = {write.gpu for write in due_clocks(after, self._ceilings())}
+        unlocked = {write.gpu for write in due_clocks(after, [view.ceiling for view in self.views])}
         for gpu, view in enumerate(self.views):
             if view.write_fault and gpu not in unsettled and found[gpu] is not None:
                 view.settle()
             if view.clock_fault and gpu not in unlocked:
                 view.clock_fault = ""
-        if unsettled or unlocked or self._to_record() or self._to_set_up(now):
+        to_record = self._to_record() or self._unrecorded_mhz() or self._record.is_due(now)
+        if unsettled or unlocked or to_record or self._to_set_up(now):
             self.on_change()
 
     # ---- telling ----
@@ -171,6 +170,7 @@ class Agent:
             at_s=self.swept_at_s,
             echo_sent_at_s=ear.heard_sent_at_s,
             echo_age_s=self.swept_at_s - ear.heard_at_s if ear.heard_sent_at_s >= 0 else 0.0,
+            echo_epoch=ear.heard_epoch,
             epoch=epoch,
             seq=seq,
             mode=lease.mode,
@@ -217,53 +217,61 @@ class Agent:
     # ---- writing ----
 
     def record(self) -> Callable[[], None] | None:
-        """Puts on disk what was found and will be changed; None: all is there already. Raises OSError."""
+        """Puts on disk what was found and will be changed; None: it has all, or cannot be waited for.
+
+        Raises OSError.
+        """
         lines = self._to_record()
-        if not lines:
-            return None
-        self._recorded |= {line["uuid"] for line in lines if "limit_w" in line}
-        for line in lines:
-            if "ceiling_mhz" in line:
-                self._ceilings_recorded.add(line["uuid"])
-                self._suspect(line["gpu"], self.views[line["gpu"]])
-        return self._recorder(lines)
+        self._record.add(lines)
+        self._recorded |= {line["uuid"] for line in lines}
+        return self._record.write if self._record.is_due(now_s()) else None
 
     def limit_writes(self, now: float) -> Calls:
         """Limits that are due, decreases first; of a module only one."""
-        self._applied = self.lease
+        self._applied, self._applied_came_at_s = self.lease, self._ear.newest_at_s
         self._asked_w.clear()
         writes: Calls = {}
-        modules_met: set[tuple[int, ...]] = set()
+        met: set[tuple[int, ...]] = set()
         for write in due(self._applied, [view.found() for view in self.views], self._modules):
             view = self.views[write.gpu]
             if not view.may_write(write.limit_w, now):
                 continue
-            module = next((members for members in self._modules if write.gpu in members), None)
-            if module is not None:
-                if module in modules_met:
-                    continue
-                modules_met.add(module)
+            shared = self._sharing_limit(write.gpu)
+            if shared in met:
+                continue
+            met.add(shared)
             view.about_to_write(write.limit_w, now)
             key = self._keys[write.gpu]
             self._asked_w[key] = write.limit_w
-            writes[key] = partial(_write_and_read_back, self._driver, write, module)
+            writes[key] = partial(_write, self._driver, write)
         return writes
 
-    def limits_wrote(self, results: Results, now: float) -> None:
+    def read_backs(self) -> Calls:
+        """After the writes: what the driver shows now. No write waits for it."""
+        return {
+            key: partial(_read_back, self._driver, self._sharing_limit(key - self._keys.start))
+            for key in self._asked_w
+        }
+
+    def limits_wrote(self, written: Results, found: Results, now: float) -> None:
+        """`written`: the limits after clamping, or faults; `found`: limits by GPU as read back, or faults."""
         for key, asked_w in self._asked_w.items():
-            result = results[key]
-            if isinstance(result, NvmlFault):
-                self.views[key - self._keys.start].wrote(asked_w, result, now)
+            fault = next((one for one in (written[key], found[key]) if isinstance(one, NvmlFault)), None)
+            if fault is not None:
+                self.views[key - self._keys.start].wrote(asked_w, fault, now)
                 continue
-            written_w, held_w = result
-            for gpu, limit_w in held_w.items():
-                self.views[gpu].wrote(asked_w, (written_w, limit_w), now)
+            for gpu, limit_w in found[key].items():
+                self.views[gpu].wrote(asked_w, (written[key], limit_w), now)
+
+    def _sharing_limit(self, gpu: int) -> tuple[int, ...]:
+        """All GPUs that hold one limit with this one, itself among them."""
+        return next((members for members in self._modules if gpu in members), (gpu,))
 
     def clock_writes(self, now: float) -> Calls:
         """Ceilings that are due. No ceiling goes above the site's own lock, and release brings that back."""
         self._asked_mhz.clear()
         writes: Calls = {}
-        for gpu, ceiling_mhz in due_clocks(self._applied, self._ceilings()):
+        for gpu, ceiling_mhz in due_clocks(self._applied, [view.ceiling for view in self.views]):
             view = self.views[gpu]
             if now < view.clock_again_at_s or view.read_fault:
                 continue
@@ -271,6 +279,20 @@ class Agent:
             self._asked_mhz[key] = ceiling_mhz
             writes[key] = partial(_write_clocks, self._driver, gpu, ceiling_mhz, self.config.clock_lock_mhz)
         return writes
+
+    def record_ceilings(self) -> Callable[[], None] | None:
+        """Puts on disk which ceilings are about to be set, and which are ours no more; None: it has them.
+
+        Only what is really set: whoever comes after us takes away what stands there, whosever it is by then.
+        Raises OSError.
+        """
+        self._suspect_locks()
+        unrecorded_mhz = self._unrecorded_mhz()
+        if not unrecorded_mhz:
+            return None
+        self._recorded_mhz |= {device.uuid: mhz for device, mhz in unrecorded_mhz}
+        self._record.add([ceiling_line(device, mhz) for device, mhz in unrecorded_mhz])
+        return self._record.write if self._record.is_due(now_s()) else None
 
     def clocks_wrote(self, results: Results, now: float) -> None:
         for key, asked_mhz in self._asked_mhz.items():
@@ -281,8 +303,8 @@ class Agent:
         if self._applied.mode is not Mode.LEASED or self.lease.mode is not Mode.LEASED:
             return False  # the lease may have lapsed while the driver was busy
         is_new = self._acknowledged != self._applied.newest
-        if is_new and self._applied.newest == self.lease.newest:
-            self._obeyed_in_s = now - self._ear.newest_at_s
+        if is_new:
+            self._obeyed_in_s = now - self._applied_came_at_s
         self._acknowledged = self._applied.newest
         return is_new or bool(self._asked_w or self._asked_mhz)
 
@@ -301,7 +323,6 @@ class Agent:
 
     def surveyed(self, results: Results, now: float) -> Callable[[], None]:
         """Puts on disk what was found; a GPU that did not answer is asked again later. Raises OSError."""
-        lines = []
         for key, result in results.items():
             view = self.views[key - self._keys.start]
             if isinstance(result, NvmlFault) or view.device is None:
@@ -309,8 +330,8 @@ class Agent:
                 continue
             view.profiles = result
             preset = None if view.smoothing is None else view.smoothing.preset
-            lines.append(settings_line(view.device, result, self.config.profiles, preset))
-        return self._recorder(lines)
+            self._record.add([settings_line(view.device, result, self.config.profiles, preset)])
+        return self._record.write
 
     def set_ups(self, now: float) -> Calls:
         return {
@@ -332,14 +353,15 @@ class Agent:
 
     # ---- how ----
 
-    def _met(self, view: GpuView) -> None:
-        """A GPU is seen for the first time, or after it began anew."""
+    def _met(self, view: GpuView, before: Device | None) -> None:
+        """A GPU is seen for the first time, after it began anew, or described anew."""
         device = view.device
         assert device is not None
         self._modules = telling.modules(self.config, self.views)
-        if device.uuid in self._left and view.ceiling.asked_mhz is None:
-            view.ceiling = LEFT
-        if device.persistence is False and view.generation == 0:
+        if before is None or before.uuid != device.uuid:
+            left_mhz = self._recorded_mhz.get(device.uuid, 0)
+            view.ceiling = Ceiling(left_mhz, sure=False) if left_mhz else NEVER_OURS
+        if device.persistence is False and (before is None or before.persistence is not False):
             log.warning(
                 "persistence mode is off",
                 node=self.config.node,
@@ -348,34 +370,39 @@ class Agent:
                 remedy="enable nvidia-persistenced",
             )
 
-    def _ceilings(self) -> list[Ceiling]:
-        """A ceiling that an earlier agent left is sure to be there or gone; it is never set anew."""
-        return [LEFT if view.ceiling.asked_mhz == LEFT.asked_mhz else view.ceiling for view in self.views]
-
     def _to_record(self) -> list[dict[str, Any]]:
         if self.lease.mode is Mode.OBSERVE:
             return []
-        lines = [
+        return [
             limit_line(view.reading)
             for view in self.views
             if view.reading is not None and view.reading.device.uuid not in self._recorded
         ]
-        for gpu, ceiling_mhz in self._ceilings_to_come().items():
-            device = self.views[gpu].device
-            if device is not None and device.uuid not in self._ceilings_recorded:
-                lines.append(ceiling_line(device, ceiling_mhz))
-        return lines
 
-    def _ceilings_to_come(self) -> dict[int, int]:
-        """Ceilings that are held, or that a table has in store: an emergency does not wait for a disk."""
-        table = self._ear.table
-        levels = () if table is None else table.levels
-        return {
-            gpu: ceiling_mhz
-            for clocks_mhz in (*(level.clocks_mhz for level in levels), self.lease.held_mhz)
-            for gpu, ceiling_mhz in enumerate(clocks_mhz)
-            if ceiling_mhz
-        }
+    def _unrecorded_mhz(self) -> list[tuple[Device, int]]:
+        """Ceilings that are being set or may be in force, 0 for those that are not, where the record differs.
+
+        It says whether there is one: how low it is changes with every beat, which no disk need follow.
+        After a write that failed nobody knows what holds: the record keeps what was asked.
+        """
+        found: list[tuple[Device, int]] = []
+        for key, view in zip(self._keys, self.views, strict=True):
+            asked_mhz, device = self._asked_mhz.get(key, 0), view.device
+            if device is None or (view.clock_fault and not asked_mhz):
+                continue
+            mhz = asked_mhz or view.ceiling.asked_mhz or 0
+            if bool(mhz) != bool(self._recorded_mhz.get(device.uuid, 0)):
+                found.append((device, mhz))
+        return found
+
+    def _suspect_locks(self) -> None:
+        """A lock of the site goes with our first ceiling: say so when one is held or in store in a table."""
+        levels = () if self._ear.table is None else self._ear.table.levels
+        for clocks_mhz in (*(level.clocks_mhz for level in levels), self.lease.held_mhz):
+            for view, ceiling_mhz in zip(self.views, clocks_mhz, strict=False):
+                if ceiling_mhz and view.device is not None and view.device.uuid not in self._suspected:
+                    self._suspected.add(view.device.uuid)
+                    self._suspect(view.device.index, view)
 
     def _suspect(self, gpu: int, view: GpuView) -> None:
         suspected_mhz = suspected_ceiling_mhz(view.early)
@@ -399,28 +426,25 @@ class Agent:
             and now >= view.set_up_again_at_s
         ]
 
-    def _recorder(self, lines: list[dict[str, Any]]) -> Callable[[], None]:
-        return partial(
-            found_limits.record, self.config.state_dir, lines, boot=self._boot, now_utc_s=now_utc_s()
-        )
-
-    def _what_was_left(self) -> dict[str, found_limits.Found]:
-        """GPUs that an agent before this one has set a ceiling on."""
+    def _what_was_left(self) -> dict[str, int]:
+        """Ceilings that an agent before this one has set and not taken away, MHz by UUID."""
         try:
             found = found_limits.read(self.config.state_dir)
         except OSError as error:
             log.warning("record of found limits not readable", node=self.config.node, why=repr(error))
             return {}
-        return {uuid: one for uuid, one in found.items() if one.ceiling_mhz}
+        return {uuid: one.ceiling_mhz for uuid, one in found.items()}
 
 
-def _write_and_read_back(
-    driver: Nvml, write: Write, module: tuple[int, ...] | None
-) -> tuple[float, dict[int, float]]:
-    """Returns the limit written, or kept, after clamping, and what the driver shows then, W by GPU."""
+def _write(driver: Nvml, write: Write) -> float:
+    """Returns the limit written, or kept, after clamping, W."""
     ask = driver.lower_limit_w if write.lower_only else driver.set_limit_w
-    written_w = ask(write.gpu, write.limit_w)
-    return written_w, {gpu: driver.read_limit_w(gpu) for gpu in module or (write.gpu,)}
+    return ask(write.gpu, write.limit_w)
+
+
+def _read_back(driver: Nvml, gpus: Sequence[int]) -> dict[int, float]:
+    """Returns what the driver shows, W by GPU."""
+    return {gpu: driver.read_limit_w(gpu) for gpu in gpus}
 
 
 def _write_clocks(driver: Nvml, gpu: int, ceiling_mhz: int, site_mhz: tuple[int, int] | None) -> int:

@@ -8,8 +8,11 @@ It does what it says at once, since who types it wants it done; `--dry-run` show
 while an agent runs. Limits rise by it: the controller counts this host at its maximum once its agent is
 silent, so nothing is promised that this could break.
 
-Exit status: 0 all is as it was found; 1 something could not be put back, and the record is kept; 2 nothing
-was tried.
+What was put back goes from the record; what could not be, and what is not there, stays on it. A board that is
+not there is told and is no failure: it may never come back.
+
+Exit status: 0 all that is there is as it was found; 1 something could not be put back, or the record cannot
+be read throughout; 2 nothing was tried.
 """
 
 import sys
@@ -29,6 +32,7 @@ from protocols.nvml import Nvml, NvmlFault
 
 EXIT_FAILED: Final = 1
 EXIT_BAD_INPUT: Final = 2
+NOT_FOUND: Final = 6  # nvmlReturn: the driver has no such GPU; one that fell off the bus has another code
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,7 @@ class Row:
     now: str
     outcome: str
     failed: bool = False
+    gone: bool = False
 
 
 def main(path: Path, *, dry_run: bool) -> int:
@@ -70,38 +75,53 @@ def _check_used(config: NodeConfig) -> None:
 def _restore(config: NodeConfig, *, dry_run: bool) -> int:
     """Raises ConfigError, NvmlFault, OSError when nothing could be tried."""
     found = found_limits.read(config.state_dir)
-    if not found:
+    if not found and not found_limits.unreadable(config.state_dir):
         raise ConfigError(f"{config.state_dir}: nothing is recorded there: no agent has written any limit")
-    rows = list(restored(config, Nvml(), found, dry_run=dry_run))
-    Console().print(_table(rows, dry_run))
-    if failed := [row for row in rows if row.failed]:
-        for row in failed:
-            sys.stderr.write(f"GPU {row.gpu}: {row.what}: {row.outcome}\n")
-        sys.stderr.write("not all could be put back: the record is kept, try again\n")
-        return EXIT_FAILED
-    if not dry_run:
-        found_limits.set_aside(config.state_dir)
-    return 0
+    driver = Nvml()
+    rows = {
+        uuid: list(restored(config, driver, uuid, one, dry_run=dry_run))
+        for uuid, one in sorted(found.items(), key=lambda item: item[1].gpu)
+    }
+    Console().print(_table([row for one in rows.values() for row in one], dry_run))
+    failures = [
+        f"GPU {row.gpu}: {row.what}: {row.outcome}" for one in rows.values() for row in one if row.failed
+    ]
+    done = {uuid for uuid, one in rows.items() if not any(row.failed or row.gone for row in one)}
+    try:
+        found_limits.drop(config.state_dir, () if dry_run else done)
+        failures += [
+            f"{place}: cannot be read, so some GPU may not be as it was: set that right by hand, then delete "
+            "this line"
+            for place in found_limits.unreadable(config.state_dir)
+        ]
+    except OSError as error:
+        failures.append(f"the record still has what was put back: {error}")
+    if not failures:
+        return 0
+    failures.append("not all could be put back: what is left stays on record, try again")
+    sys.stderr.write("".join(f"{failure}\n" for failure in failures))
+    return EXIT_FAILED
 
 
-def restored(config: NodeConfig, driver: Nvml, found: dict[str, Found], *, dry_run: bool) -> Iterator[Row]:
-    """Put back what was found of every GPU, or only say what that would be. Yields a row per thing."""
-    for uuid, one in sorted(found.items(), key=lambda item: item[1].gpu):
+def restored(config: NodeConfig, driver: Nvml, uuid: str, one: Found, *, dry_run: bool) -> Iterator[Row]:
+    """Put back what was found of a GPU, or only say what that would be. Yields a row per thing."""
+    try:
+        gpu = driver.index_of(uuid)
+    except NvmlFault as fault:
+        gone = fault.code == NOT_FOUND
+        outcome = "not in this host: nothing to put back" if gone else fault.sentence
+        yield Row(f"was {one.gpu}", uuid, "", "", outcome, failed=not gone, gone=gone)
+        return
+    for what, put_back in (
+        ("limit", _limit),
+        ("clock lock", _clocks),
+        ("profiles", _profiles),
+        ("smoothing preset", _preset),
+    ):
         try:
-            gpu = driver.index_of(uuid)
+            yield from put_back(config, driver, gpu, one, dry_run)
         except NvmlFault as fault:
-            yield Row(f"{one.gpu} (gone)", uuid, "", "", fault.sentence, failed=True)
-            continue
-        for what, put_back in (
-            ("limit", _limit),
-            ("clock lock", _clocks),
-            ("profiles", _profiles),
-            ("smoothing preset", _preset),
-        ):
-            try:
-                yield from put_back(config, driver, gpu, one, dry_run)
-            except NvmlFault as fault:
-                yield Row(str(gpu), what, "", "", fault.sentence, failed=True)
+            yield Row(str(gpu), what, "", "", fault.sentence, failed=True)
 
 
 def _limit(_config: NodeConfig, driver: Nvml, gpu: int, found: Found, dry_run: bool) -> Iterator[Row]:
@@ -124,14 +144,14 @@ def _clocks(config: NodeConfig, driver: Nvml, gpu: int, found: Found, dry_run: b
     site = config.clock_lock_mhz
     if site is None:
         outcome = _outcome(dry_run, False, lambda: driver.set_clock_ceiling(gpu, None))
-        yield Row(str(gpu), "clock lock", "none known", f"at most {found.ceiling_mhz} MHz (ours)", outcome)
+        yield Row(str(gpu), "clock lock", "none known", "a ceiling of ours", outcome)
         return
     outcome = _outcome(dry_run, False, lambda: driver.set_clock_lock(gpu, *site))
     yield Row(
         str(gpu),
         "clock lock",
         f"{site[0]}-{site[1]} MHz (node.yaml)",
-        f"at most {found.ceiling_mhz} MHz (ours)",
+        "a ceiling of ours",
         outcome,
     )
 

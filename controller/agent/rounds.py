@@ -14,8 +14,9 @@ All nodes share one lane of reads and one of writes: the driver lets callers que
 import asyncio
 import gc
 import itertools
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Final, Protocol
+import sys
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from typing import Any, Final, Protocol
 
 import structlog
 
@@ -31,6 +32,9 @@ from protocols.nvml import NO_PERMISSION, NvmlFault
 GROUP_GPUS_MAX: Final = 128  # the largest host is one group; a farm is swept in parts, not in one burst
 BEAT_LATE_RATIO: Final = 1.5  # of the report period: longer than it, or each sweep would bring two beats
 WATCH_RATIO: Final = 0.5  # how often that is looked at
+READ_PART_GPUS: Final = 16  # a write waits for as many reads at most
+GIVE_WAY_S: Final = 0.005  # per part: a write that hangs must not stop the reports
+SWITCH_S: Final = 0.0005  # every driver call lends the interpreter out, and would get it back after 5 ms
 RECORD_WAIT_MAX_S: Final = 1.0  # for the disk
 WATCHDOG_PERIOD_S: Final = 1.0
 HEALTHY_AGE_MAX_S: Final = 5.0  # no sweep or no end of writing for longer: let systemd start a new process
@@ -72,6 +76,7 @@ class Rounds:
         for group in self._groups:
             await self._sweep(group)
         await self._check_permission()
+        sys.setswitchinterval(SWITCH_S)
         gc.collect()
         gc.freeze()  # what lives now lives for good: collections need not walk it again
         notify("READY=1")
@@ -110,17 +115,19 @@ class Rounds:
 
     async def _sweep(self, group: Sequence[tuple[Agent, Link]]) -> None:
         began_at_s = now_s()
-        calls: Calls = {}
-        for agent, _ in group:
-            calls |= agent.reads()
-        results = await self._reads.run(calls)
+        calls = _joined(agent.reads() for agent, _ in group)
+        results: dict[int, Any] = {}
+        for keys in _parts(list(calls)):
+            if self._applying_since_s is not None:
+                await asyncio.sleep(GIVE_WAY_S)  # the driver has one door, and writes go first
+            results |= await self._reads.run({key: calls[key] for key in keys})
         for agent, _ in group:
             agent.swept(results, began_at_s)
 
     async def _read_slowly(self, group: Sequence[tuple[Agent, Link]]) -> None:
         for agent, _ in group:
             if calls := agent.slow_reads(now_s()):
-                agent.slow_came(await self._reads.run(calls))
+                await self._reads.run(calls)  # the next sweep brings what is new
 
     async def _watch_for_ever(self) -> None:
         while True:
@@ -162,6 +169,7 @@ class Rounds:
     async def _apply_for_ever(self) -> None:
         while True:
             await self._wake.wait()
+            await asyncio.sleep(0)  # what has come for other nodes as well is written together
             self._wake.clear()
             changed = dict(self._changed)
             self._changed.clear()
@@ -174,19 +182,19 @@ class Rounds:
 
     async def _apply(self, agents: Sequence[Agent]) -> None:
         """Write what is due and read it back. After that every GPU holds its limit or has a fault."""
-        for agent in agents:
-            if agent.lease.mode is not Mode.OBSERVE and (record := agent.record()):
-                await _on_disk(agent, record)
+        await _all_on_disk(agents, Agent.record)
         now = now_s()
-        results = await self._writes.run(_joined(agent.limit_writes(now) for agent in agents))
+        written = await self._writes.run(_joined(agent.limit_writes(now) for agent in agents))
+        found = await self._writes.run(_joined(agent.read_backs() for agent in agents))
         now = now_s()
         for agent in agents:
-            agent.limits_wrote(results, now)
-        if clocks := _joined(agent.clock_writes(now) for agent in agents):
-            results = await self._writes.run(clocks)
-            now = now_s()
+            agent.limits_wrote(written, found, now)
+        ceilings = _joined(agent.clock_writes(now) for agent in agents)
+        await _all_on_disk(agents, Agent.record_ceilings)
+        clocked = await self._writes.run(ceilings)
+        now = now_s()
         for agent in agents:
-            agent.clocks_wrote(results, now)
+            agent.clocks_wrote(clocked, now)
         for agent in agents:
             await self._set_up(agent)
 
@@ -209,6 +217,16 @@ class Rounds:
                     raise NotPermittedError(result.sentence)
 
 
+async def _all_on_disk(
+    agents: Sequence[Agent], to_record: Callable[[Agent], Callable[[], None] | None]
+) -> None:
+    """What is about to be changed, of every agent that may change it: each has a file of its own."""
+    leading = [agent for agent in agents if agent.lease.mode is not Mode.OBSERVE]
+    records = [(agent, record) for agent in leading if (record := to_record(agent))]
+    if records:
+        await asyncio.gather(*(_on_disk(agent, record) for agent, record in records))
+
+
 async def _on_disk(agent: Agent, record: Callable[[], None]) -> None:
     try:
         async with asyncio.timeout(RECORD_WAIT_MAX_S):
@@ -217,6 +235,11 @@ async def _on_disk(agent: Agent, record: Callable[[], None]) -> None:
         # A full or dead disk must not keep a limit from being lowered: the log remembers instead.
         found_w = [view.first_w for view in agent.views]
         log.warning("found limits not on disk", node=agent.config.node, why=repr(error), found_w=found_w)
+
+
+def _parts(keys: list[int]) -> Iterator[list[int]]:
+    for first in range(0, len(keys), READ_PART_GPUS):
+        yield keys[first : first + READ_PART_GPUS]
 
 
 def _joined(calls_of: Iterable[Calls]) -> Calls:

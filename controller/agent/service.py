@@ -4,8 +4,8 @@ What each GPU should hold is decided in `lease` (pure); `node` gives it readings
 `rounds` has the time and the threads. Here is what stands around them: the driver, however long it takes to
 come, the link, the lock of this node, and how it all ends.
 
-The agent runs on through everything but a driver that is gone (a new process gets a new one) and a lack of
-permission at the start. A stop or a restart changes no limit.
+The agent runs on through everything but a driver that is gone or will not open (a new process gets a new one)
+and a lack of permission at the start. A stop or a restart changes no limit.
 """
 
 import asyncio
@@ -22,6 +22,7 @@ from controller.agent.config import ConfigError, NodeConfig, load_node
 from controller.agent.lanes import Lane, Stuck
 from controller.agent.node import Agent, DriverGoneError
 from controller.agent.rounds import NotPermittedError, Rounds
+from controller.clock import now_s
 from controller.endless import Life, run_and_leave
 from controller.notify import notify
 from protocols import agent_link
@@ -30,6 +31,7 @@ from protocols.nvml import Nvml, NvmlFault
 
 DRIVER_RETRY_S: Final = 3.0  # a driver that is being installed or loaded takes minutes
 DRIVER_OPEN_MAX_S: Final = 30.0  # nvmlInit has been seen to queue for 12 s behind other processes
+DRIVER_HUNG_MAX_S: Final = 120.0  # four times that: it will not return, and holds the library in this process
 LOCK_WAIT_MAX_S: Final = 3.0  # a predecessor that is ending, or limits being put back by hand
 LOCK_RETRY_S: Final = 0.1
 OPENING: Final = -1  # stands for the driver itself where a lane wants a GPU index
@@ -37,13 +39,28 @@ OPENING: Final = -1  # stands for the driver itself where a lane wants a GPU ind
 log = structlog.get_logger(__name__)
 
 
+class DriverHungError(RuntimeError):
+    """A call that opens the driver does not return; only a new process can try again."""
+
+
 async def open_driver(expected_gpus: int | None) -> Nvml:
-    """The driver, however long it takes to come: a host may boot, or be repaired, with the agent running."""
-    lane = Lane("nvml open", deadline_s=DRIVER_OPEN_MAX_S, stuck=Stuck())
+    """The driver, however long it takes to come: a host may boot, or be repaired, with the agent running.
+
+    Raises DriverHungError.
+    """
+    stuck = Stuck()
+    lane = Lane("nvml open", deadline_s=DRIVER_OPEN_MAX_S, stuck=stuck)
     logged = ""
+    answered_at_s = now_s()
     while True:
         opened = (await lane.run({OPENING: Nvml}))[OPENING]
         why = _why_unusable(opened)
+        if stuck.fault(OPENING) is None:
+            answered_at_s = now_s()
+        elif now_s() - answered_at_s < DRIVER_HUNG_MAX_S:
+            why = "the driver does not open: the call has not returned, see the kernel log"
+        else:
+            raise DriverHungError(f"opening the driver has not returned for {DRIVER_HUNG_MAX_S:.0f} s")
         if isinstance(opened, Nvml) and not why:
             if expected_gpus not in (None, opened.gpu_count):
                 log.error(
@@ -82,7 +99,7 @@ def link_of(config: NodeConfig, on_message: Callable[[str, bytes, bool], None]) 
 
 
 async def take_lock(config: NodeConfig) -> None:
-    """The lock of this node, for the rest of the process; goes on without it rather than leave GPUs alone."""
+    """The lock of this node, for the rest of the process; beside another agent rather than not at all."""
     for _ in range(round(LOCK_WAIT_MAX_S / LOCK_RETRY_S)):
         try:
             lock.take(config.state_dir)
@@ -94,7 +111,8 @@ async def take_lock(config: NodeConfig) -> None:
         else:
             return
         await asyncio.sleep(LOCK_RETRY_S)
-    log.error("going on without the lock", node=config.node, why=why, remedy="run one agent per node")
+    log.error("not alone on this node?", node=config.node, why=why, remedy="run one agent per node")
+    lock.join(config.state_dir)
 
 
 def _why_unusable(opened: Nvml | NvmlFault) -> str:
@@ -108,7 +126,7 @@ async def run(
 ) -> int:
     """The life of a process that serves these nodes, each with its part of the driver.
 
-    Returns the exit code: 0 stopped, 1 driver gone, 2 cannot work as set up.
+    Returns the exit code: 0 stopped, 1 driver gone or hung, 2 cannot work as set up.
     """
     life = Life()
     life.end_on_signals()
@@ -119,8 +137,10 @@ async def run(
             link_of(config, lambda *message, place=place: agents[place].on_message(*message))
             for place, config in enumerate(configs)
         ]
-        if not observe:
-            for config in configs:
+        for config in configs:
+            if observe:  # under one name they would throw each other off the broker
+                lock.require_free(config.state_dir)
+            else:
                 await take_lock(config)
         gpus = [None if config.gpus is None else config.gpus.count for config in configs]
         driver = await open_driver(gpus[0] if len(gpus) == 1 else None)
@@ -133,8 +153,12 @@ async def run(
         code, why = 0, "stopped"
     except DriverGoneError as error:
         code, why = 1, f"the driver is gone, a new process must open it: {error}"
+    except DriverHungError as error:
+        code, why = 1, f"{error}, a new process must try: see the kernel log, the host may need a reboot"
     except NotPermittedError as error:
         code, why = 2, f"{error}; or only watch with --observe"
+    except lock.LockedError as error:
+        code, why = 2, f"{error} and reports what it sees: `powerblock status` shows it; or stop it first"
     except MqttConfigError as error:
         code, why = 2, f"node.yaml: mqtt: {error}"
     except ConfigError as error:

@@ -27,6 +27,8 @@ def described(views: Sequence[GpuView], now_s: float) -> tuple[agent_link.Gpu, .
 def _described(view: GpuView, widest: tuple[float, float], now_s: float) -> agent_link.Gpu:
     device, reading = view.device, view.reading
     min_w, max_w = widest if device is None else (device.min_w, device.max_w)
+    asked_mhz, sure = view.ceiling
+    ceiling_mhz = asked_mhz if asked_mhz and sure else 0
     if reading is None:
         return agent_link.Gpu(
             power_w=None,
@@ -36,9 +38,9 @@ def _described(view: GpuView, widest: tuple[float, float], now_s: float) -> agen
             max_w=max_w,
             fault=view.fault(),
             notice=view.notice(now_s),
+            ceiling_mhz=ceiling_mhz,
             floor_w=view.floor_w(),
         )
-    asked_mhz, sure = view.ceiling
     return agent_link.Gpu(
         power_w=reading.power_w,
         limit_w=view.limit_w,
@@ -48,7 +50,7 @@ def _described(view: GpuView, widest: tuple[float, float], now_s: float) -> agen
         fault=view.fault(),
         notice=view.notice(now_s),
         clock_mhz=reading.clock_mhz,
-        ceiling_mhz=asked_mhz if asked_mhz and sure else 0,
+        ceiling_mhz=ceiling_mhz,
         capped=reading.capped,
         lever=lever(view.learned),
         floor_w=view.floor_w(),

@@ -33,7 +33,7 @@ from controller.alarms.model import (
 )
 from controller.alarms.table import LEFT_OUT, AlarmSettings, Entry
 
-KIND_MAX: Final = 80  # more of one kind is one fault, not many
+KIND_MAX: Final = 96  # more of one kind is one fault, not many
 CHATTER_COUNT: Final = 3  # three in a minute is what ISA-18.2 calls chattering
 CHATTER_S: Final = 60.0
 CASCADE_S: Final = 30.0  # from a lost broker to the last alarm that follows from it
@@ -120,6 +120,15 @@ def happening(
 def shown(record: Record) -> str:
     """The state in a word, as people see it."""
     return record.state.value if record.hidden is None else record.hidden.word
+
+
+def text(record: Record) -> str:
+    """Its sentence; what has gone and is kept up over its time, for it comes and goes, says so."""
+    raised_s = record.raised_s
+    chatters = len(raised_s) == CHATTER_COUNT and raised_s[-1] - raised_s[0] < CHATTER_S
+    if record.is_active and not record.holds and chatters:
+        return f"{record.text} (gone again; it came {CHATTER_COUNT} times within a minute)"
+    return record.text
 
 
 # --- one alarm ---------------------------------------------------------------------------------------------

@@ -107,7 +107,7 @@ class AlarmDesk:
         entry, hidden = self._settings.entry(record.key), record.hidden
         return AlarmView(
             key=record.key,
-            text=record.text,
+            text=books.text(record),
             priority=entry.priority.value,
             state=books.shown(record),
             active=record.is_active,

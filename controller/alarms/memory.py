@@ -17,7 +17,7 @@ import structlog
 from controller.alarms.model import Book, Record
 
 FILE_NAME: Final = "alarms.json"
-FILE_MAX_BYTES: Final = 64 * 1024 * 1024  # more than the fullest book, every character of it escaped
+FILE_MAX_BYTES: Final = 96 * 1024 * 1024  # more than the fullest book, every character of it escaped
 VERSION: Final = 1
 RETRY_S: Final = 1.0
 CLOSE_MAX_S: Final = 1.0  # a stop does not wait for a dead disk

@@ -90,11 +90,32 @@ BLOCK: Final = _cascade(
     Entry("report …", MEDIUM, "this node's newest report was refused; the text says why",
           "as `agent`",
           "number of GPUs, names of node or block: correct `block.yaml` or `node.yaml`"),
+    Entry("grouping …", HIGH,
+          "GPUs of this node are not those, or not where, `block.yaml` says; the text says what was found",
+          "what the text says it costs: mostly, they are ordered to their least and count at their most",
+          "the text ends with the remedy; `powerblock grouping block.yaml` lists all, and with `--propose`"
+          " prints the racks as they were found"),
+    Entry("unknown nodes", HIGH, "agents speak under this block's name that `block.yaml` does not know",
+          "counts them at their most: what they draw is base load, as measured, and room is held for the"
+          " rest; gives them no orders",
+          "add them to `block.yaml` (`powerblock grouping --propose`), or correct `block` or `node` in their"
+          " node.yaml: until then the room held for them is lost to the block"),
+    Entry("false name", HIGH, "a message came on the topic of one node in the name of another",
+          "refuses it: brokers grant rights by topic, and only what comes on a node's own counts for it",
+          "who publishes there? A login that was copied to another host, a bridge between brokers that"
+          " renames topics, a host that is not in the hands of its owner any more"),
     Entry("shed", HIGH, "a level of shedding is called; the text says which, and by whom",
           "every GPU went to its entry in the table at once; the power comes back by the agreed ramp when"
           " the call ends",
           "`powerblock shed` shows what came of it; if `shortfall` stands beside it, shed by hand. Is the"
           " reason real? Who called it ends it", off_delay_s=0.0),
+    Entry("shed plan …", HIGH, "this level of shedding would not reach its power if it were called now",
+          "keeps the plan as low as the GPUs allow",
+          "who cannot be reached (`agent`, `lease`, `gpu`)? Is power smoothing on, whose floor no limit takes"
+          " away? Else the level is below what GPUs at their least and base load need: tell the site"),
+    Entry("floors unknown", LOW, "power smoothing of some GPUs is on, or may be, and hides its floor",
+          "counts what they draw above their limits once it is seen",
+          "let the agents read it (driver, rights), or switch smoothing off where a shed must be kept"),
     _link("contact …", MEDIUM, "this contact cannot be read; the text says what it counts as",
           "counts as it was last seen, or as closed where `lost_calls` is set",
           "wire, address, unit id of its PLC. Until it is back nobody can call by it, and a call by it does"
@@ -108,9 +129,10 @@ BLOCK: Final = _cascade(
     Entry("frequency wild", LOW, "frequency samples were beyond what a grid can do",
           "does not use them; no response begins on them",
           "shield and earth of the instrument, its transformer"),
-    Entry("frequency commitment", MEDIUM, "the block draws less than it has committed to shed",
-          "would shed what it draws",
-          "tell the grid operator, or lower `frequency.committed_kw`"),
+    Entry("frequency commitment", MEDIUM, "the block could shed less than it has committed",
+          "would shed what GPUs can: down to their minima, floors, and what those out of reach may hold",
+          "who cannot be reached (`agent`, `lease`, `gpu`)? Is power smoothing on? Does the block draw less"
+          " than usual? Else tell the grid operator, or lower `frequency.committed_kw`"),
     Entry("frequency baseline", LOW,
           "the block's power is not measured, and a response would start from an old value",
           "starts from the last known power",
@@ -123,6 +145,9 @@ BLOCK: Final = _cascade(
           "as `agent`",
           "its log says `order refused` with the reason; two controllers on one broker? an agent started"
           " with `--observe`?"),
+    _link("backstop process", MEDIUM, "the process that talks to BMCs ended or hangs",
+          "begins it anew; what BMCs have shown counts for `proof_age_max_s`, then silent nodes at most",
+          "its reason is in the journal of `powerblock`; if it hangs, end the child process"),
     _link("backstop …", MEDIUM, "this node's BMC cannot be used, or does not do what it says",
           "the node counts at its most while its agent is silent",
           "the text says what the BMC did: address, login, certificate, no such limit. The node must not be"
@@ -130,16 +155,29 @@ BLOCK: Final = _cascade(
     Entry("two controllers", HIGH, "agents hear another controller of this block",
           "agents obey the newer start and refuse the older one; this one counts at their most the nodes that"
           " do not act on its orders",
-          "end one of them; then restart the one that stays, since only a newer start is obeyed"),
+          "end one of them: the text says which is obeyed. The other leads again by itself two leases later"),
+    Entry("stale orders", MEDIUM, "agents are told orders of long ago, many a second",
+          "agents refuse them; they renew no lease and move no limit",
+          "somebody records and repeats, or a bridge between brokers loops: only the controller may publish"
+          " on `powerblock/BLOCK/agent/+/order` (access list of the broker)",
+          on_delay_s=3.0),  # a link that was cut for seconds delivers late, once
     Entry("fallback", MEDIUM,
           "were all agents left alone at once, the block could draw more than its feed carries",
           "nothing: agents fall back by what their own files say",
-          "lower `fallback_w` in the node.yaml files; agents that have never told theirs count at their most",
+          "lower `fallback_w` in the node.yaml files; agents that have never told theirs count at their most,"
+          " and no GPU lower than its least or the floor that power smoothing keeps up",
           on_delay_s=30.0),  # agents tell theirs every ten seconds
     Entry("faults …", LOW,
           "what this node's agent says of its GPUs, or limits of a GPU that do not fit `block.yaml`",
           "as `gpu`; limits of `block.yaml` are taken",
           "the sentence names the remedy; correct `min_w`, `max_w`"),
+    Entry("notice …", LOW,
+          "somebody else sets limits of these GPUs, or their driver began anew: the text says by how much",
+          "its agent writes its own limit again, six times a minute; one that is lower is then left for a"
+          " minute, one that is higher is lowered every second",
+          "find the other writer: an administrator, a scheduler's node agent, a DCGM policy, the BMC. What a"
+          " GPU holds below its limit is work lost, and no other GPU is given it",
+          off_delay_s=10.0),  # agents say it for a second each time
     Entry("gpu …", MEDIUM, "this GPU cannot be read, or does not take its limit",
           "counts it at what it may hold; one that cannot be read tells nothing, is ordered to its least,"
           " and after ten seconds counts at its most",
@@ -182,9 +220,10 @@ DISK: Final = _cascade(
     Entry("frequency record", LOW, "the record of a frequency response cannot be written",
           "responds all the same; what was delivered cannot be shown afterwards",
           "free the disk; the folder `records` of the state directory"),
-    Entry("backstop file", HIGH, "what BMCs held before they were set cannot be kept on disk",
+    Entry("backstop file", HIGH, "what BMCs held before they were set cannot be kept on disk, or read",
           "caps silent hosts all the same; a restart now would not know what to put back",
-          "free the disk, repair permissions of the state directory; do not restart before"),
+          "free the disk, repair permissions of the state directory; do not restart before. A file that was"
+          " set aside: put those limits back by hand, delete it, `systemctl reload powerblock`"),
     Entry("commands", LOW, "`commands.jsonl` cannot be written",
           "commands are carried out all the same; who gave them is lost",
           "free the disk"),

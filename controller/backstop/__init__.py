@@ -10,6 +10,8 @@ road to the same GPUs: slow (seconds), but independent of everything that runs o
     found   what the limits were before, on disk before the first write
     node    one host: arm, hold, prove, release
     service all hosts, so many at a time
+    said    what is known of them all, in one piece
+    apart   all of that in a process of its own, lest the beat be late
 
     backstop = Backstop(config, {"n01": 8, ...}, hear, state_dir)
     await backstop.run()        one task of the daemon
@@ -17,8 +19,8 @@ road to the same GPUs: slow (seconds), but independent of everything that runs o
     backstop.conditions()       alarms
 """
 
+from controller.backstop.apart import Backstop
 from controller.backstop.config import BackstopConfig, BmcEntry, backstop_errors
-from controller.backstop.phase import Heard, Phase, Proven
-from controller.backstop.service import Backstop
+from controller.backstop.phase import Heard, Phase, Proven, obeys
 
-__all__ = ["Backstop", "BackstopConfig", "BmcEntry", "Heard", "Phase", "Proven", "backstop_errors"]
+__all__ = ["Backstop", "BackstopConfig", "BmcEntry", "Heard", "Phase", "Proven", "backstop_errors", "obeys"]

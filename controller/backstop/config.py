@@ -12,16 +12,21 @@
 
 `limit_w` should be the agents' own fallback: then a host that went silent and fell back is not moved at all.
 `lever` names the door to the limit: `gpu` (GB200, GB300, HGX with EnvironmentMetrics), `control` (HPE Cray
-EX), `domain` (Node Manager of DGX H100 and B200: an OEM door, opened only when asked for).
+EX), `domain` (Node Manager of DGX H100 and B200: an OEM door, opened only when asked for; it shows no power,
+so a host that is capped through it still counts at its maximum).
 """
 
+from collections import defaultdict
 from collections.abc import Collection, Iterator
+from contextlib import suppress
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Final, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from controller.yaml_config import ConfigError
+from controller.yaml_config import ConfigError, File
 from protocols.redfish import BmcSettings, RedfishConfigError
 
 PASSWORD_MAX_CHARS: Final = 1024  # a file larger than this is not a password
@@ -39,7 +44,7 @@ class BmcEntry(_Strict):
     """What is special about one node's BMC; what is not given is as for all."""
 
     url: str | None = None
-    ca: str | None = None
+    ca: File | None = None
     fingerprint: str | None = None
 
 
@@ -53,7 +58,7 @@ class BackstopConfig(_Strict):
     bmcs: dict[str, BmcEntry] = {}
     user: str
     password_file: Path
-    ca: str | None = None
+    ca: File | None = None
     fingerprint: str | None = None
     # Talked to at the same time. A round of eight GPUs takes a BMC 6 s: 144 silent hosts are read every 15 s.
     # With 16 at a time their proofs would grow old between two rounds.
@@ -105,11 +110,31 @@ def backstop_errors(config: BackstopConfig | None, nodes: Collection[str]) -> It
         if name not in nodes:
             yield f"backstop.bmcs.{name}: no such node under racks; correct the name"
     faults: list[str] = []
+    of_bmc: dict[tuple[str, int], list[str]] = defaultdict(list)
     for node in nodes:
         try:
-            config.settings(node, "not read yet")
+            of_bmc[_address(config.settings(node, "not read yet").url)].append(node)
         except RedfishConfigError as error:
             faults.append(f"backstop: BMC of {node}: {error}")
+    faults += [_shared(bmc, names) for bmc, names in of_bmc.items() if len(names) > 1]
     yield from faults[:FAULTS_SHOWN_MAX]
     if len(faults) > FAULTS_SHOWN_MAX:
         yield f"backstop: BMCs of {len(faults) - FAULTS_SHOWN_MAX} more nodes: likewise"
+
+
+def _address(url: str) -> tuple[str, int]:
+    """Host and port of a BMC, the same however they are written."""
+    parts = urlsplit(url)
+    host = (parts.hostname or "").rstrip(".")
+    with suppress(ValueError):  # a name; urlsplit has made it lower case
+        host = str(ip_address(host))
+    return host, parts.port or 443
+
+
+def _shared(bmc: tuple[str, int], nodes: list[str]) -> str:
+    """One host would be capped, and both would count so."""
+    more = f", as do {len(nodes) - 2} more" if len(nodes) > 2 else ""
+    return (
+        f"backstop: {nodes[0]} and {nodes[1]} have the same BMC {bmc[0]}:{bmc[1]}{more}: "
+        "give each its own url in backstop.bmcs"
+    )

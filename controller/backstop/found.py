@@ -2,16 +2,19 @@
 
 One small file, replaced as a whole and synced, so that a controller that was killed in between finds what it
 owes: every host in it is still held, and is released by the next controller as by this one. A file that
-cannot be read is set aside, never overwritten.
+cannot be read is set aside, never overwritten, and said until somebody takes it away.
 """
 
 import asyncio
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 import msgspec
 import structlog
+
+from protocols.redfish import OFF
 
 NAME: Final = "backstop.json"
 SET_ASIDE: Final = "backstop.unreadable.json"
@@ -22,11 +25,22 @@ log = structlog.get_logger(__name__)
 
 
 class FoundLever(msgspec.Struct, frozen=True):
-    """One limit as it was: its set point in W (None: there was none) and its mode, and when that was seen."""
+    """One limit as it was, and when that was seen.
+
+    Attributes:
+        limit_w: its set point; where it was set to nothing, the most it takes; None: nor is that known.
+        mode: as read; see `Lever`.
+        at_utc_s: when.
+    """
 
     limit_w: float | None
     mode: str
     at_utc_s: float
+
+    def __str__(self) -> str:
+        if self.mode == OFF:
+            return "off"
+        return "without a limit" if self.limit_w is None else f"at {self.limit_w:g} W"
 
 
 class _File(msgspec.Struct, frozen=True):
@@ -39,11 +53,13 @@ class Found:
 
     Attributes:
         nodes: by name, what was found by URI; empty for a host that is as it was.
-        fault: why it is not on disk, or an empty string.
+        unwritten: why it is not on disk, or an empty string.
+        unread: what became of a file that could not be read, or an empty string.
     """
 
     def __init__(self, state_dir: Path) -> None:
-        self.fault = ""
+        self.unwritten = ""
+        self.unread = ""
         self._path = state_dir / NAME
         self._wanted = self._written = 0  # versions
         self._writing: asyncio.Task[None] | None = None
@@ -54,11 +70,23 @@ class Found:
             pass
         except (OSError, msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
             self._set_aside(str(error))
+        aside = self._path.with_name(SET_ASIDE)
+        with suppress(OSError):
+            aside.stat()
+            self.unread = (
+                f"{aside}: could not be read: limits it knew of are not restored; restore them by hand, then "
+                "delete it and reload"
+            )
+
+    @property
+    def fault(self) -> str:
+        """Both, for the operator."""
+        return "; ".join(filter(None, (self.unwritten, self.unread)))
 
     async def keep(self, node: str, levers: dict[str, FoundLever]) -> None:
         """Replace what was found of one host; nothing: it is as it was.
 
-        Returns when that is on disk, or when it cannot be, with `fault` set: a dead disk does not keep a
+        Returns when that is on disk, or when it cannot be, with `unwritten` set: a dead disk does not keep a
         silent host at full power.
         """
         self.nodes = {name: said for name, said in {**self.nodes, node: levers}.items() if said}
@@ -81,22 +109,20 @@ class Found:
         if fault:
             self._fail(fault)
         else:
-            self.fault = ""
+            self.unwritten = ""
 
     def _fail(self, why: str) -> None:
         fault = f"{self._path}: {why}: a restart now would not know which limits to restore"
-        if fault != self.fault:
+        if fault != self.unwritten:
             log.error("backstop file not written", why=fault)
-        self.fault = fault
+        self.unwritten = fault
 
     def _set_aside(self, why: str) -> None:
-        aside = self._path.with_name(SET_ASIDE)
-        self.fault = f"{self._path}: {why}: limits it knew of are not restored; see {aside.name}"
-        log.error("backstop file unreadable", why=self.fault)
+        log.error("backstop file unreadable", file=str(self._path), why=why)
         try:
-            self._path.replace(aside)
+            self._path.replace(self._path.with_name(SET_ASIDE))
         except OSError as error:
-            log.error("backstop file not set aside", why=error.strerror)
+            self._fail(f"{why}, and cannot be set aside ({error.strerror})")
 
 
 def _replaced(path: Path, content: _File) -> str:

@@ -6,14 +6,16 @@ what is above the limit, write those, read them back. So a host that restarts an
 somebody who raises them, is met within a round, and the proof is gone before that.
 
 What counts as proof: the lever shows a set point that binds, and the power that the BMC measures there, where
-it measures any, is not above it. A bound is raised before the write that raises it, lowered after the
-reading that shows it.
+it measures any, is not above it but for the little by which a limit of averages is exceeded: then that power
+counts. A policy of Node Manager is no proof by itself, see `levers`. A bound is raised before the write that
+raises it, lowered after the reading that shows it.
 """
 
 import asyncio
 import math
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -21,10 +23,10 @@ from typing import Final
 import structlog
 
 from controller.backstop.config import BackstopConfig
-from controller.backstop.found import Found, FoundLever
+from controller.backstop.found import NAME, Found, FoundLever
 from controller.backstop.phase import Guard, Heard, Phase, Proven, step
 from controller.clock import now_s, now_utc_s
-from protocols.redfish import Bmc, Lever, RedfishFault, Unreachable, discover, read, set_limit
+from protocols.redfish import OFF, Bmc, Lever, RedfishFault, Unreachable, discover, read, set_limit
 
 LOOK_S: Final = 0.5  # a quarter of the shortest `after_s`; 144 hosts cost the loop half a percent
 REARM_S: Final = 6 * 3600.0  # a password that was changed is noticed within a shift
@@ -32,6 +34,7 @@ RETRY_MAX_S: Final = 30.0  # for a BMC that does not answer: a booting one takes
 OVER_RATIO: Final = 1.1  # a limit bounds an average: 616 W were seen under 600 W
 READ_BACK_MAX_S: Final = 5.0  # a BMC that answers in 2 s is asked at least twice
 SAME_W: Final = 0.5  # limits are whole watts
+TOLD_S: Final = 0.5  # until whoever counts on a proof has heard of it: twice what `apart` takes
 GONE: Final = frozenset({404, 410})
 
 log = structlog.get_logger(__name__)
@@ -69,6 +72,7 @@ class NodeBackstop:
         self._limit_w = config.limit_w
         self._is_silent = False
         self._misfit = ""
+        self._held = ""
 
     async def run(
         self, hear: Callable[[], Heard], arming: asyncio.Semaphore, acting: asyncio.Semaphore
@@ -105,10 +109,8 @@ class NodeBackstop:
         """What an operator should know; empty: nothing. Constant while nothing changes."""
         if self.guard.phase is Phase.HOLDING:
             agent = "is silent" if self._is_silent else "is heard again, but not obeying for long enough"
-            held = "" if self.proof is None else _held(self.proof.limit_w)
-            told = f"{self.node} {agent}; " + (
-                f"its BMC holds {held}" if held else "it counts at its maximum until its BMC shows a limit"
-            )
+            unheld = "it counts at its maximum until its BMC shows a limit"
+            told = f"{self.node} {agent}; {self._held or unheld}"
         elif self.guard.phase is Phase.RELEASING:
             told = f"{self.node} obeys again; the limits of its BMC go back up"
         elif self.fault:
@@ -136,7 +138,7 @@ class NodeBackstop:
             log.warning("backstop", node=self.node, was=was, now=self.guard.phase)
             self._next_at_s, self._failures = now, 0
             if self.guard.phase is Phase.WATCHING:
-                self.proof, self.fault = None, ""
+                self.proof, self.fault, self._held = None, "", ""
                 self._written_w.clear()
         return now >= self._next_at_s
 
@@ -178,9 +180,13 @@ class NodeBackstop:
             written = await self._each(self._lower, above)
             seen = [*(one for one in seen if one not in above), *written]
             self._prove(seen)
+        self._forget_gone(seen)
+        told = [*_faults(seen), *map(self._shortfall, _good(seen)), self._misfit, self._found.unwritten]
+        return _first(told)
+
+    def _forget_gone(self, seen: Sequence[Lever | RedfishFault]) -> None:
         if any(isinstance(one, RedfishFault) and one.status in GONE for one in seen):
             self._levers = ()  # firmware may have changed: look again
-        return _first([*_faults(seen), *map(self._shortfall, _good(seen)), self._misfit, self._found.fault])
 
     async def _lower(self, lever: Lever) -> Lever:
         seen = await set_limit(self._bmc, lever, self._target_w(lever), within_s=READ_BACK_MAX_S)
@@ -193,63 +199,83 @@ class NodeBackstop:
         owed = self._found.nodes.get(self.node, {})
         if not {lever.uri for lever in self._levers} >= owed.keys():
             await self._arm()
-        known = {lever.uri for lever in self._levers}
-        if lost := owed.keys() - known:
-            uri = min(lost)
-            return f"{self._bmc.name} no longer has {uri}, once at {owed[uri].limit_w} W: restore it by hand"
+        lost = owed.keys() - {lever.uri for lever in self._levers}
+        if lost == owed.keys():
+            raise RedfishFault(self._lost(lost, owed))  # nothing else to do: asked ever more seldom
         seen = await self._each(partial(read, self._bmc), self._levers)
+        self._forget_gone(seen)
         ours = [lever for lever in _good(seen) if lever.uri in owed and self._is_ours(lever, owed[lever.uri])]
-        rising = {lever: self._next_w(lever, owed[lever.uri]) for lever in ours}
+        nearer = {lever.uri: self._nearer(lever, owed[lever.uri]) for lever in ours}
         # The most that any of these may show from now on, before it is written.
-        self._prove([replace(one, setpoint_w=rising.get(one, one.setpoint_w)) for one in _good(seen)])
-        written = await self._each(lambda lever: self._raise(lever, rising[lever], owed[lever.uri]), ours)
+        self._prove([nearer.get(one.uri, one) if isinstance(one, Lever) else one for one in seen])
+        await asyncio.sleep(TOLD_S)
+        written = await self._each(lambda one: self._raise(one, nearer[one.uri], owed[one.uri]), ours)
         unfinished = {
             lever.uri
             for lever, result in zip(ours, written, strict=True)
-            if isinstance(result, RedfishFault) or rising[lever] != owed[lever.uri].limit_w
+            if isinstance(result, RedfishFault) or nearer[lever.uri] != _as_found(lever, owed[lever.uri])
         }
         unread = owed.keys() - {lever.uri for lever in _good(seen)}
         await self._found.keep(self.node, {uri: owed[uri] for uri in owed if uri in unfinished | unread})
-        return _first([*_faults(seen), *_faults(written), self._found.fault])
+        return _first([*_faults(seen), *_faults(written), self._lost(lost, owed), self._found.unwritten])
 
-    async def _raise(self, lever: Lever, limit_w: float, found: FoundLever) -> Lever:
-        is_last = limit_w == found.limit_w
-        mode = found.mode if is_last and found.mode != lever.mode else ""
+    def _lost(self, lost: AbstractSet[str], owed: Mapping[str, FoundLever]) -> str:
+        """What a BMC that shows fewer levers than it did keeps us from, or an empty string."""
+        remedy = f"restore it by hand; if it is gone for good, stop the controller and take it out of {NAME}"
+        bmc = self._bmc.name
+        return _first([f"{bmc} no longer has {uri}, which was {owed[uri]}: {remedy}" for uri in sorted(lost)])
+
+    async def _raise(self, lever: Lever, nearer: Lever, found: FoundLever) -> Lever:
+        assert nearer.setpoint_w is not None
+        if found.limit_w is None and found.mode != OFF:
+            raise RedfishFault(
+                f"{self._bmc.name} {lever.uri}: it had no limit, and its BMC does not tell how far it goes: "
+                "raise it by hand"
+            )
         self._written_w.pop(lever.uri, None)  # until read back, either value is ours
-        seen = await set_limit(self._bmc, lever, limit_w, mode=mode, within_s=READ_BACK_MAX_S)
-        if is_last:
-            log.info("backstop limit restored", node=self.node, lever=lever.uri, limit_w=limit_w)
+        seen = await set_limit(
+            self._bmc, lever, nearer.setpoint_w, mode=nearer.mode, within_s=READ_BACK_MAX_S
+        )
+        if nearer == _as_found(lever, found):
+            log.info("backstop limit restored", node=self.node, lever=lever.uri, limit_w=nearer.setpoint_w)
         else:
-            self._written_w[lever.uri] = lever.clamped_w(limit_w)
+            self._written_w[lever.uri] = lever.clamped_w(nearer.setpoint_w)
         return seen
 
     def _is_ours(self, lever: Lever, found: FoundLever) -> bool:
-        """False: there is nothing to go back to, or somebody else has set it since, and knows better."""
-        shown_w, was_w = lever.setpoint_w, found.limit_w
-        if shown_w is not None and was_w is not None:
+        """False: somebody else has set it since, and knows better."""
+        shown_w = lever.setpoint_w
+        if shown_w is not None:
             is_as_left = abs(shown_w - self._written_w.get(lever.uri, shown_w)) <= SAME_W
-            if is_as_left and shown_w <= was_w + SAME_W:
+            if is_as_left and shown_w <= self._top_w(lever, found) + SAME_W:
                 return True
         log.warning("backstop limit left", node=self.node, lever=lever.uri, shows_w=shown_w)
         return False
 
-    def _next_w(self, lever: Lever, found: FoundLever) -> float:
-        assert found.limit_w is not None
-        assert lever.setpoint_w is not None
+    def _top_w(self, lever: Lever, found: FoundLever) -> float:
+        """How far up it goes before it is as found, W: what was off let everything through."""
+        if found.mode == OFF:
+            return lever.max_w or math.inf
+        return self._target_w(lever) if found.limit_w is None else found.limit_w
+
+    def _nearer(self, lever: Lever, found: FoundLever) -> Lever:
+        """The lever one step of the release later; as found, where the next step is the last."""
+        top_w = self._top_w(lever, found)
+        if lever.setpoint_w is None or math.inf in (top_w, lever.bound_w):
+            return _as_found(lever, found)
         step_w = self._config.release_w_per_s * self._config.reread_s * self._covers(lever)
-        return min(found.limit_w, lever.setpoint_w + max(step_w, 1.0))
+        next_w = lever.setpoint_w + max(step_w, 1.0)
+        return replace(lever, setpoint_w=next_w) if next_w < top_w else _as_found(lever, found)
 
     async def _remember(self, levers: Sequence[Lever]) -> None:
         """What these were, on disk, unless it is there already."""
         owed = self._found.nodes.get(self.node, {})
         fresh = {
-            lever.uri: FoundLever(
-                lever.max_w if lever.setpoint_w is None else lever.setpoint_w, lever.mode, now_utc_s()
-            )
+            lever.uri: FoundLever(lever.limit_w or lever.max_w or None, lever.mode, now_utc_s())
             for lever in levers
             if lever.uri not in owed
         }
-        if fresh or self._found.fault:
+        if fresh or self._found.unwritten:
             await self._found.keep(self.node, {**fresh, **owed})
 
     # -- arithmetic ------------------------------------------------------------------------------------------
@@ -267,6 +293,11 @@ class NodeBackstop:
             return (
                 f"{lever.uri}: limited to {lever.setpoint_w:g} W, draws more: its GPU does not obey the BMC"
             )
+        if _is_unseen(lever) and lever.bound_w < math.inf:
+            return (
+                f"{lever.uri}: limited to {lever.bound_w:g} W, and a policy shows no power that says whether "
+                "it acts: the host counts at its maximum"
+            )
         if lever.bound_w > wish_w + SAME_W and lever.min_w is not None and wish_w < lever.min_w:
             return f"{lever.uri} goes no lower than {lever.min_w:g} W, {wish_w:g} W are wished for"
         return ""
@@ -277,6 +308,13 @@ class NodeBackstop:
         shown = [lever.asked_at_s for lever in _good(seen) if math.isfinite(_bound_w(lever))]
         is_proof = any(math.isfinite(limit_w) for limit_w in limits_w)
         self.proof = Proven(self.node, limits_w, min(shown)) if is_proof else None
+        self._held = self._told_of(_good(seen), limits_w) if is_proof else ""
+
+    def _told_of(self, levers: Sequence[Lever], limits_w: tuple[float, ...]) -> str:
+        """What these hold, as they are set: it changes less often than what they let through."""
+        most_w = max(lever.bound_w / self._covers(lever) for lever in levers if _bound_w(lever) < math.inf)
+        held = sum(limit_w < math.inf for limit_w in limits_w)
+        return f"its BMC holds {held} of {len(limits_w)} GPUs at {most_w:g} W"
 
     async def _each(
         self, work: Callable[[Lever], Awaitable[Lever]], levers: Sequence[Lever]
@@ -302,30 +340,38 @@ class NodeBackstop:
 def bounds_w(levers: Sequence[Lever], gpus: int, unread: int = 0) -> tuple[float, ...]:
     """Upper bounds of a host's GPUs, (gpus) W, that hold for the sum of all of them; inf: unknown.
 
-    Of more levers than GPUs the highest count, those that could not be read first: nobody says which ones
-    are the host's.
+    Of more levers than GPUs all count: a host that is larger than configured draws what they all let through.
     """
     shared_w = min((_bound_w(lever) for lever in levers if lever.gpu is None), default=math.inf)
     own_w = sorted((_bound_w(lever) for lever in levers if lever.gpu is not None), reverse=True)
     if not own_w:
         return (shared_w / gpus,) * gpus
-    highest_w = ([math.inf] * unread + own_w)[:gpus]
-    return (math.inf,) * (gpus - len(highest_w)) + tuple(highest_w)
+    own_w = [math.inf] * unread + own_w
+    if len(own_w) > gpus:
+        return (sum(own_w) / gpus,) * gpus
+    return (math.inf,) * (gpus - len(own_w)) + tuple(own_w)
 
 
 def _bound_w(lever: Lever) -> float:
-    return lever.bound_w if _obeys(lever) else math.inf
+    if _is_unseen(lever) or not _obeys(lever):
+        return math.inf
+    return max(lever.bound_w, lever.reading_w or 0.0)
+
+
+def _is_unseen(lever: Lever) -> bool:
+    """Only a reading says whether a policy acts."""
+    return lever.kind == "domain" and lever.reading_w is None
 
 
 def _obeys(lever: Lever) -> bool:
     return lever.reading_w is None or lever.reading_w <= OVER_RATIO * lever.bound_w
 
 
-def _held(limits_w: tuple[float, ...]) -> str:
-    shown_w = [limit_w for limit_w in limits_w if math.isfinite(limit_w)]
-    if not shown_w:
-        return ""
-    return f"{len(shown_w)} of {len(limits_w)} GPUs at {max(shown_w):g} W"
+def _as_found(lever: Lever, found: FoundLever) -> Lever:
+    """The lever as it is to be left. The state of a policy is not ours."""
+    limit_w = lever.setpoint_w if found.limit_w is None else found.limit_w
+    mode = lever.mode if lever.kind == "domain" else found.mode or lever.mode
+    return replace(lever, setpoint_w=limit_w, mode=mode)
 
 
 def _good(seen: Sequence[Lever | RedfishFault]) -> list[Lever]:

@@ -5,14 +5,24 @@
     releasing   it obeys again, for `release_after_s` without a break: limits go back up, slowly
 
 Being heard is not enough to be released: an agent that reports and does not obey is a host without control.
-A host that was held when the controller ended is held when it starts, until its agent obeys.
+One that no longer obeys while it is released is held again, after `after_s`. A host that was held when the
+controller ended is held when it starts, until its agent obeys.
+
+On a ramp every host gets an order with every beat, and one whose driver takes longer than a beat has never
+confirmed the newest: obedience is asked of orders that are old enough to be answered.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from controller.core.model import Ledger
+
+PAUSE_MAX_S: Final = 2.0  # between two looks that see it obey: five times what the law waits for an answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +31,7 @@ class Heard:
 
     Attributes:
         silent_s: since its newest report; before the first one, since the controller began to listen.
-        obeys: leased by this controller, and its newest order confirmed.
+        obeys: leased by this controller, and no order unconfirmed for too long; see `obeys`.
         limit_w: what each GPU is to be held at while it is silent, if that is less than configured.
     """
 
@@ -54,6 +64,7 @@ class Phase(StrEnum):
 class Turn(StrEnum):
     SILENT = "silent"
     OBEYS = "obeys for long enough"
+    DISOBEYS = "has not obeyed for long enough"
     RESTORED = "restored"
 
 
@@ -62,6 +73,7 @@ TRANSITIONS: Final[Mapping[tuple[Phase, Turn], Phase]] = MappingProxyType(
         (Phase.WATCHING, Turn.SILENT): Phase.HOLDING,
         (Phase.HOLDING, Turn.OBEYS): Phase.RELEASING,
         (Phase.RELEASING, Turn.SILENT): Phase.HOLDING,
+        (Phase.RELEASING, Turn.DISOBEYS): Phase.HOLDING,
         (Phase.RELEASING, Turn.RESTORED): Phase.WATCHING,
     }
 )
@@ -69,10 +81,25 @@ TRANSITIONS: Final[Mapping[tuple[Phase, Turn], Phase]] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """Phase of one host. `obeys_since_s`: since when its agent obeys without a break; None: it does not."""
+    """Phase of one host.
+
+    Attributes:
+        phase: what is done about it.
+        obeys_since_s: since when its agent obeys without a break; None: it does not.
+        obeyed_at_s: when it was last seen to.
+    """
 
     phase: Phase = Phase.WATCHING
     obeys_since_s: float | None = None
+    obeyed_at_s: float = -math.inf
+
+
+def obeys(
+    ledger: "Ledger", node: int, confirmed_seq: int, now_s: float, *, leased: bool, wait_s: float
+) -> bool:
+    """Whether a host is leased and has confirmed every order of the ledger that is older than `wait_s`."""
+    old = ledger.at_s <= now_s - wait_s
+    return leased and confirmed_seq >= int(ledger.node_seq[old, node].max(initial=0))
 
 
 def step(
@@ -80,8 +107,8 @@ def step(
 ) -> Guard:
     """One look. `restored`: nothing that the backstop changed is changed any more."""
     is_silent = heard.silent_s >= after_s
-    since_s = guard.obeys_since_s
-    if is_silent or not heard.obeys:
+    since_s, obeyed_at_s = guard.obeys_since_s, now_s if heard.obeys else guard.obeyed_at_s
+    if is_silent or now_s - obeyed_at_s > PAUSE_MAX_S:
         since_s = None
     elif since_s is None:
         since_s = now_s
@@ -90,6 +117,9 @@ def step(
         turn = Turn.SILENT
     elif guard.phase is Phase.RELEASING and restored:
         turn = Turn.RESTORED
+    elif now_s - obeyed_at_s >= after_s:
+        turn = Turn.DISOBEYS
     elif since_s is not None and now_s - since_s >= release_after_s:
         turn = Turn.OBEYS
-    return Guard(guard.phase if turn is None else TRANSITIONS.get((guard.phase, turn), guard.phase), since_s)
+    phase = guard.phase if turn is None else TRANSITIONS.get((guard.phase, turn), guard.phase)
+    return Guard(phase, since_s, obeyed_at_s)

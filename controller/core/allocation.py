@@ -17,10 +17,13 @@ import numpy as np
 
 from controller.core.model import Bools, Floats, Ints
 
-CAPPED_RATIO = 0.95  # a GPU drawing this much of its limit would take more: its need is unknown
-NEED_RATIO = 1.08  # room above the lately seen peak, so that a limit does not shave what it should not
-NEED_EXTRA_W = 15.0  # the same for GPUs that draw next to nothing
-PEAK_DECAY_S = 5.0
+CAPPED_RATIO = 0.965  # a GPU drawing this much of its limit would take more: its need is unknown
+NEED_RATIO = 1.045  # room above the lately seen peak, so that a limit does not shave what it should not
+GROWTH_RATIO = 1.2
+NEED_EXTRA_W = 5.0  # the same for GPUs that draw next to nothing
+PEAK_DECAY_S = 3.0
+SLOWED_DECAY_S = 0.3
+PEAK_RISE_S = 0.15
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,16 +42,26 @@ class Wants:
         )
 
 
-def need_w(peak_w: Floats, power_w: Floats, limit_w: Floats, max_w: Floats) -> Floats:
-    """What a GPU needs: its recent peak with some room, or all it can take while its limit binds."""
-    capped = power_w >= CAPPED_RATIO * limit_w
-    return np.where(capped, max_w, np.minimum(max_w, peak_w * NEED_RATIO + NEED_EXTRA_W))
+def need_w(peak_w: Floats, held: Bools, by_clock: Bools, max_w: Floats) -> Floats:
+    """What a GPU needs: its recent peak with some room, or all it can take while its limit holds it.
+
+    One whose clock is its lever runs into its limit when that clock is lifted, and wants a little more only.
+    """
+    room_w = np.minimum(max_w, peak_w * NEED_RATIO + NEED_EXTRA_W)
+    grown_w = np.where(by_clock, np.minimum(max_w, peak_w * GROWTH_RATIO), max_w)
+    return np.where(held, np.maximum(grown_w, room_w), room_w)
 
 
-def decayed_peak_w(peak_w: Floats, power_w: Floats, elapsed_s: float) -> Floats:
-    """Recent peak of the draw: up at once, down slowly. An unreadable draw (NaN) keeps the peak."""
-    slow = peak_w + (power_w - peak_w) * min(1.0, elapsed_s / PEAK_DECAY_S)
-    return np.fmax(np.fmax(slow, power_w), np.where(np.isnan(power_w), peak_w, 0.0))
+def decayed_peak_w(peak_w: Floats, power_w: Floats, slowed: Bools, elapsed_s: float) -> Floats:
+    """Recent peak of the draw: up quickly, down slowly. An unreadable draw (NaN) keeps the peak.
+
+    Not up at once: what shows in one reading of fifty is jitter, and room for it is power that nobody draws.
+    `slowed` are GPUs whose clock has just been lowered: what that has taken they need no longer.
+    """
+    above_w = np.where(np.isnan(power_w), 0.0, power_w - peak_w)
+    time_s = np.where(above_w > 0.0, PEAK_RISE_S, np.where(slowed, SLOWED_DECAY_S, PEAK_DECAY_S))
+    peak: Floats = peak_w + above_w * np.minimum(1.0, elapsed_s / time_s)
+    return peak
 
 
 def share_out(budget_w: float, wants: Wants, rack: Ints, rack_budget_w: Floats) -> Floats:

@@ -88,6 +88,13 @@ def limit(settings: FrequencySettings, state: FrequencyState) -> Limit | None:
     )
 
 
+def leaves_w(state: FrequencyState) -> float | None:
+    """Block power that the commitment is taken off, now or when it began; None: not armed."""
+    if state.phase is Phase.WAITING:
+        return None
+    return state.draw_w if state.phase is Phase.READY else state.baseline_w
+
+
 def share(settings: FrequencySettings, hz: float) -> float:
     """What the product asks for at this frequency, 0 to 1; 0 inside the dead band and above."""
     if hz >= settings.nominal_hz - settings.dead_band_hz:
@@ -104,9 +111,15 @@ def share(settings: FrequencySettings, hz: float) -> float:
 
 
 def wakes(settings: FrequencySettings, state: FrequencyState, hz: float) -> bool:
-    """Whether a sample is worth a beat of its own: it asks for clearly more than is held, and may get it."""
-    may = state.phase in (Phase.READY, Phase.ACTIVE)
-    return may and share(settings, hz) > state.share + WAKE_SHARE
+    """Whether a sample is worth a beat of its own: it asks for clearly more than is held, and may get it.
+
+    While the newest one believed does so, every sample is, whatever it says: or two spikes would be seen, and
+    not what is between them.
+    """
+    if state.phase not in (Phase.READY, Phase.ACTIVE):
+        return False
+    lowest_hz = min((hz, *(sample.hz for sample in state.heard.samples[-1:])))
+    return share(settings, lowest_hz) > state.share + WAKE_SHARE
 
 
 # --- hearing ----------------------------------------------------------------------------------------
@@ -284,12 +297,6 @@ def alarms(settings: FrequencySettings, state: FrequencyState) -> Iterator[Alarm
             "frequency baseline",
             f"block power not measured for {state.at_s - state.draw_at_s:.0f} s: a response of"
             f" {settings.product} would start from the last known {state.draw_w / 1e3:.2f} kW",
-        )
-    if state.draw_w < settings.committed_w:
-        yield Alarm(
-            "frequency commitment",
-            f"{settings.product}: {settings.committed_w / 1e3:.2f} kW are committed and the block draws"
-            f" {state.draw_w / 1e3:.2f} kW: a response would fall short",
         )
 
 

@@ -14,18 +14,32 @@ stale or disobedient is simply counted at what it may hold, on the same path as 
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Final
 
 import numpy as np
 
-from controller.core import base_load, failsafe, frequency, ledger, ramp, schedule, sharing, shed, watch
+from controller.core import (
+    base_load,
+    clocks,
+    failsafe,
+    frequency,
+    ledger,
+    ramp,
+    schedule,
+    sharing,
+    shed,
+    watch,
+)
 from controller.core.frequency_model import FrequencyState
 from controller.core.model import (
     NEVER_S,
     NO_LIMIT_W,
     BaseLoad,
     Carried,
+    Clocks,
     Decision,
+    Floats,
     Limit,
     Link,
     Mode,
@@ -39,7 +53,8 @@ from controller.core.model import (
 )
 
 INHERITED: Final = "before restart: "
-DRAW_WINDOW_S: Final = 1.0  # a fall starts at the highest draw of this time
+DRAW_WINDOW_S: Final = 1.0  # what the block draws is the mean of this time
+BEAT_RATIO: Final = 0.9  # of a beat, which may be early: a cut in parts between beats is one cut
 
 
 def start(
@@ -56,11 +71,14 @@ def start(
         running=running,
         ended=frozenset(),
         pace=ramp.start(budget_w, now_s, _way_up_w_per_s(settings, carried)),
-        base=base_load.start(settings, carried),
+        base=base_load.start(settings, now_s, carried),
         ledger=ledger.start(settings, now_s),
         shares=Shares(
             desired_w=topology.gpu_max_w.copy(),
             peak_w=topology.gpu_max_w.copy(),
+            held_ratio=np.zeros(count),
+            recent_w=topology.gpu_max_w.reshape(1, count),
+            recent_at_s=NEVER_S,
             excess_w=np.zeros(count),
             observed_at_s=now_s,
             shared_at_s=NEVER_S,
@@ -72,6 +90,7 @@ def start(
         ),
         shedding=shed.start(settings),
         frequency=None if settings.frequency is None else frequency.start(settings.frequency, now_s),
+        clocks=clocks.start(count),
         seen_at_s=np.full(count, now_s),
         gpus_revision=-1,
         cooling_w=NO_LIMIT_W,
@@ -98,10 +117,13 @@ def tick(settings: Settings, state: State, snapshot: Snapshot) -> Decision:
     power_w = np.where(fresh, gpus.power_w, np.nan)
     reported = gpus.revision != state.gpus_revision
     base = base_load.update(settings, state.base, snapshot, power_w, reported=reported)
-    base_w = base_load.upper_w(settings, base, now_s)
+    base_w = base_load.upper_w(settings, base, now_s) + gain * gpus.stray_w
     orders, standing = ledger.take_in(settings, state.ledger, gpus, seen_at_s, readable, now_s)
-    shares = sharing.observe(state.shares, power_w, standing.held_w, now_s) if reported else state.shares
-    held_w = standing.held_w + watch.disobedience_w(shares.excess_w, standing.held_w)
+    shares, held_w = state.shares, np.maximum(standing.held_w, gpus.floor_w)
+    if reported:
+        slowed = clocks.slowed(state.clocks, now_s)
+        shares = sharing.observe(shares, gpus, power_w, held_w, slowed, now_s)
+    held_w = held_w + watch.disobedience_w(shares.excess_w, held_w)
 
     # the limits, and the ramp towards the lowest
     cooled = snapshot.cooling.is_usable(now_s, settings.cooling_age_max_s)
@@ -112,39 +134,56 @@ def tick(settings: Settings, state: State, snapshot: Snapshot) -> Decision:
         _limits(settings, snapshot, sheds, response, running, ended, links, carried, cooling_w, cooled=cooled)
     )
     binding = min(limits, key=ramp.power_w)
-    falls_now = binding.power_w < state.pace.aim_w and not state.pace.falling
+    controllable = readable & (standing.waited_s <= settings.ack_wait_s)
+    heard = sharing.Heard(fresh, readable, controllable, seen_at_s)
+    now = shed.Now(shares, base, base_w, standing, held_w, heard)
     pace = ramp.step(
         state.pace,
         limits,
         now_s=now_s,
         elapsed_s=elapsed_s,
         tick_s=settings.tick_s,
-        draw_w=_recent_draw_w(settings, snapshot, base, base_w) if falls_now else None,
+        brink=_brink(settings, snapshot, now) if ramp.leaves(state.pace, limits, settings) else None,
         ramp=settings.ramp,
         lead_s=settings.lead_s,
     )
 
     # share out what is left for GPUs, and hand over without ever exceeding it
-    controllable = readable & (standing.waited_s <= settings.ack_wait_s)
     present_w = standing.present_w
     gpu_budget_w = (pace.aim_w - base_w) / gain
-    heard = sharing.Heard(fresh, readable, controllable, seen_at_s)
     shares = sharing.share(settings, snapshot, shares, base, held_w, present_w, heard, gpu_budget_w)
     lift_max_w = pace.up_w_per_s * min(elapsed_s, ramp.RISE_TICKS_MAX * settings.tick_s) / gain
     shares, next_w = sharing.hand_over(
         snapshot, shares, topology, held_w, present_w, gpu_budget_w, lift_max_w
     )
+    want = _want(settings, snapshot, state.clocks, shares, next_w)
     level = max((request.level for request in sheds), default=shed.NO_LEVEL)
-    shedding, orders, next_w = shed.call(settings, state.shedding, snapshot, level, orders, next_w, present_w)
-    if shedding.call is not None:
-        shares = shares._replace(desired_w=next_w)  # a new share-out may wait; the call may not
-    now = shed.Now(shares, base, base_w, standing, held_w, heard)
-    shedding = shed.plan(settings, shedding, snapshot, now)
+    shedding, orders, want = shed.call(
+        settings, state.shedding, snapshot, level, orders, now, state.clocks.ceilings_mhz, want
+    )
+    next_w = want.limits_w
+    if shedding.call is not None:  # by tables that knew nothing of other limits, nor of who is silent now
+        shares = shares._replace(desired_w=next_w, shared_at_s=NEVER_S)
+    shedding = shed.plan(settings, shedding, snapshot, now._replace(shares=shares))
 
     # say what cannot be done, and what is not as it should be
     counted_w = np.maximum(held_w, np.minimum(next_w, present_w))
     shortfall_w = max(0.0, gain * float(counted_w.sum()) + base_w - pace.budget_w)
-    seen = watch.Seen(base, shares, links, fresh, readable, counted_w, pace.budget_w, shortfall_w)
+    plan_short_w = shed.short_w(settings, shedding, now) if settings.shed_levels else np.zeros(0)
+    least_w = shed.reached_w(settings, sharing.wanted(settings, snapshot, shares).min_w, now)
+    seen = watch.Seen(
+        base=base,
+        shares=shares,
+        links=links,
+        fresh=fresh,
+        readable=readable,
+        counted_w=counted_w,
+        budget_w=pace.budget_w,
+        shortfall_w=shortfall_w,
+        plan_short_w=plan_short_w,
+        least_w=float(least_w),
+        response=response,
+    )
     watched = watch.look(settings, state.watch, snapshot, seen)
     after = State(
         at_s=now_s,
@@ -153,11 +192,18 @@ def tick(settings: Settings, state: State, snapshot: Snapshot) -> Decision:
         running=running,
         ended=ended,
         pace=pace,
-        base=base,
+        base=base_load.after_order(
+            settings,
+            base,
+            next_w,
+            ledger.ordered_w(state.ledger, now_s - BEAT_RATIO * settings.tick_s),
+            now_s,
+        ),
         ledger=orders,
         shares=shares,
         shedding=shedding,
         frequency=response,
+        clocks=want.clocks,
         seen_at_s=seen_at_s,
         gpus_revision=gpus.revision,
         cooling_w=cooling_w,
@@ -171,10 +217,25 @@ def tick(settings: Settings, state: State, snapshot: Snapshot) -> Decision:
         budget_w=pace.budget_w,
         base_w=base_w,
         gpu_limits_w=next_w,
+        clocks_mhz=want.clocks.ceilings_mhz,
         node_seq=orders.node_seq[-1],
         shortfall_w=shortfall_w,
         alarms=watched.alarms,
     )
+
+
+def _want(
+    settings: Settings,
+    snapshot: Snapshot,
+    before: Clocks,
+    shares: Shares,
+    limits_w: Floats,
+) -> shed.Want:
+    """Limits and ceilings to order; how low the ceilings are is thought over with every share-out."""
+    wanted = before.ratio
+    if shares.shared_at_s == snapshot.now_s:
+        wanted = sharing.clock_ratio(settings, snapshot, shares, wanted, shares.desired_w)
+    return shed.Want(limits_w, clocks.step(settings, before, snapshot.gpus, wanted, snapshot.now_s))
 
 
 def _limits(
@@ -261,13 +322,24 @@ def _still_carried(carried: Carried | None, links: tuple[Link, ...], now_s: floa
     return carried
 
 
-def _recent_draw_w(settings: Settings, snapshot: Snapshot, base: BaseLoad, base_w: float) -> float | None:
-    """Highest block power of the last second: in the law's own terms, or by the meter, or None if unknown."""
-    since_s = snapshot.now_s - DRAW_WINDOW_S
-    recent = base.gpu_at_s > since_s
-    if base.gap_at_s <= since_s and recent.any():
-        return settings.block_w_per_gpu_w * float(base.gpu_rack_w[recent].sum(axis=1).max()) + base_w
-    if snapshot.meter.is_usable(snapshot.now_s, settings.meter_age_max_s):
-        metered_w = base.meter_w[base.meter_at_s > since_s]
-        return float(metered_w.max(initial=snapshot.meter.value)) + settings.base_margin_w
-    return None
+def _brink(settings: Settings, snapshot: Snapshot, now: shed.Now) -> ramp.Brink | None:
+    """Where a fall begins: what the block draws, and the aim at which its limits begin to bind.
+
+    A GPU that is not heard counts at what it drew last; then the meter knows better what all of them draw.
+    None: nobody has been heard yet.
+    """
+    since_s, base, shares = snapshot.now_s - DRAW_WINDOW_S, now.base, now.shares
+    if shares.recent_at_s <= since_s:
+        return None
+    gain = settings.block_w_per_gpu_w
+    racks_w = sharing.rack_budget_w(settings, snapshot, base)
+    present_w = now.standing.present_w
+    divided_w = partial(
+        sharing.divided_w, settings, snapshot, shares, racks_w, now.held_w, present_w, now.heard
+    )
+    knee_w = sharing.knee_w(shares.recent_w, float(present_w.sum()), divided_w)
+    draw_w = gain * float(shares.recent_w.sum(axis=1).mean()) + now.base_w - gain * snapshot.gpus.stray_w
+    metered_w = base.meter_w[base.meter_at_s > since_s]
+    if len(metered_w) and not base_load.is_unbroken(base, since_s):
+        draw_w = float(metered_w.mean()) + settings.base_margin_w
+    return ramp.Brink(draw_w, max(draw_w, gain * knee_w + now.base_w))

@@ -4,7 +4,8 @@ An order is a wish until its GPU has been read back at or under it, and its powe
 So the ledger keeps one row per order that might still be in force somewhere. A row is void for a GPU once
 a *later* row was acknowledged there and `settle_s` has passed. What a GPU may hold is the highest of its
 rows that are not void, or what it reports if that is more, or, once it has been silent for longer than a
-host needs to reboot, the most that the device can do, as far as its BMC does not hold it below that.
+host needs to reboot, the most that the device can do, as far as its BMC does not hold it below that. A bound
+that a BMC shows may be of any GPU of its host: it counts while all of them are silent.
 
 A lost order, a late one, an agent that died between writing and answering: all are the same case here.
 """
@@ -13,7 +14,7 @@ from typing import Final
 
 import numpy as np
 
-from controller.core.model import FOREVER_S, Bools, Floats, Gpus, Ledger, Settings, Standing
+from controller.core.model import FOREVER_S, NO_LIMIT_W, Bools, Floats, Gpus, Ledger, Settings, Standing
 
 ROWS_MAX: Final = 128  # more than a second of orders at the fastest beat; older ones are merged, upwards
 READ_BACK_TOLERANCE_W: Final = 1.0  # drivers round to whole watts
@@ -46,7 +47,10 @@ def take_in(
     silent = now_s - seen_at_s > settings.silent_max_after_s
     if np.count_nonzero(silent):
         most_w = np.maximum(gpus.max_w, settings.topology.gpu_max_w)  # whatever the device says of itself
-        held_w = np.where(silent, np.minimum(np.maximum(held_w, most_w), gpus.proven_w), held_w)
+        heard = np.zeros(len(settings.topology.node_names), dtype=np.bool_)
+        heard[settings.topology.gpu_node[~silent]] = True
+        proven_w = np.where(heard[settings.topology.gpu_node], NO_LIMIT_W, gpus.proven_w)
+        held_w = np.where(silent, np.minimum(np.maximum(held_w, most_w), proven_w), held_w)
     return ledger, Standing(held_w, _present_w(settings, ledger, gpus, readable), waited_s)
 
 
@@ -109,15 +113,21 @@ def _present_w(settings: Settings, ledger: Ledger, gpus: Gpus, readable: Bools) 
     return present
 
 
+def ordered_w(ledger: Ledger, at_s: float) -> Floats:
+    """The newest order of that moment or before, (n) W, as far back as rows go."""
+    limits_w: Floats = ledger.limits_w[max(0, int(ledger.at_s.searchsorted(at_s, side="right")) - 1)]
+    return limits_w
+
+
 def order(
-    settings: Settings, ledger: Ledger, limits_w: Floats, now_s: float, *, to_all: bool = False
+    settings: Settings, ledger: Ledger, limits_w: Floats, now_s: float, also: Bools | None = None
 ) -> Ledger:
-    """Add a row; only nodes whose limits change get a new number, unless the order goes `to_all`."""
+    """Add a row; only nodes whose limits change get a new number, and those that must hear of it `also`."""
     changed = limits_w != ledger.limits_w[-1]
-    if not (to_all or changed.any()):
-        return ledger
-    nodes = np.full(ledger.node_seq.shape[1], to_all)
+    nodes = np.zeros(ledger.node_seq.shape[1], dtype=np.bool_) if also is None else also.copy()
     nodes[settings.topology.gpu_node[changed]] = True
+    if not nodes.any():
+        return ledger
     seq = ledger.seq + 1
     grown = Ledger(
         seq=seq,

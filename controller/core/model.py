@@ -119,6 +119,7 @@ class Settings:
     reshare_s: float = 0.5
     shed_levels: tuple[ShedLevel, ...] = ()  # the gentlest first
     frequency: FrequencySettings | None = None  # what was committed to the grid; None: nothing
+    clock_least_ratio: float = 0.6  # of the highest clock: lower is no ceiling set; 1: none ever is
 
     @property
     def failsafe_w(self) -> float:
@@ -165,10 +166,20 @@ class Gpus:
     max_w: Floats  # (n)
     cap_w: Floats  # (n) what the site's infrastructure asks of single GPUs; NO_LIMIT_W: nothing
     proven_w: Floats  # (n) what a BMC was read to enforce, whatever its host does; NO_LIMIT_W: nothing
+    floor_w: (
+        Floats  # (n) power smoothing keeps it at this, whatever its limit; 0: it does not, or nobody knows
+    )
+    capped: Bools  # (n) the driver says that the limit holds the clock down
+    by_clock: (
+        Bools  # (n) its agent has learnt that a lower clock would take power from it, and a limit would not
+    )
+    clock_max_mhz: Ints  # (n) 0: not known
+    ceiling_mhz: Ints  # (n) of ours, in force; 0: none
     node_at_s: Floats  # (nodes) a moment that the node's readings are not older than
     node_seq: Ints  # (nodes) newest of our orders that the node says is in force; 0: none
     node_leased: Bools  # (nodes) the node obeys us; else it waits, fell back or only observes
     node_table: Ints  # (nodes) version of the shed table that it has from us; 0: none
+    stray_w: float = 0.0  # what GPUs of nodes that nobody configured may draw beyond what they do
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,7 +317,10 @@ class Pace(NamedTuple):
 
     aim_w: float
     budget_w: float
+    line_w: float  # where power is to be on a way down; below the aim by what swings leave unused
+    target_w: float  # the lowest limit of the last beat
     falling: bool
+    sure: bool  # it was known where this fall began
     up_w_per_s: float  # as agreed with whoever held the aim down last
     trail: tuple[tuple[float, float], ...]  # (at_s, aim_w) of the last `lead_s`
 
@@ -320,7 +334,9 @@ class BaseLoad(NamedTuple):
     rack_measured_at_s: Floats  # (r)
     gpu_at_s: Floats  # (k) moments of the GPU sums
     gpu_rack_w: Floats  # (k, r) sums per rack
-    gap_at_s: float  # last moment at which some GPU was unknown
+    gpu_run: Ints  # (k) samples of one run vouch for all that is between them
+    run: int  # of the next sample in which all GPUs are known
+    settled_at_s: float  # when the last cut of much power is over
     meter_at_s: Floats  # (k)
     meter_w: Floats  # (k)
     inlet_at_s: Floats  # (m) moment of the newest PDU reading used
@@ -334,6 +350,9 @@ class Shares(NamedTuple):
 
     desired_w: Floats  # (n)
     peak_w: Floats  # (n) draw with a slow decay: what a GPU has lately needed
+    held_ratio: Floats  # (n) of about the last half second in which its limit was seen to hold it
+    recent_w: Floats  # (k, n) draw at some moments of the last second
+    recent_at_s: float  # the newest of them
     excess_w: Floats  # (n) draw above the limit it holds, smoothed: a GPU that does not obey
     observed_at_s: float
     shared_at_s: float
@@ -349,6 +368,8 @@ class ShedTable(NamedTuple):
 
     version: int
     limits_w: Floats  # (levels, n)
+    clocks_mhz: Ints  # (levels, n) ceilings; 0: none
+    clock_ratios: tuple[float, ...]  # (levels) that they come from
     node_version: Ints  # (nodes) in which the node's part was last changed; 0: it has none yet
 
 
@@ -367,6 +388,15 @@ class Shedding(NamedTuple):
     turn: int  # which level is divided next
     turned_at_s: float
     call: ShedCall | None  # made in this tick
+
+
+class Clocks(NamedTuple):
+    """Clock ceilings as last ordered."""
+
+    ratio: float  # what GPUs that can be slowed get of their clock; 1: all of it
+    moved_at_s: float  # when the ratio changed last
+    ceilings_mhz: Ints  # (n) 0: none
+    changed_at_s: Floats  # (n) when the ceiling changed last
 
 
 class Watch(NamedTuple):
@@ -390,6 +420,7 @@ class State(NamedTuple):
     shares: Shares
     shedding: Shedding
     frequency: FrequencyState | None  # None: nothing was committed
+    clocks: Clocks
     seen_at_s: Floats  # (n) when the GPU's limit was last read
     gpus_revision: int
     cooling_w: float  # capacity when last heard
@@ -404,6 +435,7 @@ class Decision(NamedTuple):
     budget_w: float  # the line we promise to stay under
     base_w: float  # upper estimate of everything that is not a GPU
     gpu_limits_w: Floats  # (n)
+    clocks_mhz: Ints  # (n) ceilings; 0: none
     node_seq: Ints  # (nodes) number of the order that carries these limits
     shortfall_w: float  # what we cannot shed
     alarms: tuple[Alarm, ...]

@@ -7,15 +7,23 @@ faster than the ramp. So the sum of what GPUs *may* hold never passes the budget
 and power that a fault took away comes back at the agreed rate.
 """
 
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 import numpy as np
 
-from controller.core import allocation, base_load, ramp, watch
-from controller.core.model import BaseLoad, Bools, Floats, Settings, Shares, Snapshot, Topology
+from controller.core import allocation, base_load, clocks, ramp, watch
+from controller.core.model import BaseLoad, Bools, Floats, Gpus, Settings, Shares, Snapshot, Topology
 
 HAND_OVER_S: Final = 1.0  # power cut here may reappear there within this time without counting as a rise
 AIM_STEP_RATIO: Final = 1e-4  # of the feed rating: smaller moves of the budget call for no new share-out
+HELD_RATIO: Final = 0.985  # of a limit that binds is drawn (one V100, github.com/denisa-c/gridpilot)
+KNEE_RATIO: Final = 0.002  # of the draw: so much taken away is where a fall begins
+HELD_TIME_S: Final = 0.5  # a limit that was lifted takes as long to show in power, peak and report
+HELD_LEAST_RATIO: Final = 0.3  # two readings in a row: one is jitter
+RECENT_STEP_S: Final = 0.095  # between the kept moments: reports come ten times a second
+RECENT_KEPT: Final = 10
+KNEE_STEPS: Final = 8  # halvings of what lies between draw and limits
 DEADBAND_W: Final = 1.0  # smaller rises are not worth a driver call
 
 
@@ -28,10 +36,20 @@ class Heard(NamedTuple):
     seen_at_s: Floats  # when its limit was last read
 
 
-def observe(shares: Shares, power_w: Floats, held_w: Floats, now_s: float) -> Shares:
+def observe(
+    shares: Shares, gpus: Gpus, power_w: Floats, held_w: Floats, slowed: Bools, now_s: float
+) -> Shares:
     elapsed_s = now_s - shares.observed_at_s
+    kept_up = power_w <= gpus.floor_w / allocation.CAPPED_RATIO  # by smoothing, whatever its limit
+    at_limit = gpus.capped | (power_w >= allocation.CAPPED_RATIO * gpus.limit_w) & ~kept_up
+    if now_s - shares.recent_at_s >= RECENT_STEP_S:
+        seen_w = np.where(np.isnan(power_w), shares.recent_w[-1], power_w)
+        shares = shares._replace(
+            recent_w=np.vstack((shares.recent_w[-RECENT_KEPT + 1 :], seen_w)), recent_at_s=now_s
+        )
     return shares._replace(
-        peak_w=allocation.decayed_peak_w(shares.peak_w, power_w, elapsed_s),
+        held_ratio=shares.held_ratio + (at_limit - shares.held_ratio) * min(1.0, elapsed_s / HELD_TIME_S),
+        peak_w=allocation.decayed_peak_w(shares.peak_w, power_w, slowed, elapsed_s),
         excess_w=watch.smoothed_excess_w(shares.excess_w, power_w, held_w, elapsed_s),
         observed_at_s=now_s,
     )
@@ -85,14 +103,7 @@ def divided_w(
     `racks_w` is what each rack has room for, (r).
     """
     gpus, topology, controllable = snapshot.gpus, settings.topology, heard.controllable
-    max_w = np.minimum(gpus.max_w, np.maximum(gpus.cap_w, gpus.min_w))
-    wants = allocation.Wants(
-        min_w=gpus.min_w,
-        floor_w=np.minimum(topology.gpu_floor_w, max_w),
-        need_w=allocation.need_w(shares.peak_w, gpus.power_w, present_w, max_w),
-        max_w=max_w,
-        weight=topology.gpu_weight,
-    )
+    wants = wanted(settings, snapshot, shares)
     desired_w = allocation.share_out(gpu_budget_w, wants, topology.gpu_rack, racks_w)
     if not controllable.all():
         lost_w = np.where(controllable, 0.0, held_w)
@@ -112,6 +123,55 @@ def divided_w(
         )
         desired_w[hidden] = gpus.min_w[hidden]
     return desired_w
+
+
+def wanted(settings: Settings, snapshot: Snapshot, shares: Shares) -> allocation.Wants:
+    """The steps that every GPU climbs."""
+    gpus, topology = snapshot.gpus, settings.topology
+    min_w = np.maximum(gpus.min_w, np.minimum(gpus.floor_w, gpus.max_w))
+    max_w = np.minimum(gpus.max_w, np.maximum(gpus.cap_w, min_w))
+    held = shares.held_ratio > HELD_LEAST_RATIO
+    need_w = allocation.need_w(shares.peak_w, held, gpus.by_clock, max_w)
+    return allocation.Wants(
+        min_w=min_w,
+        floor_w=np.minimum(topology.gpu_floor_w, need_w),  # a floor is a right to what is needed, not to room
+        need_w=need_w,
+        max_w=max_w,
+        weight=topology.gpu_weight,
+    )
+
+
+def clock_ratio(
+    settings: Settings,
+    snapshot: Snapshot,
+    shares: Shares,
+    before_ratio: float,
+    limits_w: Floats,
+) -> float:
+    """What GPUs that can be slowed get of their clock, when limits are shared out like this; see `clocks`."""
+    wants = wanted(settings, snapshot, shares)
+    seen = shares.controllable & (shares.held_ratio > HELD_LEAST_RATIO)
+    held = seen & (wants.need_w >= wants.max_w)
+    return clocks.wanted(settings, before_ratio, limits_w, held, snapshot.gpus.by_clock, wants.max_w)
+
+
+def knee_w(recent_w: Floats, most_w: float, divided_w: Callable[[float], Floats]) -> float:
+    """The GPU budget at which limits begin to take power away, W. More is room that nobody uses.
+
+    It lies above what is drawn: a limit holds a peak, and power is a mean.
+
+    Args:
+        recent_w: draws, (moments, n).
+        most_w: a budget that takes nothing away.
+        divided_w: limits that a budget gives, (n).
+    """
+    low_w, high_w = float(recent_w.sum(axis=1).mean()), most_w
+    enough_w = (1.0 - KNEE_RATIO) * low_w
+    for _ in range(KNEE_STEPS):
+        middle_w = 0.5 * (low_w + high_w)
+        left_w = float(np.minimum(recent_w, HELD_RATIO * divided_w(middle_w)).sum(axis=1).mean())
+        low_w, high_w = (middle_w, high_w) if left_w < enough_w else (low_w, middle_w)
+    return high_w
 
 
 def rack_budget_w(settings: Settings, snapshot: Snapshot, base: BaseLoad) -> Floats:

@@ -16,13 +16,15 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from controller.core import clocks, sharing
 from controller.core import ledger as ledgers
-from controller.core import sharing
 from controller.core.model import (
     NEVER_S,
     BaseLoad,
     Bools,
+    Clocks,
     Floats,
+    Ints,
     Ledger,
     Settings,
     Shares,
@@ -50,11 +52,24 @@ class Now(NamedTuple):
     heard: sharing.Heard
 
 
+class Want(NamedTuple):
+    """What is to be ordered."""
+
+    limits_w: Floats  # (n)
+    clocks: Clocks
+
+
 def start(settings: Settings) -> Shedding:
     """Nobody has a table yet; until it is divided a level lets every GPU keep what it holds."""
     topology = settings.topology
     tables = np.tile(topology.gpu_max_w, (len(settings.shed_levels), 1))
-    table = ShedTable(0, tables, np.zeros(len(topology.node_names), dtype=np.int64))
+    table = ShedTable(
+        version=0,
+        limits_w=tables,
+        clocks_mhz=np.zeros(tables.shape, dtype=np.int64),
+        clock_ratios=(clocks.FREE_RATIO,) * len(settings.shed_levels),
+        node_version=np.zeros(len(topology.node_names), dtype=np.int64),
+    )
     return Shedding(level=NO_LEVEL, table=table, turn=0, turned_at_s=NEVER_S, call=None)
 
 
@@ -63,6 +78,20 @@ def armed(shedding: Shedding, snapshot: Snapshot) -> Bools:
     gpus, table = snapshot.gpus, shedding.table
     has_table = gpus.node_table >= table.node_version
     return has_table & (table.node_version > 0) & gpus.node_leased & (shedding.turn >= len(table.limits_w))
+
+
+def short_w(settings: Settings, shedding: Shedding, now: Now) -> Floats:
+    """How much above its power every level would end, (levels) W: minima, floors, and who is out of reach."""
+    wanted_w = np.array([level.limit_w for level in settings.shed_levels])
+    short: Floats = np.maximum(0.0, reached_w(settings, shedding.table.limits_w, now) - wanted_w)
+    return short
+
+
+def reached_w(settings: Settings, limits_w: Floats, now: Now) -> Floats:
+    """What the block may draw under limits of (..., n), (...) W: who is out of reach keeps what it holds."""
+    most_w = np.where(now.heard.controllable, limits_w, now.held_w)
+    reached: Floats = settings.block_w_per_gpu_w * most_w.sum(axis=-1) + now.base_w
+    return reached
 
 
 def plan(settings: Settings, shedding: Shedding, snapshot: Snapshot, now: Now) -> Shedding:
@@ -84,20 +113,28 @@ def plan(settings: Settings, shedding: Shedding, snapshot: Snapshot, now: Now) -
             gpu_budget_w,
         )
     )
+    table = shedding.table
+    clock_ratio = sharing.clock_ratio(settings, snapshot, now.shares, table.clock_ratios[level], fresh_w)
+    fresh_mhz = clocks.ceilings_mhz(settings, snapshot.gpus, clock_ratio)
+    ratios = (*table.clock_ratios[:level], clock_ratio, *table.clock_ratios[level + 1 :])
+    table = table._replace(clock_ratios=ratios)
     return shedding._replace(
-        table=_renewed(settings, shedding.table, level, fresh_w, gpu_budget_w),
+        table=_renewed(settings, table, level, fresh_w, fresh_mhz, gpu_budget_w),
         turn=shedding.turn + 1,
         turned_at_s=snapshot.now_s,
     )
 
 
 def _renewed(
-    settings: Settings, table: ShedTable, level: int, fresh_w: Floats, gpu_budget_w: float
+    settings: Settings, table: ShedTable, level: int, fresh_w: Floats, fresh_mhz: Ints, gpu_budget_w: float
 ) -> ShedTable:
     """The table with the level's new division, where that differs by so much that a message pays."""
     topology = settings.topology
     old_w = table.limits_w[level]
     moved = np.abs(fresh_w - old_w) > MOVED_RATIO * topology.gpu_max_w
+    # a ceiling too low hurts only in an emergency, so it is no reason for a message
+    known_mhz = table.clocks_mhz[level]
+    moved |= (fresh_mhz > clocks.NONE_MHZ) & ((known_mhz == clocks.NONE_MHZ) | (fresh_mhz < known_mhz))
     nodes = np.zeros(len(topology.node_names), dtype=np.bool_)
     nodes[topology.gpu_node[moved]] = True
     nodes |= table.node_version == 0
@@ -106,10 +143,13 @@ def _renewed(
         nodes[:], mixed_w = True, fresh_w
     if not nodes.any():
         return table
-    limits_w = table.limits_w.copy()
+    limits_w, clocks_mhz = table.limits_w.copy(), table.clocks_mhz.copy()
     limits_w[level] = mixed_w
+    clocks_mhz[level] = np.where(nodes[topology.gpu_node], fresh_mhz, clocks_mhz[level])
     version = table.version + 1
-    return ShedTable(version, limits_w, np.where(nodes, version, table.node_version))
+    return ShedTable(
+        version, limits_w, clocks_mhz, table.clock_ratios, np.where(nodes, version, table.node_version)
+    )
 
 
 def call(
@@ -118,22 +158,50 @@ def call(
     snapshot: Snapshot,
     level: int,
     orders: Ledger,
-    next_w: Floats,
-    present_w: Floats,
-) -> tuple[Shedding, Ledger, Floats]:
-    """Order `next_w`, by a call where `level` has just been asked for and is deeper than the one in force.
+    now: Now,
+    before_mhz: Ints,
+    want: Want,
+) -> tuple[Shedding, Ledger, Want]:
+    """Order what is wanted, by a call where a deeper level than the one in force has just been asked for.
 
-    Returns the shedding with its call, the ledger with the new row, and the limits that the row holds.
+    Returns the shedding with its call, the ledger with the new row, and what the row holds.
     """
     now_s, ready = snapshot.now_s, armed(shedding, snapshot)
+    gpu_node, nodes = settings.topology.gpu_node, len(ready)
     if level <= shedding.level or not ready.any():
-        return (
-            shedding._replace(level=level, call=None),
-            ledgers.order(settings, orders, next_w, now_s),
-            next_w,
-        )
-    by_call = ready[settings.topology.gpu_node]
-    next_w = np.where(by_call, np.minimum(present_w, shedding.table.limits_w[level]), next_w)
-    orders = ledgers.order(settings, orders, next_w, now_s, to_all=True)
-    made = ShedCall(seq=orders.seq, level=level, version=shedding.table.version, nodes=ready)
-    return shedding._replace(level=level, call=made), orders, next_w
+        others = np.zeros(nodes, dtype=np.bool_)  # have other ceilings than before, whatever their limits
+        others[gpu_node[want.clocks.ceilings_mhz != before_mhz]] = True
+        others[_with_stuck_ceilings(settings, snapshot, orders, want.clocks.ceilings_mhz)] = True
+        orders = ledgers.order(settings, orders, want.limits_w, now_s, also=others)
+        return shedding._replace(level=level, call=None), orders, want
+    by_call, table = ready[gpu_node], shedding.table
+    planned_w = np.minimum(now.standing.present_w, table.limits_w[level])
+    planned_mhz = clocks.lower_mhz(want.clocks.ceilings_mhz, table.clocks_mhz[level])
+    called_mhz = np.where(by_call, planned_mhz, want.clocks.ceilings_mhz)
+    called = Want(
+        limits_w=np.where(by_call, planned_w, want.limits_w),
+        clocks=Clocks(
+            ratio=min(want.clocks.ratio, table.clock_ratios[level]),
+            moved_at_s=now_s,
+            ceilings_mhz=called_mhz,
+            changed_at_s=np.where(called_mhz == before_mhz, want.clocks.changed_at_s, now_s),
+        ),
+    )
+    orders = ledgers.order(settings, orders, called.limits_w, now_s, also=np.ones(nodes, dtype=np.bool_))
+    made = ShedCall(seq=orders.seq, level=level, version=table.version, nodes=ready)
+    return shedding._replace(level=level, call=made), orders, called
+
+
+def _with_stuck_ceilings(settings: Settings, snapshot: Snapshot, orders: Ledger, want_mhz: Ints) -> Bools:
+    """(nodes) that confirm all we have ordered and hold a lower ceiling than that.
+
+    So does an agent after its restart: its first order may only lower, and only a newer one lifts.
+    """
+    gpus, gpu_node = snapshot.gpus, settings.topology.gpu_node
+    lower = (gpus.ceiling_mhz > clocks.NONE_MHZ) & (
+        (want_mhz == clocks.NONE_MHZ) | (gpus.ceiling_mhz < want_mhz)
+    )
+    stuck = np.zeros(len(gpus.node_seq), dtype=np.bool_)
+    stuck[gpu_node[lower]] = True
+    stuck &= gpus.node_leased & (gpus.node_seq >= orders.node_seq[-1])
+    return stuck

@@ -11,7 +11,8 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from controller.core import base_load
+from controller.core import base_load, frequency
+from controller.core.frequency_model import FrequencyState
 from controller.core.model import (
     FOREVER_S,
     Alarm,
@@ -38,6 +39,8 @@ INLET_OVER_RATIO: Final = 1.02  # meters repeat to a percent
 RACK_FULL_RATIO: Final = 0.98
 RACKS_NAMED_MAX: Final = 4
 NAMED_MAX: Final = 8  # alarms of one kind that are spelt out
+SHED_PLAN_DELAY_S: Final = 5.0  # tables are renewed a level at a time
+COMMITMENT_DELAY_S: Final = 5.0  # what a block draws swings with its work
 THE_BLOCK: Final = np.ones(1, dtype=np.bool_)
 SITE_MISSING: Final = {
     Mode.FAILSAFE: ("site lost", "no heartbeat from {}: its failsafe limit holds"),
@@ -56,6 +59,9 @@ class Seen(NamedTuple):
     counted_w: Floats  # (n) limits that GPUs may hold
     budget_w: float
     shortfall_w: float
+    plan_short_w: Floats  # (levels) by which every level of shedding would miss its power
+    least_w: float  # that the block could be brought to: minima, floors, and who is out of reach
+    response: FrequencyState | None  # None: nothing was committed to the grid
 
 
 class Condition(NamedTuple):
@@ -91,6 +97,8 @@ def look(settings: Settings, before: Watch, snapshot: Snapshot, seen: Seen) -> W
     for condition in (
         *_block(settings, snapshot, seen),
         *_sources(settings, seen),
+        *_plans(settings, seen),
+        *_commitment(settings, seen),
         *_instruments(settings, snapshot, seen),
         *_gpus(settings, snapshot, seen),
     ):
@@ -172,6 +180,40 @@ def _sources(settings: Settings, seen: Seen) -> Iterator[Condition]:
         )
 
 
+def _plans(settings: Settings, seen: Seen) -> Iterator[Condition]:
+    levels, short_w = settings.shed_levels, seen.plan_short_w
+    if levels:
+        yield Condition(
+            "shed plan",
+            short_w > SHORTFALL_RATIO * settings.feed_rating_w,
+            lambda level: (
+                f"shed level {levels[level].name} would end {short_w[level] / 1e3:.2f} kW above its"
+                f" {levels[level].limit_w / 1e3:.2f} kW if it were called now"
+            ),
+            lambda level: levels[level].name,
+            delay_s=SHED_PLAN_DELAY_S,
+        )
+
+
+def _commitment(settings: Settings, seen: Seen) -> Iterator[Condition]:
+    """What was committed to the grid against what could be shed, reckoned like the level of a shed plan."""
+    product = settings.frequency
+    leaves_w = None if seen.response is None else frequency.leaves_w(seen.response)
+    if product is None or leaves_w is None:
+        return
+    could_w = max(0.0, leaves_w - seen.least_w)
+    if could_w < product.committed_w:
+        yield Condition(
+            "frequency commitment",
+            THE_BLOCK,
+            lambda _: (
+                f"{product.product}: {product.committed_w / 1e3:.2f} kW are committed and"
+                f" {could_w / 1e3:.2f} kW of the {leaves_w / 1e3:.2f} kW that the block draws could be shed"
+            ),
+            delay_s=COMMITMENT_DELAY_S,
+        )
+
+
 def _instruments(settings: Settings, snapshot: Snapshot, seen: Seen) -> Iterator[Condition]:
     topology, inlets = settings.topology, snapshot.inlets
     over_w = settings.block_w_per_gpu_w * (topology.rack_sums(seen.counted_w) - seen.shares.rack_budget_w)
@@ -209,16 +251,26 @@ def _gpus(settings: Settings, snapshot: Snapshot, seen: Seen) -> Iterator[Condit
     topology, gpus = settings.topology, snapshot.gpus
     node_name, gpu_name = topology.node_names.__getitem__, topology.gpu_name
     silent = snapshot.now_s - gpus.node_at_s > settings.report_age_max_s
+
+    def counted_kw(node: int) -> float:
+        return float(seen.counted_w[topology.gpu_node == node].sum()) / 1e3
+
     yield Condition(
         "agent",
         silent,
-        lambda node: f"agent on {node_name(node)} silent: its GPUs count at what they may hold",
+        lambda node: (
+            f"agent on {node_name(node)} silent: its GPUs count at what they may hold,"
+            f" {counted_kw(node):.1f} kW"
+        ),
         node_name,
     )
     yield Condition(
         "lease",
         ~(gpus.node_leased | silent),
-        lambda node: f"{node_name(node)} does not act on our orders",
+        lambda node: (
+            f"{node_name(node)} does not act on our orders: its GPUs count at what they may hold,"
+            f" {counted_kw(node):.1f} kW"
+        ),
         node_name,
     )
     obeying = seen.readable & seen.shares.controllable

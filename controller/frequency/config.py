@@ -284,7 +284,11 @@ def frequency_device(config: FrequencyConfig | None) -> Device | None:
     if config is None or not isinstance(config.input, MeterInput):
         return None
     meter = config.input
-    return Device("frequency.input", "frequency", meter, meter.kind or "meter", needs=meter.point)
+    if not meter.points:  # its pace is for this point alone
+        meter = meter.model_copy(update={"points": (meter.point,)})
+    return Device(
+        "frequency.input", "frequency", meter, meter.kind or "meter", needs=meter.point, needs_unit="Hz"
+    )
 
 
 def frequency_errors(config: FrequencyConfig, ramp: Ramp) -> Iterator[str]:
@@ -294,6 +298,7 @@ def frequency_errors(config: FrequencyConfig, ramp: Ramp) -> Iterator[str]:
     except ValueError as error:
         yield f"frequency: {error}"
         return
+    yield from _release_errors(settings)
     if isinstance(config.input, MeterInput):
         yield from _meter_errors(config.input)
     period_s = config.input.period_s
@@ -306,6 +311,20 @@ def frequency_errors(config: FrequencyConfig, ramp: Ramp) -> Iterator[str]:
         )
 
 
+def _release_errors(settings: FrequencySettings) -> Iterator[str]:
+    """A step that is held until a frequency comes back must not be let go where it is asked for."""
+    release_hz = settings.release_hz
+    if release_hz is None:
+        return
+    if settings.droop:
+        yield "frequency.own.release_hz: a droop follows the frequency back; remove it"
+    elif not settings.steps[0].hz < release_hz <= settings.nominal_hz:
+        yield (
+            f"frequency.own.release_hz: {release_hz:g}; give more than the highest step,"
+            f" {settings.steps[0].hz:g} Hz, and at most {settings.nominal_hz:g} Hz"
+        )
+
+
 def _meter_errors(meter: MeterInput) -> Iterator[str]:
     try:
         profile = profile_of(meter)
@@ -314,8 +333,6 @@ def _meter_errors(meter: MeterInput) -> Iterator[str]:
     point = None if profile is None else profile.points.get(meter.point)
     if point is None:
         return
-    if point.unit != "Hz":
-        yield f"frequency.input.point: {meter.point!r} is in {point.unit}; a frequency in Hz is needed"
     if point.poll != "fast":
         yield (
             f"frequency.input.point: {meter.point!r} is polled slowly in profile {meter.profile};"

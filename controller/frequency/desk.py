@@ -25,7 +25,7 @@ from controller.frequency.score import Row
 from protocols.mqtt import Subscription
 from protocols.phasor import Frames, FrequencyUdp, JsonReadings, PhasorTcp, Sample
 
-RECORD_SHARE: Final = 0.05  # a droop is nearly always a little active; this much of it is an event
+RECORD_SHARE: Final = 0.05  # a droop is nearly always a little active; so much more of it is an event
 
 
 class FrequencyDesk:
@@ -58,6 +58,7 @@ class FrequencyDesk:
         self._on_measurement, self._wake = on_measurement, wake
         self.newest = UNKNOWN
         self._state: FrequencyState | None = None
+        self._known_share = 0.0  # held, and no news: the least since the last record, or the most in this one
         self._block_w: float | None = None
         self._budget_w = 0.0
         self._recorder = Recorder(folder, settings)
@@ -129,15 +130,13 @@ class FrequencyDesk:
 
     def put(self, measurement: Measurement) -> None:
         """The newest frequency, whatever way it came; a meter's comes here from the field."""
-        self.newest = measurement
+        before, self.newest = self.newest, measurement
         self._on_measurement(measurement)
         state = self._state
-        if (
-            measurement.good
-            and state is not None
-            and frequency.wakes(self._settings, state, measurement.value)
+        if state is not None and any(
+            one.good and frequency.wakes(self._settings, state, one.value) for one in (before, measurement)
         ):
-            self._wake()
+            self._wake()  # also by the one after a spike, lest spikes be all that is seen
 
     def _take(self, sample: Sample) -> None:
         self.put(Measurement(sample.hz, sample.good, sample.taken_at_s))
@@ -148,10 +147,19 @@ class FrequencyDesk:
         """The response as the beat left it, block power as last measured, and what is promised."""
         before, self._state = self._state, state
         self._block_w, self._budget_w = block_w, budget_w
-        was = 0.0 if before is None else before.share
-        if was < RECORD_SHARE <= state.share:
-            began_utc_s = self._clock_utc() - (self._clock() - state.began_at_s)
-            self._recorder.begin(state.began_at_s, began_utc_s, state.baseline_w)
+        if before is not None and state.share >= self._known_share + RECORD_SHARE:
+            began_at_s = self._crossed_at_s(before, state)
+            began_utc_s = self._clock_utc() - (self._clock() - began_at_s)
+            self._recorder.begin(began_at_s, began_utc_s, state.baseline_w)
+        known = max if self._recorder.is_busy else min
+        self._known_share = known(self._known_share, state.share)
+
+    def _crossed_at_s(self, before: FrequencyState, state: FrequencyState) -> float:
+        """The first sample that asked for so much, of this beat or the one before; or where a wait began."""
+        event_share = self._known_share + RECORD_SHARE
+        samples = (*before.heard.samples, *state.heard.samples)
+        asked = (one.at_s for one in samples if frequency.share(self._settings, one.hz) >= event_share)
+        return min(before.crossed_at_s, *asked)
 
     async def _record_for_ever(self) -> None:
         due_s = self._clock()

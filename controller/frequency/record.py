@@ -1,8 +1,11 @@
-"""The record: twenty rows a second from 5 s before an activation to 60 s after it, one CSV file each.
+"""The record: twenty rows a second from 5 s before an event to 60 s after its crossing, one CSV file each.
 
 The last 5 s are always at hand in a ring. A record in the making is held in memory, some thousand rows, and
 written in one piece by a thread: a slow disk costs records, counted and said, never a beat. The oldest files
 make room. 20 Hz is what Great Britain monitors by, -5 s to +60 s at 50 ms what Australia records.
+
+A fall that goes on for `APART_S` is one event; one that comes later has a record of its own, whose seconds
+the one before may have as well.
 """
 
 import csv
@@ -25,9 +28,10 @@ from controller.frequency.score import Row, score
 RATE_HZ: Final = 20
 BEFORE_S: Final = 5.0
 AFTER_S: Final = 60.0
-SEEN_S: Final = 0.5  # an activation is seen so long after its crossing at most, unless it waits on purpose
+SEEN_S: Final = 0.5  # an event is seen so long after its crossing was certain at most
+APART_S: Final = 10.0  # a grid's fall is over by then; so no more than six records are open at once
 FILES_MAX: Final = 200  # of 100 kB each
-WAITING_MAX: Final = 4  # records; a disk that is silent for four activations is a dead one
+WAITING_MAX: Final = 6  # records: all that can be open at a stop; a disk silent for longer is a dead one
 ROWS_MAX: Final = 2 * int((BEFORE_S + AFTER_S) * RATE_HZ)  # twice what there should be
 COLUMNS: Final = ("utc", "t_s", "hz", "block_w", "budget_w", "limit_w", "share", "phase")
 NAMES: Final = "frequency-*.csv"
@@ -42,6 +46,10 @@ class _Open(NamedTuple):
     began_utc_s: float
     baseline_w: float
     rows: list[Row]
+
+    @property
+    def is_over(self) -> bool:
+        return self.rows[-1].at_s - self.began_at_s >= AFTER_S or len(self.rows) >= ROWS_MAX
 
 
 class Recorder:
@@ -58,37 +66,39 @@ class Recorder:
         self.fault, self.newest = "", ""
         self.written = self.lost = 0
         self._folder, self._settings = folder, settings
-        self._ring: deque[Row] = deque(maxlen=int((BEFORE_S + SEEN_S) * RATE_HZ))
-        self._open: _Open | None = None
+        certain_s = settings.hold_s + settings.delay_s
+        self._ring: deque[Row] = deque(maxlen=int((BEFORE_S + certain_s + SEEN_S) * RATE_HZ))
+        self._open: list[_Open] = []
         self._waiting: queue.Queue[tuple[str, str] | None] = queue.Queue(WAITING_MAX)
         self._thread = threading.Thread(target=self._write_for_ever, name="frequency records", daemon=True)
         self._thread.start()
 
+    @property
+    def is_busy(self) -> bool:
+        return bool(self._open)
+
     def begin(self, began_at_s: float, began_utc_s: float, baseline_w: float) -> None:
-        """An activation; within a record that is under way it is part of that."""
-        if self._open is None:
-            self._open = _Open(began_at_s, began_utc_s, baseline_w, list(self._ring))
+        """An event; right after the one before it is part of that."""
+        if not self._open or began_at_s - self._open[-1].began_at_s >= APART_S:
+            self._open.append(_Open(began_at_s, began_utc_s, baseline_w, list(self._ring)))
 
     def add(self, row: Row) -> None:
         """Twenty times a second. Cheap."""
         self._ring.append(row)
-        record = self._open
-        if record is None:
-            return
-        record.rows.append(row)
-        if row.at_s - record.began_at_s >= AFTER_S or len(record.rows) >= ROWS_MAX:
-            self._finish(record)
+        for record in self._open:
+            record.rows.append(row)
+        while self._open and self._open[0].is_over:
+            self._finish(self._open.pop(0))
 
     def close(self) -> None:
         """What is under way is written as far as it is; waits a second at most."""
-        if self._open is not None:
-            self._finish(self._open)
+        while self._open:
+            self._finish(self._open.pop(0))
         with suppress(queue.Full):
             self._waiting.put(None, timeout=1.0)
             self._thread.join(timeout=1.0)
 
     def _finish(self, record: _Open) -> None:
-        self._open = None
         settings = self._settings
         said = score(
             record.rows,

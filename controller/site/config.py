@@ -19,7 +19,8 @@ from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from controller.agent.config import File, MqttConfig, TopicName
+from controller.agent.config import MqttConfig, TopicName
+from controller.yaml_config import File
 from protocols.dsx_flex.topics import AGENT_SPELLINGS
 
 SOURCES_MAX: Final = 8

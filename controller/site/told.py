@@ -32,7 +32,6 @@ TRACES_MAX: Final = 64  # commands whose trace is remembered
 OWN_MAX: Final = 64  # breaches that we raised, and know again when somebody repeats them
 HINTS_MAX: Final = 64  # nodes named in an alert, those that can give most first
 METER_AGE_MAX_S: Final = 2.0
-FOLLOWS_RATIO: Final = 0.9  # of the budget: a block that draws less does not rise with it any more
 STILL_RATIO: Final = 2e-4  # of the feed rating: a cooling capacity that is measured moves the aim a little
 
 log = structlog.get_logger(__name__)
@@ -96,7 +95,7 @@ class Told:
             return
         meter = snapshot.meter
         metered_w = meter.value if meter.is_usable(snapshot.now_s, METER_AGE_MAX_S) else None
-        direction = self._direction(decision, metered_w)
+        direction = self._direction(decision)
         for feed, share in self._feeds.items():
             feed_w = None if metered_w is None else metered_w * share
             target = self._book.effective(feed, snapshot.now_utc_s)
@@ -113,18 +112,18 @@ class Told:
                 self._tell_state(snapshot, decision.budget_w if metered_w is None else metered_w, target)
             self._watch(feed, snapshot, decision, feed_w, target)
 
-    def _direction(self, decision: Decision, metered_w: float | None) -> power_state.Direction:
-        """Where our limits are moving the block. A budget that rises over an idle block moves nothing."""
+    def _direction(self, decision: Decision) -> power_state.Direction:
+        """Where our limits move the block. A budget that rises over GPUs at their most moves nothing."""
         moved_w = decision.state.pace.aim_w - self._aim_w
         if abs(moved_w) < STILL_RATIO * self._settings.feed_rating_w:
             return "steady"
         known, self._aim_w = self._aim_w < NO_LIMIT_W, decision.state.pace.aim_w
         if not known:
             return "steady"
-        if moved_w > 0.0:
-            follows = metered_w is None or metered_w > FOLLOWS_RATIO * self._aim_w
-            return "up" if follows else "steady"
-        return "down"
+        if moved_w < 0.0:
+            return "down"
+        held = np.any(decision.gpu_limits_w < self._settings.topology.gpu_max_w)
+        return "up" if held else "steady"
 
     # --- where every feed is ------------------------------------------------------------------------------
 

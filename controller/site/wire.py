@@ -148,7 +148,7 @@ class MqttWire:
         link = self.link
         if link is not None and link.connected:
             yield from self._unheard(link, now_s)
-        elif link is not None and self.is_own:
+        elif link is not None and self.is_own and link.called:
             yield f"broker {self._name}", link.fault
         if doubts := "; ".join(self._doubts()):
             yield f"plan {self._name}", f"{self._name} {doubts}"

@@ -6,6 +6,8 @@ alone, and what looks like a slip of the pen. All powers are at the meter: a wat
 power supply. The base load is taken at its assumed most, which is what the law does when it is blind.
 """
 
+import math
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -20,7 +22,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from controller.config import BlockConfig, InletConfig, NodeEntry, RackConfig, settings_of
-from controller.core.model import Settings, ShedLevel
+from controller.core.model import Floats, Settings, ShedLevel
 from controller.facility.files import CREDENTIALS, link
 from controller.site.config import DsxFlexConfig, OpenAdrVtnConfig, RampConfig, Source
 from controller.site.keys import key_files, signer_file
@@ -35,6 +37,7 @@ KW: Final = 1000.0
 MQTT_FILES: Final = ("password_file", "ca", "cert", "key")
 SOURCE_FILES: Final = ("client_secret_file", "signing_key", "ca", "cert", "key")
 ALIKE_W: Final = 1.0  # inlets that differ by less are equally tight
+EVEN_STEPS: Final = 40  # halvings: from kilowatts to less than a microwatt
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,10 @@ class BlockFacts:
     sheddable_ratio: float
     failsafe_fall_s: float  # from full to the failsafe limit, obeying included
     failsafe_rise_s: float  # and back
+    fallback_w: (
+        float | None
+    )  # the most for a GPU's `fallback_w` in node.yaml; None: even the least is too much
+    fallback_bound: str  # what allows no more
     racks: tuple[RackFacts, ...]
     sheds: tuple[ShedFacts, ...]
 
@@ -87,6 +94,7 @@ def facts(config: BlockConfig) -> BlockFacts:
     most_w, least_w = at_meter_w(topology.gpu_max_w), at_meter_w(topology.gpu_min_w)
     full_w = min(most_w, settings.feed_rating_w)
     above_failsafe_w = max(0.0, full_w - settings.failsafe_w)
+    fallback_w, fallback_bound = _fallback(settings)
     return BlockFacts(
         gpus=len(topology.gpu_node),
         most_w=most_w,
@@ -98,6 +106,8 @@ def facts(config: BlockConfig) -> BlockFacts:
         sheddable_ratio=max(0.0, full_w - least_w) / full_w,
         failsafe_fall_s=above_failsafe_w / settings.ramp.down_w_per_s + settings.lead_s,
         failsafe_rise_s=above_failsafe_w / settings.ramp.up_w_per_s,
+        fallback_w=fallback_w,
+        fallback_bound=fallback_bound,
         racks=tuple(_rack_facts(settings, index) for index in range(len(topology.rack_names))),
         sheds=tuple(
             ShedFacts(
@@ -106,6 +116,44 @@ def facts(config: BlockConfig) -> BlockFacts:
             for level in settings.shed_levels
         ),
     )
+
+
+def _fallback(settings: Settings) -> tuple[float | None, str]:
+    """The most that every GPU may fall back to so that all agents may do so at once, and what bounds it.
+
+    A GPU counts at this, or at its own least or most where those are above or below.
+    """
+    topology, gain = settings.topology, settings.block_w_per_gpu_w
+    everywhere = np.ones(len(topology.gpu_node), dtype=np.bool_)
+    bounds = [
+        ("the feed rating", settings.feed_rating_w - settings.base_max_w, everywhere),
+        ("the failsafe limit", settings.failsafe_w - settings.base_max_w, everywhere),
+    ]
+    for rack, name in enumerate(topology.rack_names):
+        one_inlet_w = float(topology.inlet_continuous_w[topology.inlet_rack == rack].min())
+        room_w = one_inlet_w - float(settings.rack_base_max_w[rack])
+        bounds.append((f"rack {name} on one inlet", room_w, topology.gpu_rack == rack))
+    found = [
+        (_even_w(room_w / gain, topology.gpu_min_w[members], topology.gpu_max_w[members]), name)
+        for name, room_w, members in bounds
+        if members.any()
+    ]
+    fallback_w, bound = min(found)
+    return None if fallback_w < 0.0 else fallback_w, bound
+
+
+def _even_w(room_w: float, min_w: Floats, max_w: Floats) -> float:
+    """The highest limit for all that fits into `room_w` when each keeps to its own bounds; -1: none does."""
+    if min_w.sum() > room_w:
+        return -1.0
+    if max_w.sum() <= room_w:
+        return float(max_w.max())
+    low_w, high_w = 0.0, float(max_w.max())
+    for _ in range(EVEN_STEPS):
+        middle_w = (low_w + high_w) / 2.0
+        fits = np.clip(middle_w, min_w, max_w).sum() <= room_w
+        low_w, high_w = (middle_w, high_w) if fits else (low_w, middle_w)
+    return low_w
 
 
 def _callers(config: BlockConfig, level: ShedLevel) -> Iterator[str]:
@@ -147,6 +195,8 @@ def warnings(config: BlockConfig, found: BlockFacts) -> Iterator[str]:
     yield from _device_warnings(config)
     yield from _source_warnings(config)
     yield from _shed_warnings(config, found)
+    yield from _frequency_warnings(config, found)
+    yield from _backstop_warnings(config, found)
     yield from check_gateway.warnings(config)
 
 
@@ -173,6 +223,11 @@ def _block_warnings(config: BlockConfig, found: BlockFacts) -> Iterator[str]:
             f"cooling.blind_kw {kw(config.cooling.blind_kw * KW)} cannot be reached: base load and GPUs at"
             f" their least draw up to {kw(found.least_w)}"
         )
+    if found.fallback_w is None:
+        yield (
+            "no fallback_w is low enough: were all agents left alone at once, base load and GPUs at their"
+            f" least could draw more than {found.fallback_bound} allows"
+        )
     if config.site.failsafe_release_after_s is not None:
         yield (
             f"the failsafe limit is released {span(config.site.failsafe_release_after_s)} after the site was"
@@ -196,6 +251,41 @@ def _shed_warnings(config: BlockConfig, found: BlockFacts) -> Iterator[str]:
         yield "shed.alerts: no source speaks OpenADR, so no alert can arrive"
 
 
+def _frequency_warnings(config: BlockConfig, found: BlockFacts) -> Iterator[str]:
+    if config.frequency is not None and config.frequency.committed_kw * KW > found.sheddable_w:
+        yield (
+            f"frequency.committed_kw: {kw(config.frequency.committed_kw * KW)} can never be shed: from"
+            f" {kw(found.full_w)}, the most this block ever draws, to GPUs at their least it is"
+            f" {kw(found.sheddable_w)}"
+        )
+
+
+def _backstop_warnings(config: BlockConfig, found: BlockFacts) -> Iterator[str]:
+    if config.backstop is None:
+        return
+    limit_w = config.backstop.limit_w
+    for amiss, is_amiss, so in (
+        ("above the most", [node for node in config.nodes if limit_w > node.max_w], "it holds nothing"),
+        (
+            "below the least",
+            [node for node in config.nodes if limit_w < node.min_w],
+            "its BMC may refuse it, and it then counts at its most",
+        ),
+    ):
+        if is_amiss:
+            node, *others = is_amiss
+            more = f", and of {len(others)} more nodes" if others else ""
+            yield (
+                f"backstop.limit_w: {limit_w:g} W is {amiss} of the GPUs of node {node.name},"
+                f" {node.min_w:g} to {node.max_w:g} W{more}: {so}"
+            )
+    if found.fallback_w is not None and limit_w > found.fallback_w:
+        yield (
+            f"backstop.limit_w: {limit_w:g} W is above {math.floor(found.fallback_w)} W, the most that all"
+            f" GPUs may be held at when every agent is silent: {found.fallback_bound} allows no more"
+        )
+
+
 def _source_warnings(config: BlockConfig) -> Iterator[str]:
     for source in config.site.sources:
         if source.heartbeat_timeout_s is None:
@@ -211,15 +301,15 @@ def unfit(config: BlockConfig) -> Iterator[str]:
     yield from check_gateway.unfit(config)
     missing = False
     for where, path in _files(config):
-        if path.is_relative_to(CREDENTIALS):
-            continue  # systemd puts it there when the service starts
+        if _is_to_come(path):
+            continue
         try:
             with path.open("rb"):
                 pass
         except OSError as error:
             missing = True
             yield f"{where}: {path}: {error.strerror}; the controller will not start without it"
-    if missing or any(path.is_relative_to(CREDENTIALS) for _, path in _files(config)):
+    if missing or any(_is_to_come(path) for _, path in _files(config)):
         return  # what belongs together can be tried only where all of it is
     for try_it in _trials(config):
         try:
@@ -228,9 +318,17 @@ def unfit(config: BlockConfig) -> Iterator[str]:
             yield str(error)
 
 
+def _is_to_come(path: Path) -> bool:
+    """Put there by systemd when its service starts; what this very process was given is there, or is not."""
+    own = os.environ.get("CREDENTIALS_DIRECTORY")
+    return path.is_relative_to(CREDENTIALS) and (own is None or not path.is_relative_to(own))
+
+
 def _trials(config: BlockConfig) -> Iterator[Callable[[], object]]:
     """What the controller makes of them first: connections not yet connected, key sets, a VEN's settings."""
     yield partial(link, config.mqtt, "check")
+    if config.backstop is not None:
+        yield config.backstop.password
     for source in config.site.sources:
         mqtt = getattr(source, "mqtt", None)
         if mqtt is not None:
@@ -247,6 +345,8 @@ def _trials(config: BlockConfig) -> Iterator[Callable[[], object]]:
 def _files(config: BlockConfig) -> Iterator[tuple[str, Path]]:
     """Files that the configuration names, with the place where it does."""
     named: dict[str, Any] = {f"mqtt.{name}": getattr(config.mqtt, name) for name in MQTT_FILES}
+    if config.backstop is not None:
+        named["backstop.password_file"] = config.backstop.password_file
     for number, source in enumerate(config.site.sources):
         where = f"site.sources[{number}]"
         mqtt = getattr(source, "mqtt", None)
@@ -344,6 +444,8 @@ def _tree(config: BlockConfig, found: BlockFacts) -> Tree:
         sheds = tree.add(Text("levels of shedding, by tables and without a ramp; people may call any"))
         for level in found.sheds:
             sheds.add(_level(level))
+    for branch in (*_frequency(config), *_backstop(config)):
+        tree.add(branch)
     for rack, rack_found in zip(config.racks, found.racks, strict=True):
         branch = tree.add(
             Text.assemble(
@@ -421,6 +523,60 @@ def _level(level: ShedFacts) -> Text:
     )
 
 
+def _frequency(config: BlockConfig) -> Iterator[Tree]:
+    """What is done by itself when the grid's frequency falls."""
+    settings = settings_of(config).frequency
+    if config.frequency is None or settings is None:
+        return
+    one = config.frequency.input
+    tree = Tree(
+        Text.assemble(
+            f"frequency response: {settings.product}, committed ", (kw(settings.committed_w), "bold")
+        ),
+        guide_style="dim",
+    )
+    points = settings.droop or settings.steps
+    shares = ", ".join(f"{percent(point.share)} at {point.hz:g} Hz" for point in points)
+    until = "" if settings.release_hz is None else f" and until {settings.release_hz:g} Hz"
+    tree.add(Text(f"{shares}, full within {settings.full_s:g} s; held {span(settings.sustain_s)}{until}"))
+    tree.add(
+        Text(
+            f"back up by {settings.release_w_per_s / KW:g} kW/s; ready again {span(settings.rearm_s)} after"
+            " it began"
+        )
+    )
+    tree.add(
+        Text(
+            f"input {one.way}, a value every {one.period_s:g} s; believed after {settings.hold_s:g} s,"
+            f" blind after {settings.age_max_s:g} s without one"
+        )
+    )
+    yield tree
+
+
+def _backstop(config: BlockConfig) -> Iterator[Tree]:
+    """What is done about a host whose agent is silent."""
+    backstop = config.backstop
+    if backstop is None:
+        return
+    tree = Tree(
+        Text.assemble(
+            "backstop: a silent host is held by its BMC at ", (f"{backstop.limit_w:g} W", "bold"), " per GPU"
+        ),
+        guide_style="dim",
+    )
+    tree.add(
+        Text(
+            f"after {span(backstop.after_s)} of silence, by lever {backstop.lever}; back up by"
+            f" {backstop.release_w_per_s:g} W/s per GPU when its agent has obeyed for"
+            f" {span(backstop.release_after_s)}"
+        )
+    )
+    own = f"; of their own: {len(backstop.bmcs)}" if backstop.bmcs else ""
+    tree.add(Text(f"BMCs at {backstop.url_template or 'no common address'}{own}; user {backstop.user}"))
+    yield tree
+
+
 def _inlet(inlet: InletConfig, rack: RackConfig) -> Text:
     continuous_w = [other.continuous_w for other in rack.inlets]
     tightest = inlet.continuous_w <= min(continuous_w) + ALIKE_W < max(continuous_w)
@@ -456,8 +612,26 @@ def _powers(found: BlockFacts) -> Table:
 
 
 def _times(config: BlockConfig, found: BlockFacts) -> Text:
+    failsafe_w = config.site.failsafe_kw * KW
+    if failsafe_w < found.full_w:
+        failsafe = (
+            f"from {kw(found.full_w)} to failsafe {kw(failsafe_w)} in {span(found.failsafe_fall_s)},"
+            f" back up in {span(found.failsafe_rise_s)}"
+        )
+    else:
+        failsafe = (
+            f"failsafe {kw(failsafe_w)} takes nothing: the block never draws more than {kw(found.full_w)}"
+        )
     return Text(
         f"\ncan shed {kw(found.sheddable_w)}, {percent(found.sheddable_ratio)} of {kw(found.full_w)}"
-        f"\nfrom {kw(found.full_w)} to failsafe {kw(config.site.failsafe_kw * KW)} in"
-        f" {span(found.failsafe_fall_s)}, back up in {span(found.failsafe_rise_s)}\n"
+        f"\n{failsafe}\n{_fallback_words(found)}\n"
+    )
+
+
+def _fallback_words(found: BlockFacts) -> str:
+    if found.fallback_w is None:
+        return "fallback_w of the nodes: no value is low enough"
+    return (
+        f"fallback_w of the nodes: {math.floor(found.fallback_w)} W per GPU at most, so that all agents may"
+        f" be left alone at once; {found.fallback_bound} allows no more"
     )

@@ -7,7 +7,9 @@ far, and every door that is open to others.
 import getpass
 import ipaddress
 import os
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Final
 
 from pydantic import BaseModel
@@ -19,6 +21,7 @@ from rich.tree import Tree
 from controller.config import BlockConfig, GatewayConfig, devices
 from controller.facility.files import unreadable, unusable
 from controller.gateway_config import SUNSPEC, Device, profile_of
+from controller.store import refusal
 from controller.views import check_bms
 
 DEVICES_SHOWN_MAX: Final = 100
@@ -75,6 +78,10 @@ def facility_json(config: GatewayConfig | BlockConfig) -> dict[str, Any]:
 
 def unfit(config: GatewayConfig | BlockConfig) -> Iterator[str]:
     """What controller and facility server would refuse or complain of, for this user on this machine."""
+    for name, folder in _folders(config):
+        error = _tried(folder)
+        if error is not None and not isinstance(error, PermissionError):
+            yield refusal(name, folder, error)
     for device in devices(config):
         yield from unreadable(device.where, device.config)
     yield from unusable(config.facility, config.block)
@@ -84,12 +91,24 @@ def unfit(config: GatewayConfig | BlockConfig) -> Iterator[str]:
 
 def warnings(config: GatewayConfig | BlockConfig) -> Iterator[str]:
     """Folders that this user could not write; the service's user may be another one."""
-    for name, folder in (("state_dir", config.state_dir), ("run_dir", config.run_dir)):
-        there = next(path for path in (folder, *folder.parents) if os.access(path, os.F_OK))
-        if not there.is_dir():
-            yield f"{name}: {there} is no folder; choose another {name}"
-        elif not os.access(there, os.W_OK | os.X_OK):
-            yield f"{name}: {there} cannot be written by {getpass.getuser()}; whoever runs the service must"
+    for name, folder in _folders(config):
+        if isinstance(_tried(folder), PermissionError):
+            yield f"{name}: {folder} cannot be written by {getpass.getuser()}; whoever runs the service must"
+
+
+def _folders(config: GatewayConfig | BlockConfig) -> Iterator[tuple[str, Path]]:
+    yield "state_dir", config.state_dir
+    yield "run_dir", config.run_dir
+
+
+def _tried(folder: Path) -> OSError | None:
+    """Whether a file could be made there, or where the folder itself would be. Nothing stays behind."""
+    there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    try:
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        return error
+    return None
 
 
 def _device(tree: Tree, device: Device) -> None:

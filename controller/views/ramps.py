@@ -74,7 +74,7 @@ def walk(
             now_s=at_s,
             elapsed_s=elapsed_s,
             tick_s=settings.tick_s,
-            draw_w=None,
+            brink=None,
             ramp=settings.ramp,
             lead_s=settings.lead_s,
         )

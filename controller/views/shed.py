@@ -20,9 +20,9 @@ from controller.views.figures import kw, length_s, moment, short
 
 STEPS: Final = {
     "decided": "the law had decided",
-    "sent": "the call was with the broker",
+    "sent": "the call was on its way to the broker",
     "obeyed": "slowest node, from arrival to last limit read back",
-    "confirmed": "every node's confirmation was here",
+    "confirmed": "every GPU was read at its new limit",
     "moved": "the meter showed it",
 }
 MOST_RATIO: Final = 0.99  # of all calls
@@ -97,11 +97,22 @@ def _last(last: dict[str, Any], now_utc_s: float) -> Iterator[Text]:
     )
     for words, nodes in (
         ("had no table, and were ordered one by one", last["without_table"]),
-        ("did not confirm, and were ordered again", last["unconfirmed"]),
+        ("did not confirm, and were ordered again", [*map(_unconfirmed, last["unconfirmed"])]),
     ):
         if nodes:
             more = f" and {len(nodes) - NODES_SHOWN} more" if len(nodes) > NODES_SHOWN else ""
             yield Text(f"{', '.join(nodes[:NODES_SHOWN])}{more} {words}", style="yellow")
+
+
+def _unconfirmed(one: dict[str, Any]) -> str:
+    """A node, and where it has answered, its GPUs that were read above what the call leaves them."""
+    gpus, limit_w = one["gpus"], one["limit_w"]
+    if not gpus:
+        return str(one["node"])
+    which = f"GPU {gpus[0]}" if len(gpus) == 1 else f"{len(gpus)} GPUs"
+    if limit_w is None:
+        return f"{one['node']} ({which}, limit not readable)"
+    return f"{one['node']} ({which} at {'up to ' if len(gpus) > 1 else ''}{limit_w:.0f} W)"
 
 
 def _steps(shed: dict[str, Any]) -> Table:

@@ -107,10 +107,8 @@ def _alarms(told: dict[str, Any]) -> Panel:
     shown = _shown_alarms(told)
     lines = Table.grid(padding=(0, 2, 0, 0))
     for alarm in shown[:ROWS_MAX]:
-        style = "bold" if alarm["active"] else "dim"
-        lines.add_row(
-            Text(alarm["key"], style=style), Text(alarm["text"], style="" if alarm["active"] else "dim")
-        )
+        style, text_style, over = ("bold", "", "") if alarm["active"] else ("dim", "dim", "over: ")
+        lines.add_row(Text(alarm["key"], style=style), Text(f"{over}{alarm['text']}", style=text_style))
     active = sum(alarm["active"] for alarm in shown)
     over = f", {len(shown) - active} over and not acknowledged" if len(shown) > active else ""
     title = f"{active} alarm{'' if active == 1 else 's'}{over}"
@@ -139,11 +137,13 @@ def _shed(told: dict[str, Any]) -> Iterator[Text]:
 
 
 def _shown_alarms(told: dict[str, Any]) -> list[dict[str, Any]]:
-    return [
+    """Those that stand first."""
+    shown = (
         alarm
         for alarm in told["alarms"]
         if not alarm["out_of_service"] and alarm["shelved_until_utc_s"] is None
-    ]
+    )
+    return sorted(shown, key=lambda alarm: not alarm["active"])
 
 
 def _block(told: dict[str, Any]) -> Panel:
@@ -206,7 +206,8 @@ def _nodes(told: dict[str, Any]) -> Table:
     nodes = sorted(told["nodes"], key=lambda node: (_node_state(node) == OBEYS, node["name"]))
     for node in nodes[:ROWS_MAX]:
         words, style = _node_state(node)
-        powers = kw(node["power_w"]), kw(node["limit_w"])
+        # What is wished of a node that does not obey says nothing of what it holds.
+        powers = kw(node["power_w"]), kw(node["limit_w"] if node["heard"] and node["leased"] else None)
         table.add_row(node["name"], str(node["gpus"]), *powers, Text(words, style=style))
     return _with_rest(table, nodes)
 

@@ -12,6 +12,7 @@ Divided GPUs (MIG): indices are those of whole GPUs, since power and clocks of a
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import TypeVar
 
 import pynvml
@@ -67,10 +68,21 @@ class Nvml:
         return self._with(index, "read the limit of", lambda gpu: power.requested_w(gpu.handle, gpu.scope))
 
     def describe(self, index: int) -> Device:
-        """Read the lasting facts of one GPU anew: MIG and smoothing do change, seldom. Raises NvmlFault."""
+        """Read anew what does change of the lasting facts: MIG, persistence, smoothing. Raises NvmlFault.
+
+        Readings from then on bring it. The same object as before: nothing has changed.
+        """
 
         def describe(gpu: _Gpu) -> Device:
-            gpu.device = self._described(index, gpu.handle, gpu.range, gpu.clocks)
+            device = gpu.device
+            now = replace(
+                device,
+                mig=_is_divided(gpu.handle),
+                persistence=_persistence(gpu.handle),
+                smoothing=None if device.smoothing is None else self._smoothing(gpu.handle),
+            )
+            if now != device:
+                gpu.device = now
             return gpu.device
 
         return self._with(index, "describe", describe)
@@ -172,10 +184,7 @@ class Nvml:
 
     def read_smoothing(self, index: int) -> Smoothing | None:
         """State of power smoothing, its floor first of all; None where there is none. Raises NvmlFault."""
-        first = smoothing.first_field(self.driver_version)
-        return self._with(
-            index, "read power smoothing of", lambda gpu: smoothing.smoothing_of(gpu.handle, first)
-        )
+        return self._with(index, "read power smoothing of", lambda gpu: self._smoothing(gpu.handle))
 
     def activate_preset(self, index: int, number: int) -> None:
         """Make this smoothing preset the active one. Raises NvmlFault."""
@@ -237,8 +246,6 @@ class Nvml:
         return _Gpu(handle, allowed, listed, self._described(index, handle, allowed, listed))
 
     def _described(self, index: int, handle: object, allowed: Range, listed: Clocks) -> Device:
-        mig = if_known(lambda: pynvml.nvmlDeviceGetMigMode(handle)[0])
-        persistence = if_known(lambda: pynvml.nvmlDeviceGetPersistenceMode(handle))
         found = profiles.profiles_of(handle)
         return Device(
             index=index,
@@ -250,12 +257,15 @@ class Nvml:
             module=allowed.module,
             clock_min_mhz=listed.min_mhz,
             clock_max_mhz=listed.max_mhz,
-            mig=bool(mig),
-            persistence=None if persistence is None else bool(persistence),
+            mig=_is_divided(handle),
+            persistence=_persistence(handle),
             platform=place.place_of(handle),
-            smoothing=smoothing.smoothing_of(handle, smoothing.first_field(self.driver_version)),
+            smoothing=self._smoothing(handle),
             profiles=() if found is None else found.supported,
         )
+
+    def _smoothing(self, handle: object) -> Smoothing | None:
+        return smoothing.smoothing_of(handle, smoothing.first_field(self.driver_version))
 
     def _read(self, index: int, gpu: _Gpu) -> Reading:
         now = power.read(gpu.handle, gpu.scope)
@@ -280,6 +290,15 @@ def _unlock(gpu: _Gpu) -> int:
     clocks.unlock(gpu.handle)
     gpu.ceiling_mhz = None
     return gpu.clocks.max_mhz
+
+
+def _is_divided(handle: object) -> bool:
+    return bool(if_known(lambda: pynvml.nvmlDeviceGetMigMode(handle)[0]))
+
+
+def _persistence(handle: object) -> bool | None:
+    mode = if_known(lambda: pynvml.nvmlDeviceGetPersistenceMode(handle))
+    return None if mode is None else bool(mode)
 
 
 def _nvml_index(uuid: str) -> int:

@@ -62,7 +62,7 @@ class Profiles:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """What changes seldom while a GPU lives; `Nvml.describe` reads it anew."""
+    """What changes seldom while a GPU lives, or never; `Nvml.describe` reads anew what does."""
 
     index: int
     uuid: str

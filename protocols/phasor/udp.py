@@ -67,7 +67,8 @@ class FrequencyUdp:
                     local_addr=self._listen,
                 )
             except OSError as error:
-                self.fault = f"{self._listen[0]}:{self._listen[1]} cannot be opened: {error.strerror}"
+                why = error.strerror or getattr(error.__cause__, "strerror", None) or error  # uvloop's cause
+                self.fault = f"{self._listen[0]}:{self._listen[1]} cannot be opened: {why}"
                 failures += 1
                 await asyncio.sleep(retry_delay_s(failures))
                 continue

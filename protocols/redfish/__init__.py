@@ -16,10 +16,11 @@ Sources: DMTF DSP0266 1.21 (sessions, ETags, tasks), DSP0268 (EnvironmentMetrics
 
 from protocols.redfish.client import Answer, Bmc
 from protocols.redfish.faults import RedfishConfigError, RedfishFault, Unreachable
-from protocols.redfish.levers import Kind, Lever, change, discover, read, set_limit
+from protocols.redfish.levers import OFF, Kind, Lever, change, discover, read, set_limit
 from protocols.redfish.settings import BmcSettings
 
 __all__ = [
+    "OFF",
     "Answer",
     "Bmc",
     "BmcSettings",

@@ -1,8 +1,10 @@
 """HTTP with one BMC: one session, two connections, everything within bounds; every fault is a sentence.
 
 * Credentials go out once, at login. The token they give is used until the BMC answers 401 (sessions end by
-  themselves, after minutes of silence or a reboot), then renewed once. A login that is refused is not tried
-  again for LOGIN_AGAIN_S: BMCs lock accounts after a few failures, for the operator as well.
+  themselves, after minutes of silence or a reboot), then renewed once, the old session ended first: there
+  are few places. A login that is refused is not tried again for LOGIN_AGAIN_S: BMCs lock accounts after a few
+  failures, for the operator as well. Nor is a session renewed for so long that got a 401 when it was new: it
+  lacks privileges.
 * GB200 and GB300 serve four connections at once, and NVIDIA's own DPS takes two: CONNECTIONS_MAX is what is
   left for others. Waiting for a turn is not held against the request's own deadline.
 * A change goes out without ETag. Where the BMC asks for one (428, or 412 as some firmware has it) it gets
@@ -30,7 +32,7 @@ CONNECTIONS_MAX: Final = 2  # of the four that a GB200 BMC serves
 BODY_MAX_BYTES: Final = 256 * 1024  # the largest resource asked for has 20 kB; decoding stays below 2 ms
 URI_MAX_CHARS: Final = 512
 LOGIN_AGAIN_S: Final = 60.0  # after a refusal: lock-outs begin at three to ten failures in a few minutes
-LOGOUT_MAX_S: Final = 2.0  # at the end; a session that stays behind ends by itself
+LOGOUT_MAX_S: Final = 2.0  # a session that stays behind ends by itself
 TASK_MAX_S: Final = 30.0  # a limit that takes longer is no backstop
 TASK_PAUSE_S: Final = (0.2, 1.0, 5.0)  # least, without Retry-After, most
 
@@ -82,6 +84,7 @@ class Bmc:
         self._turn = asyncio.Semaphore(CONNECTIONS_MAX)
         self._login_lock = asyncio.Lock()
         self._login_at_s = -math.inf  # earliest next try
+        self._renew_at_s = -math.inf  # likewise, after a 401
         self._login_fault = ""
         self._token = ""
         self._session_uri = ""
@@ -111,12 +114,8 @@ class Bmc:
 
     async def close(self) -> None:
         """Log out, within LOGOUT_MAX_S, and hang up."""
-        uri, token, self._token = self._session_uri, self._token, ""
         try:
-            if token and uri:
-                with suppress(RedfishFault, TimeoutError):
-                    async with asyncio.timeout(LOGOUT_MAX_S):
-                        await self._exchange("DELETE", uri, {"X-Auth-Token": token})
+            await self._log_out()
         finally:
             await self._hang_up()
 
@@ -125,17 +124,19 @@ class Bmc:
     async def _ask(self, method: str, uri: str, body: bytes | None = None, etag: str = "") -> Answer:
         """One request with a session, which is renewed once if need be."""
         headers = {"If-Match": etag} if etag else {}
-        for renewed in (False, True):
-            token = await self._session()
-            answer = await self._exchange(method, uri, {**headers, "X-Auth-Token": token}, body)
-            if answer.status != 401 or renewed:
-                break
-            if self._token == token:  # else another request has renewed it meanwhile
-                self._token = ""
+        token = await self._session()
+        answer = await self._exchange(method, uri, {**headers, "X-Auth-Token": token}, body)
+        if answer.status == 401 and (renewed := await self._session(refused=token)) != token:
+            answer = await self._exchange(method, uri, {**headers, "X-Auth-Token": renewed}, body)
+            if answer.status == 401:
+                self._renew_at_s = time.monotonic() + LOGIN_AGAIN_S
         return answer
 
-    async def _session(self) -> str:
+    async def _session(self, refused: str = "") -> str:
+        """Its token; another one than `refused`, unless a new one did no better lately."""
         async with self._login_lock:
+            if self._token == refused and time.monotonic() >= self._renew_at_s:
+                await self._log_out()
             if not self._token:
                 if time.monotonic() < self._login_at_s:
                     raise Unreachable(self._login_fault)
@@ -162,6 +163,13 @@ class Bmc:
         self._session_uri = urlsplit(told).path if isinstance(told, str) else ""
         self._token = token
         self.logins += 1
+
+    async def _log_out(self) -> None:
+        uri, token, self._token = self._session_uri, self._token, ""
+        if token and uri:
+            with suppress(RedfishFault, TimeoutError):
+                async with asyncio.timeout(LOGOUT_MAX_S):
+                    await self._exchange("DELETE", uri, {"X-Auth-Token": token})
 
     # -- tasks ---------------------------------------------------------------------------------------------
 

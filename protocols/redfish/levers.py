@@ -8,13 +8,15 @@ One kind is asked for, none is tried out: these are three doors to the same limi
 one. GPUs are counted in the order of their names on the BMC, which need not be the order of NVML; what is
 said of all GPUs of a node together is right all the same.
 
-A lever that exists need not bind: a control may be disabled, a policy may not be in effect. A control is
-enabled by the write that needs it (and disabled again by its restoration); the policies of a domain are
-switched by whoever set up the domain.
+A lever that exists need not bind: a control may be disabled, a policy may not be in effect, and a set point
+of 0, or below the least that the lever takes, is how some say "no limit" (HPE Cray EX: 0 removes it). A
+control is enabled by the write that needs it (and disabled again by its restoration); the policies of a
+domain are switched by whoever set up the domain.
 
-Source of the policy: NVIDIA DGX B200 user guide 9.3.13 (ComponentId, Limit, Status.State). It also says that
-"the algorithm always uses PercentageOfDomainBudget"; whether a change of Limit alone moves power is to be
-seen on the machine: only a reading below the limit says so, and a policy gives none.
+Sources: Cray-HPE/docs-csm, Liquid_Cooled_Node_Card_Power_Management.md, "Remove node power limit" (the 0);
+NVIDIA DGX B200 user guide 9.3.13 (ComponentId, Limit, Status.State of a policy). It also says that "the
+algorithm always uses PercentageOfDomainBudget"; whether a change of Limit alone moves power is to be seen on
+the machine: only a reading below the limit says so, and a policy gives none.
 """
 
 import asyncio
@@ -34,6 +36,7 @@ READ_BACK_MAX_S: Final = 5.0  # NVIDIA's own health check allows 1 s; a BMC that
 READ_BACK_PAUSE_S: Final = 0.3
 SAME_W: Final = 0.5  # limits are whole watts
 POWER_MAX_W: Final = 1_000_000.0  # no host
+OFF: Final = "Disabled"  # ControlMode, and state of a policy
 
 Kind = Literal["gpu", "control", "domain"]
 Json = Mapping[str, Any]
@@ -68,10 +71,16 @@ class Lever:
     asked_at_s: float = -math.inf
 
     @property
+    def limit_w(self) -> float | None:
+        """Its set point; None: that is none, or says so by being 0 or less than the least it takes."""
+        least_w = max((self.min_w or 0.0) - SAME_W, SAME_W)
+        return None if self.setpoint_w is None or self.setpoint_w < least_w else self.setpoint_w
+
+    @property
     def bound_w(self) -> float:
         """The most it lets through; inf: it binds nothing."""
-        binds = self.mode == "Enabled" if self.kind == "domain" else self.mode != "Disabled"
-        return self.setpoint_w if binds and self.setpoint_w is not None else math.inf
+        binds = self.mode == "Enabled" if self.kind == "domain" else self.mode != OFF
+        return self.limit_w if binds and self.limit_w is not None else math.inf
 
     def clamped_w(self, limit_w: float) -> float:
         """The whole watts that this lever would be set to, W: below its least it cannot go."""
@@ -95,7 +104,7 @@ async def set_limit(
         bmc: whose lever it is.
         lever: as last read: what it takes and which mode it is in.
         limit_w: wished for; becomes whole watts within what the lever takes, see `Lever.clamped_w`.
-        mode: ControlMode to leave it in; empty: one that binds.
+        mode: ControlMode to leave it in, for a policy the state it is in; empty: one that binds.
         within_s: how long the BMC may go on to show the old value.
 
     Raises:
@@ -108,10 +117,10 @@ async def set_limit(
     while True:
         seen = await read(bmc, lever)
         is_set = seen.setpoint_w is not None and abs(seen.setpoint_w - wanted_w) <= SAME_W
-        if is_set and (math.isfinite(seen.bound_w) or mode == "Disabled"):
+        if is_set and (seen.mode == mode if mode else math.isfinite(seen.bound_w)):
             return seen
         if asyncio.get_running_loop().time() >= ends_at_s:
-            raise RedfishFault(f"{bmc.name} {lever.uri}: {_not_taken(seen, wanted_w, is_set)}")
+            raise RedfishFault(f"{bmc.name} {lever.uri}: {_not_taken(seen, wanted_w, is_set, mode)}")
         await asyncio.sleep(READ_BACK_PAUSE_S)
 
 
@@ -120,12 +129,12 @@ def change(lever: Lever, limit_w: float, mode: str = "") -> dict[str, Any]:
     whole_w = round(limit_w)
     if lever.kind == "domain":
         return {"Limit": whole_w}
-    wanted_mode = mode or ("Automatic" if lever.mode == "Disabled" else "")
-    said = {"SetPoint": whole_w} | ({"ControlMode": wanted_mode} if wanted_mode else {})
+    wanted_mode = mode or ("Automatic" if lever.mode == OFF else lever.mode)
+    said = {"SetPoint": whole_w} | ({"ControlMode": wanted_mode} if wanted_mode != lever.mode else {})
     return {"PowerLimitWatts": said} if lever.kind == "gpu" else said
 
 
-def _not_taken(seen: Lever, wanted_w: float, is_set: bool) -> str:
+def _not_taken(seen: Lever, wanted_w: float, is_set: bool, mode: str) -> str:
     if not is_set:
         shown_w = "none" if seen.setpoint_w is None else f"{seen.setpoint_w:g} W"
         return f"it accepted {wanted_w:g} W and still shows {shown_w}: its GPUs do not obey it; reset the BMC"
@@ -133,7 +142,8 @@ def _not_taken(seen: Lever, wanted_w: float, is_set: bool) -> str:
         return (
             f"set to {wanted_w:g} W, and the policy is {shown(seen.mode) or 'in no state'}: enable its domain"
         )
-    return f"set to {wanted_w:g} W, and the control is {shown(seen.mode)}: enable it"
+    remedy = f"set it to {shown(mode)}" if mode else "enable it"
+    return f"set to {wanted_w:g} W, and the control is {shown(seen.mode)}: {remedy}"
 
 
 # -- what a BMC says --------------------------------------------------------------------------------------

@@ -395,3 +395,136 @@ def test_of_two_controllers_with_one_epoch_the_first_is_obeyed(boot, refusal):
     assert why is refusal
     assert (lease.held_w == (700.0, 700.0)) is (refusal is None)
     assert shed(lease, Order(seq=3, boot=boot), (300.0, 300.0))[1] is refusal
+
+
+def usurped(**older) -> Lease:
+    """Epoch 1 led, epoch 2 took over at START + 1, and its lease ended two seconds later."""
+    lease, _ = offer(
+        SETTINGS, leased(Order(epoch=1, **older)), Order(epoch=2, echo_at_s=START_S + 1), START_S + 1
+    )
+    return lease
+
+
+def spoken(lease: Lease, order: Order, from_s: float, to_s: float) -> tuple[Lease, Refusal | None]:
+    """The order again and again, each time of now, its readings too; the last answer."""
+    refusal, now_s = None, from_s
+    while now_s <= to_s:
+        lease = beat(SETTINGS, lease, (600.0, 500.0), now_s)
+        lease, refusal = offer(
+            SETTINGS, lease, replace(order, echo_at_s=now_s, known_at_s=now_s - 0.1), now_s
+        )
+        now_s += 0.5
+    return lease, refusal
+
+
+OLDER = Order(epoch=1, seq=9, limits_w=(650.0, 450.0))
+
+
+def test_when_the_newer_controller_is_gone_the_older_one_leads_again_and_raises_nothing_by_it():
+    lease, refusal = spoken(usurped(), OLDER, START_S + 1.5, START_S + 5.0)
+    assert (refusal, lease.mode) == (Refusal.SECOND_CONTROLLER, Mode.FALLBACK), "not two leases yet"
+    before_w = lease.held_w
+    lease, refusal = spoken(lease, OLDER, START_S + 5.5, START_S + 5.5)
+    assert (refusal, lease.mode, lease.newest) == (None, Mode.LEASED, (1, 9))
+    found = [Found(w, 200.0, 700.0) for w in before_w]
+    assert due(lease, found) == ()
+    knows = replace(OLDER, seq=10, echo_at_s=START_S + 5.7, known_at_s=START_S + 5.6)
+    lease, refusal = offer(SETTINGS, lease, knows, START_S + 5.8)
+    assert refusal is None
+    assert due(lease, found)[-1] == Write(0, 650.0)
+
+
+def test_the_older_one_waits_while_anything_of_the_newer_one_is_obeyed():
+    lease, _ = spoken(usurped(), OLDER, START_S + 1.5, START_S + 4.5)
+    lease, refusal = offer(SETTINGS, lease, Order(epoch=2, seq=2, echo_at_s=START_S + 4.6), START_S + 4.6)
+    assert refusal is None  # it was slow, or its messages were lost
+    lease, refusal = spoken(lease, OLDER, START_S + 5.0, START_S + 8.0)
+    assert refusal is Refusal.SECOND_CONTROLLER
+
+
+def test_who_was_cut_off_does_not_take_the_silence_of_both_for_the_end_of_one():
+    """Both are back at the same time; the older one happens to be heard first."""
+    lease = beat(SETTINGS, usurped(), (600.0, 500.0), START_S + 100.0)
+    lease, refusal = spoken(lease, OLDER, START_S + 100.0, START_S + 103.5)
+    assert refusal is Refusal.SECOND_CONTROLLER
+    lease, refusal = offer(SETTINGS, lease, Order(epoch=2, seq=9, echo_at_s=START_S + 104), START_S + 104)
+    assert refusal is None
+
+
+def test_an_older_one_that_falls_silent_begins_its_waiting_anew():
+    lease, _ = spoken(usurped(), OLDER, START_S + 1.5, START_S + 4.0)
+    lease, refusal = spoken(lease, OLDER, START_S + 6.5, START_S + 10.0)  # suspended for a lease and more
+    assert refusal is Refusal.SECOND_CONTROLLER
+    assert spoken(lease, OLDER, START_S + 10.5, START_S + 10.5)[1] is None
+
+
+def test_old_orders_told_again_make_nobody_an_heir_and_are_no_second_controller():
+    """Recorded while the newer one led: they answer reports from then, and were refused then."""
+    lease, now_s = usurped(), START_S + 4.0
+    while now_s < START_S + 20.0:
+        lease, refusal = offer(SETTINGS, lease, replace(OLDER, echo_at_s=START_S + 1.5), now_s)
+        assert refusal is Refusal.OVERTAKEN
+        lease = beat(SETTINGS, lease, (600.0, 500.0), now_s)
+        now_s += 0.1
+    assert (lease.mode, lease.heir, lease.rival_at_s) == (Mode.FALLBACK, None, -1.0)
+
+
+def test_of_two_heirs_the_newer_start_leads():
+    lease, _ = offer(SETTINGS, leased(Order(epoch=3)), Order(epoch=4, echo_at_s=START_S + 1), START_S + 1)
+    for tenth in range(15, 60):
+        now_s = START_S + tenth / 10
+        lease = beat(SETTINGS, lease, (600.0, 500.0), now_s)
+        for epoch in (1, 3):
+            order = Order(epoch=epoch, seq=5, echo_at_s=now_s, known_at_s=now_s)
+            lease, _ = offer(SETTINGS, lease, order, now_s)
+    assert lease.newest == (3, 5)
+
+
+def test_of_one_epoch_the_other_leads_when_the_first_is_gone():
+    lease, refusal = spoken(leased(Order(boot="a")), Order(boot="b"), START_S + 0.5, START_S + 4.0)
+    assert refusal is Refusal.SECOND_CONTROLLER
+    lease, refusal = spoken(lease, Order(boot="b"), START_S + 4.5, START_S + 4.5)
+    assert (refusal, lease.boot) == (None, "b")
+
+
+def test_nothing_recorded_of_a_controller_that_was_succeeded_counts_and_alive_it_takes_over():
+    lease, _ = spoken(usurped(), OLDER, START_S + 1.5, START_S + 5.5)
+    assert shed(lease, Order(epoch=2, seq=7), (300.0, 300.0))[1] is Refusal.OVERTAKEN
+    recorded = Order(epoch=2, seq=7, echo_at_s=START_S + 1.0)
+    assert offer(SETTINGS, lease, recorded, START_S + 5.6)[1] is Refusal.EXPIRED
+    alive = Order(epoch=2, seq=7, echo_at_s=START_S + 5.5, known_at_s=START_S + 5.4)
+    lease, refusal = offer(SETTINGS, lease, alive, START_S + 5.6)
+    assert (refusal, lease.newest, lease.lowers_only) == (None, (2, 7), True)
+    assert shed(lease, Order(epoch=3, seq=1, boot="c"), (300.0, 300.0))[0].boot == "c"
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(1, 2),  # epoch
+            st.sampled_from((1, 3, 12)),  # so many orders in a row
+            st.integers(0, 15),  # that answer a report of so many tenths ago
+            st.integers(0, 8),  # and know readings so much older
+            st.floats(200.0, 700.0),
+        ),
+        max_size=12,
+    )
+)
+@settings(deadline=None)
+def test_no_quarrel_of_controllers_raises_a_limit_but_by_one_that_knows_it(spells):
+    """A driver that obeys. A rise needs an order decided on readings since its controller leads again."""
+    lease, now_s, limits_w, led_from_s = waiting(), START_S, [700.0, 700.0], START_S
+    orders = (order for epoch, count, *rest in spells for order in [(epoch, *rest)] * count)
+    for seq, (epoch, echo_age, more_age, limit_w) in enumerate(orders, start=1):
+        now_s += 0.4
+        before, before_w = lease, list(limits_w)
+        lease = beat(SETTINGS, lease, limits_w, now_s)
+        echo_at_s = now_s - echo_age / 10
+        order = Order(epoch, seq, echo_at_s, echo_at_s - more_age / 10 - 0.01, 2.0, (limit_w, limit_w))
+        lease, refusal = offer(SETTINGS, lease, order, now_s)
+        if 0 < lease.newest[0] < before.newest[0]:
+            led_from_s = now_s
+        for write in due(lease, [Found(w, 200.0, 700.0) for w in limits_w]):
+            limits_w[write.gpu] = write.limit_w
+        rose = any(now > was for now, was in zip(limits_w, before_w, strict=True))
+        assert not rose or (refusal is None and order.known_at_s >= led_from_s)

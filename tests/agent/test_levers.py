@@ -1,5 +1,7 @@
 """Which lever moves the power of a GPU: learned from readings and from our own writes."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -143,3 +145,14 @@ def test_a_lever_that_acts_again_is_believed_again(events):
         else:
             learned = pulled_ceiling(learned, clock_mhz, now_s)
     assert lever(watched(learned, now_s + 1.0, now_s + VERDICT_S + 10.0, capped=True)) is Lever.CAP
+
+
+def test_a_verdict_does_not_flicker_with_work_that_is_capped_now_and_then():
+    """Capped a tenth of the time, in bursts of a second."""
+    now_s, learned, verdicts = 0.0, NOTHING_YET, []
+    while now_s < 300.0:
+        learned = learn(learned, seen(now_s, capped=now_s % 10.0 < 1.0))
+        verdicts.append(lever(learned))
+        now_s += 0.5
+    settled = verdicts[120:]
+    assert sum(one is not two for one, two in pairwise(settled)) <= 1

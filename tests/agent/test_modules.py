@@ -72,7 +72,8 @@ def test_a_module_gets_one_write_of_the_lowest_limit_and_all_its_gpus_hold_it(tm
     )
     agent.on_message("powerblock/b/agent/n/order", agent_link.encode(order), False)
     writes = agent.limit_writes(now_s())
-    agent.limits_wrote({key: write() for key, write in writes.items()}, now_s())
+    written = {key: write() for key, write in writes.items()}
+    agent.limits_wrote(written, {key: read() for key, read in agent.read_backs().items()}, now_s())
     assert [limit_w for _, limit_w in driver.writes] == [1500.0, 2000.0]
     assert [view.limit_w for view in agent.views] == [1500.0, 1500.0, 2000.0, 2000.0]
     swept(agent)

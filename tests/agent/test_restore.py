@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from controller.agent import lock
-from firmware_sim.gpu_firmware import environment
+from controller.agent import found_limits, lock
+from firmware_sim.gpu_firmware import environment, gpu_uuid
 from protocols.agent_link import Level
 
 LIMITS_W = (600.0, 550.0, 500.0, 450.0)
@@ -101,14 +101,79 @@ async def test_what_fails_is_said_and_can_be_tried_again(node):
         assert n.limits_w() == [700.0] * 4
 
 
-async def test_an_agent_goes_on_without_the_lock_rather_than_leave_its_gpus_alone(node):
+async def test_a_line_that_cannot_be_read_is_no_success_and_hides_nobody_else(node):
     async with node() as n:
-        held = lock.take(n.folder / "state")
+        n.start()
+        await n.report()
+        await n.lead(LIMITS_W)
+        n.stop()
+        record = n.folder / "state" / found_limits.NAME
+        lines = record.read_text().splitlines()
+        lines[2] = lines[2].replace('"limit_w": 700.0', '"limit_w": NaN')
+        record.write_text("\n".join(lines) + "\n")
+        failed = restore(n)
+        assert failed.returncode == 1
+        assert f"{record} line 1: cannot be read" in failed.stderr  # all others have gone from it
+        assert n.limits_w() == [700.0, 700.0, LIMITS_W[2], 700.0]
+        assert restore(n).returncode == 1
+        record.write_text("")
+        assert restore(n).returncode == 2
+
+
+async def test_a_board_that_is_gone_is_told_and_what_was_put_back_never_comes_again(node):
+    """Years later the site runs other limits: those are what was found then."""
+    async with node() as n:
+        n.start()
+        await n.report()
+        await n.lead(LIMITS_W)
+        n.stop()
+        record = n.folder / "state" / found_limits.NAME
+        record.write_text(record.read_text().replace(gpu_uuid(n.folder.name, 3), "GPU-of-old"))
+        for _ in range(2):
+            done = restore(n)
+            assert (done.returncode, done.stderr) == (0, "")
+            assert "not in this host" in done.stdout
+        assert n.limits_w() == [700.0, 700.0, 700.0, LIMITS_W[3]]
+        n.memory.gpus["requested_mw"] = 520_000
+        boot = n.newest.boot
+        n.start()
+        await n.report(lambda report: report.boot != boot)
+        await n.lead(LIMITS_W)
+        n.stop()
+        assert restore(n).returncode == 0
+        assert n.limits_w() == [520.0] * 4
+
+
+async def test_an_agent_beside_one_that_hangs_keeps_the_lock_when_that_is_gone(node):
+    async with node() as n:
+        hung = lock.take(n.folder / "state")
         n.start()
         await n.report(within_s=20.0)
         await n.lead(LIMITS_W)
-        assert "going on without the lock" in n.logged()
-        lock.release(held)
+        assert "run one agent per node" in n.logged()
+        assert restore(n).returncode == 2
+        lock.release(hung)
+        refused = restore(n)
+        assert refused.returncode == 2
+        assert f"process {n.process.pid}" in refused.stderr
+        assert n.limits_w() == list(LIMITS_W)
+
+
+async def test_an_agent_that_starts_while_limits_are_put_back_has_the_lock_after_that(node):
+    async with node() as n:
+        restoring = lock.take(n.folder / "state")
+        n.start()
+        await n.report(within_s=20.0)  # the GPUs are not left alone
+        lock.release(restoring)
+
+        def is_refused() -> bool:
+            try:
+                lock.release(lock.take(n.folder / "state"))
+            except lock.LockedError:
+                return True
+            return False
+
+        await n.until(is_refused)
 
 
 @pytest.mark.parametrize(

@@ -23,13 +23,17 @@ async def test_a_second_controller_is_refused_and_both_can_see_it(node):
         await n.lead(LIMITS_W, epoch=2, boot="ours")
         assert n.newest.rivals_s == -1.0
         ours_s = n.newest.echo_sent_at_s
+        assert n.newest.echo_epoch == 2
         n.order((700.0,) * 4, epoch=1, boot="older")  # it answers our report of a moment ago: it is alive
         report = await n.report(lambda report: report.refused != {})
         assert (report.epoch, report.refused) == (2, {"second_controller": 1})
         assert 0.0 <= report.rivals_s < 1.0
         n.order((700.0,) * 4, epoch=2, boot="other")
         report = await n.report(lambda report: report.refused.get("second_controller") == 2)
-        assert report.echo_sent_at_s == ours_s  # a stranger's clock would make our readings look young
+        assert (report.echo_epoch, report.echo_sent_at_s) == (
+            2,
+            ours_s,
+        )  # a stranger's clock would make our readings look young
         assert n.limits_w() == list(LIMITS_W)
         assert "two are running, stop one of them" in n.logged()
 
@@ -40,8 +44,58 @@ async def test_a_newer_controller_takes_over_and_the_log_says_so(node):
         await n.report()
         await n.lead(LIMITS_W, epoch=1)
         await n.lead((500.0,) * 4, epoch=2)
-        assert n.newest.epoch == 2
+        assert (n.newest.epoch, n.newest.echo_epoch) == (2, 2)
         assert "another controller took over" in n.logged()
+
+
+async def test_when_the_newer_controller_has_ended_the_older_one_leads_again(node):
+    async with node(fallback_w=200) as n:
+        n.start()
+        await n.report()
+        await n.lead(LIMITS_W, epoch=1, boot="older", lease_s=1.0)
+        await n.lead((500.0,) * 4, epoch=2, boot="newer", lease_s=1.0)  # and that is all of it
+        held_w, deadline_s = n.limits_w(), time.monotonic() + 10.0
+        while n.newest.epoch != 1 and time.monotonic() < deadline_s:
+            n.order((700.0,) * 4, epoch=1, boot="older", lease_s=1.0)
+            await asyncio.sleep(0.1)
+            assert all(now <= was for now, was in zip(n.limits_w(), held_w, strict=True)), "handed over"
+            held_w = n.limits_w()
+        await n.report(lambda report: (report.epoch, report.mode) == (1, "leased"))
+        assert held_w == [200.0] * 4
+        await n.lead(LIMITS_W, epoch=1, boot="older")
+        assert n.limits_w() == list(LIMITS_W)
+        assert "an earlier controller leads again" in n.logged()
+
+
+async def test_recorded_orders_neither_renew_the_lease_nor_age_the_readings(node):
+    """All of minutes ago: the order in force itself, one before it, and one of an earlier controller."""
+    async with node() as n:
+        n.start()
+        await n.report()
+        await n.lead(LIMITS_W, epoch=2, lease_s=1.0)
+        seen = n.newest
+        topic = agent_link.order_topic("b", n.folder.name)
+        recorded = [
+            agent_link.Order(
+                epoch=epoch,
+                seq=seq,
+                sent_at_s=seen.echo_sent_at_s - 300.0,
+                echo_at_s=seen.at_s - ago_s,
+                known_at_s=seen.at_s - ago_s,
+                lease_s=1.0,
+                limits_w=(700.0,) * 4,
+            )
+            for epoch, seq, ago_s in ((2, n.seq, 1.5), (2, 1, 2.0), (1, 99, 300.0))
+        ]
+        ended = asyncio.create_task(n.report(lambda report: report.mode == "fallback"))
+        while not ended.done():
+            for order in recorded * 5:
+                n.link.publish(topic, agent_link.encode(order))
+                await asyncio.sleep(0.001)
+            assert n.newest.echo_sent_at_s == seen.echo_sent_at_s
+            assert max(n.limits_w()) <= max(LIMITS_W)
+        assert (await ended).at_s - seen.at_s < 1.5
+        assert set((await n.report()).refused) & {"overtaken", "expired", "earlier_agent"}
 
 
 async def test_a_flood_of_stale_orders_changes_nothing_and_is_counted(node):
@@ -97,6 +151,26 @@ async def test_a_broker_that_dies_costs_the_lease_and_its_successor_brings_a_new
         process.wait(5)
 
 
+def table(epoch: int, version: int) -> bytes:
+    level = agent_link.Level(limits_w=(300.0, 300.0))
+    return agent_link.encode(agent_link.Table(epoch=epoch, version=version, levels=(level,)))
+
+
+async def test_the_tables_of_whoever_leads_are_kept_and_nothing_recorded_of_one_that_was_succeeded(tmp_path):
+    async with Served(tmp_path) as served:
+        ear = served.agent._ear
+        ear.on_message("b/table", table(1, 3), False)
+        ear.on_message("b/table", table(2, 1), False)  # nobody obeys that one yet
+        assert (ear.table.epoch, ear.table.version) == (1, 3)
+        ear.lease = ear.lease._replace(newest=(2, 1), epoch_max=2)  # now it leads
+        ear.on_message("b/table", table(2, 1), False)
+        assert (ear.table.epoch, ear.table.version) == (2, 1)
+        ear.lease = ear.lease._replace(newest=(1, 9))  # and was succeeded by the older one
+        for epoch, version, kept in ((1, 4, (1, 4)), (2, 9, (1, 4)), (1, 3, (1, 4)), (3, 1, (1, 4))):
+            ear.on_message("b/table", table(epoch, version), False)
+            assert (ear.table.epoch, ear.table.version) == kept
+
+
 class Driver:
     """Two GPUs that obey."""
 
@@ -105,10 +179,14 @@ class Driver:
     def __init__(self) -> None:
         self.limits_w = [700.0, 700.0]
 
+    def describe(self, gpu: int) -> Device:
+        return Device(index=gpu, uuid=f"GPU-{gpu}", name="g", min_w=200.0, max_w=700.0, default_w=700.0)
+
     def read(self, gpu: int) -> Reading:
-        device = Device(index=gpu, uuid=f"GPU-{gpu}", name="g", min_w=200.0, max_w=700.0, default_w=700.0)
         limit_w = self.limits_w[gpu]
-        return Reading(device=device, power_w=400.0, averaged=False, limit_w=limit_w, enforced_w=limit_w)
+        return Reading(
+            device=self.describe(gpu), power_w=400.0, averaged=False, limit_w=limit_w, enforced_w=limit_w
+        )
 
     def read_limit_w(self, gpu: int) -> float:
         return self.limits_w[gpu]
@@ -168,6 +246,25 @@ class Served:
         async with asyncio.timeout(5.0):
             while not holds():  # noqa: ASYNC110  it looks into the driver, which has no event
                 await asyncio.sleep(0.005)
+
+
+async def test_a_second_agent_of_one_host_costs_work_for_it_holds_the_gpus_at_its_fallback(tmp_path):
+    """Nobody tells it anything: a broker lets one client of a name in."""
+    async with Served(tmp_path) as served:
+        deaf = served.agent.config.model_copy(
+            update={"waiting_max_s": 1.0, "fallback_ramp_w_per_s": 10_000.0}
+        )
+        life = Life()
+        rounds = Rounds([(Agent(deaf, served.driver, observe=False), NoLink())])
+        serving = asyncio.create_task(rounds.serve(life))
+        try:
+            for _ in range(20):
+                await served.until(lambda: served.driver.limits_w == [300.0, 300.0])
+                await asyncio.sleep(0.02)
+            assert served.agent.lease.mode == "leased"
+        finally:
+            life.end()
+            await asyncio.wait({serving})
 
 
 async def test_a_host_that_was_suspended_wakes_up_without_a_lease(tmp_path, monkeypatch):

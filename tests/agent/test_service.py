@@ -4,8 +4,13 @@ import itertools
 import json
 import signal
 import socket
+import threading
 import time
 
+from structlog.testing import capture_logs
+
+from controller.agent import service
+from controller.agent.config import NodeConfig
 from firmware_sim import gpu_firmware
 from protocols import agent_link
 
@@ -17,14 +22,14 @@ def holds(node, limits_w=LIMITS_W):
 
 
 async def test_an_order_is_written_read_back_and_acknowledged_at_once(node):
-    async with node() as n:
+    async with node(report_period_s=1.0) as n:
         n.start()
         first = await n.report()
         assert (first.mode, first.epoch, first.seq, first.echo_sent_at_s) == ("waiting", 0, 0, -1.0)
         order = n.order(LIMITS_W)
         began_s = time.monotonic()
         answer = await n.report(lambda report: report.seq == 1)
-        assert time.monotonic() - began_s < 0.1
+        assert time.monotonic() - began_s < 0.8  # nobody waits for the next report
         assert (answer.mode, answer.epoch, answer.echo_sent_at_s) == ("leased", 1, order.sent_at_s)
         assert [gpu.limit_w for gpu in answer.gpus] == n.limits_w() == list(LIMITS_W)
         assert not any(gpu.fault for gpu in answer.gpus)
@@ -151,6 +156,21 @@ async def test_found_limits_are_on_disk_before_the_first_write(node):
         assert lines[3]["uuid"] == gpu_firmware.gpu_uuid(n.folder.name, 3)
 
 
+async def test_limits_found_while_the_disk_was_full_are_on_record_as_soon_as_it_is_well_again(node):
+    async with node(lease_max_s=60) as n:
+        state = n.folder / "state"
+        state.write_text("in the way")
+        n.start()
+        await n.report()
+        await n.lead(LIMITS_W, lease_s=60.0)
+        assert n.limits_w() == list(LIMITS_W)  # a disk keeps no limit from being lowered
+        assert n.logged().count("found limits not on disk") == 1
+        state.unlink()
+        file = state / "found-limits.jsonl"
+        await n.until(lambda: file.exists() and file.read_text().count("\n") == 4)
+        assert [json.loads(line)["limit_w"] for line in file.read_text().splitlines()] == [700.0] * 4
+
+
 async def test_a_lost_gpu_has_a_fault_and_the_others_obey(node):
     async with node() as n:
         n.start()
@@ -190,7 +210,7 @@ async def test_a_gpu_lost_before_the_start_counts_with_the_widest_limits(node):
 
 
 async def test_a_blocked_gpu_is_left_alone_until_its_call_returns(node):
-    async with node() as n:
+    async with node(call_deadline_s=2.0) as n:
         n.start()
         await n.report()
         n.memory.gpus["blocked"][0] = gpu_firmware.BLOCK_READS | gpu_firmware.BLOCK_WRITES
@@ -198,7 +218,7 @@ async def test_a_blocked_gpu_is_left_alone_until_its_call_returns(node):
         began_s = time.monotonic()
         n.order(LIMITS_W)
         report = await n.report(lambda report: report.seq == 1)
-        assert time.monotonic() - began_s < 0.15  # nobody waits for the stuck one any more
+        assert time.monotonic() - began_s < 1.5  # nobody waits for the stuck one any more
         assert n.limits_w() == [700.0, *LIMITS_W[1:]]
         assert (report.gpus[0].power_w, report.gpus[0].limit_w) == (None, None)
         assert report.gpus[1].power_w is not None
@@ -232,9 +252,7 @@ async def test_limits_that_somebody_resets_are_written_again_within_a_beat(node)
         await n.report()
         await n.report()
         n.memory.reset_limits()  # a driver reload
-        began_s = time.monotonic()
-        await n.until(holds(n))
-        assert time.monotonic() - began_s < 0.25
+        await n.until(holds(n), within_s=1.0)  # 20 reports
         report = await n.report(lambda report: report.gpus[0].notice != "")
         assert "had become 700 W instead of 600 W and was written again" in report.gpus[0].notice
         assert report.gpus[0].fault == ""  # put right
@@ -314,6 +332,18 @@ async def test_an_observer_needs_no_permission_and_never_writes(node):
         assert not (n.folder / "state").exists()
 
 
+async def test_nobody_observes_beside_an_agent_whose_place_at_the_broker_he_would_take(node):
+    async with node() as n:
+        agent, log = n.start(), n.log
+        await n.report()
+        assert n.start("--observe").wait(10) == 2
+        assert "an agent of this node is running" in n.logged()
+        n.log.close()
+        n.process, n.log = agent, log
+        n.order(LIMITS_W)
+        await n.report(lambda report: report.mode == "leased")
+
+
 async def test_a_missing_library_is_waited_for(node, tmp_path):
     async with node() as n:
         empty = tmp_path / "driver"
@@ -330,6 +360,33 @@ async def test_a_missing_library_is_waited_for(node, tmp_path):
             (empty / "libnvidia-ml.so.1").symlink_to(n.library / "libnvidia-ml.so.1")
             assert systemd.recv(4096) == b"READY=1"
             assert systemd.recv(4096).startswith(b"WATCHDOG=1\nSTATUS=waiting, 4 GPUs, 0 with a fault")
+
+
+async def test_a_driver_whose_opening_never_returns_ends_the_process_for_a_new_one(tmp_path, monkeypatch):
+    """The call holds the library: in this process nothing else would ever open it."""
+    released, called, said = threading.Event(), [], []
+
+    class Hangs:
+        def __init__(self) -> None:
+            called.append(1)
+            released.wait(30)
+
+    monkeypatch.setattr(service, "Nvml", Hangs)
+    monkeypatch.setattr(service, "DRIVER_OPEN_MAX_S", 0.05)
+    monkeypatch.setattr(service, "DRIVER_RETRY_S", 0.02)
+    monkeypatch.setattr(service, "DRIVER_HUNG_MAX_S", 0.3)
+    monkeypatch.setattr(service, "notify", said.append)
+    config = NodeConfig(
+        block="b", node="n", mqtt={"url": "mqtt://127.0.0.1"}, fallback_w=300, state_dir=tmp_path
+    )
+    with capture_logs() as logged:
+        code = await service.run([config], lambda driver: [driver], observe=True)
+    released.set()
+    assert (code, called) == (1, [1])
+    assert "has not returned for 0 s, a new process must try" in logged[-1]["why"]
+    assert [line["event"] for line in logged[:-1]] == ["driver not usable, trying again"]  # once
+    assert said[0].startswith("STATUS=waiting for the driver")
+    assert said[-1] == "STOPPING=1"
 
 
 async def test_a_driver_that_goes_away_ends_the_process_for_a_new_one(node):

@@ -1,6 +1,6 @@
 """Which node gets an order now."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
@@ -17,6 +17,7 @@ class Decided:
 
     node_seq: np.ndarray
     gpu_limits_w: np.ndarray
+    clocks_mhz: np.ndarray = field(default_factory=lambda: np.zeros(16, dtype=np.int64))
 
 
 def decided(seq_a=1, seq_b=1, limit_w=300.0) -> Decided:
@@ -106,8 +107,23 @@ def test_whoever_does_not_confirm_a_call_gets_its_limits_spelt_out(actuate):
     assert [(node, order.seq, order.limits_w[0]) for node, order in again] == [(0, 2, 250.0)]
 
 
+def shed_table(deep_mhz=0) -> ShedTable:
+    limits_w = np.array([np.full(16, 400.0), np.full(16, 220.0)])
+    clocks_mhz = np.array([np.zeros(16), np.full(16, deep_mhz)]).astype(np.int64)
+    return ShedTable(3, limits_w, clocks_mhz, (1.0, 0.6), np.array([3, 2]))
+
+
+def test_orders_and_tables_bring_clock_ceilings_where_there_are_any(actuate):
+    ceilings = np.repeat([0, 1185], 8)
+    decision = Decided(np.array([1, 1]), np.full(16, 300.0), ceilings)
+    orders = dict(actuate.orders(decision, heard(), 100.0))
+    assert (orders[0].clocks_mhz, orders[1].clocks_mhz) == ((), (1185,) * 8)
+    ((_, table),) = actuate.tables(shed_table(deep_mhz=990), heard(table=(0, 2)), 100.0)
+    assert [level.clocks_mhz for level in table.levels] == [(), (990,) * 8]
+
+
 def test_a_table_goes_out_once_and_again_while_its_node_does_not_have_it(actuate):
-    table = ShedTable(3, np.array([np.full(16, 400.0), np.full(16, 220.0)]), np.array([3, 2]))
+    table = shed_table()
     due = actuate.tables(table, heard(table=(0, 2)), 100.0)
     assert [(node, one.version, [level.limits_w[0] for level in one.levels]) for node, one in due] == [
         (0, 3, [400.0, 220.0])

@@ -52,6 +52,12 @@ def test_the_margin_is_a_share_of_the_rating_or_what_is_said_nothing_included(bl
     assert settings_of(load_block(block_with({"base_load.margin_kw": 0}))).base_margin_w == 0.0
 
 
+def test_readings_of_slow_agents_are_believed_for_as_long_as_the_block_says(block_with):
+    assert settings_of(load_block(block_with())).report_age_max_s == 0.5
+    path = block_with({"agents": {"report_age_max_s": 1.2}})
+    assert settings_of(load_block(path)).report_age_max_s == 1.2
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [

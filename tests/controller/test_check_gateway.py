@@ -1,7 +1,6 @@
 """`powerblock check` of a gateway: what is read, what may be written, which doors are open."""
 
 import json
-import os
 
 import pytest
 from typer.testing import CliRunner
@@ -63,7 +62,11 @@ def test_folders_that_this_user_cannot_write_are_a_remark_because_the_service_is
     """Root may write anywhere, so the system's answer is played."""
     found = check(tmp_path)
     assert "cannot be written" not in found.stdout
-    monkeypatch.setattr(check_gateway.os, "access", lambda _path, wanted: not wanted & os.W_OK)
+
+    def refuse(**_where):
+        raise PermissionError
+
+    monkeypatch.setattr(check_gateway.tempfile, "TemporaryFile", refuse)
     found = check(tmp_path)
     assert found.exit_code == 0
     assert f"state_dir: {tmp_path} cannot be written by" in found.stdout
@@ -71,11 +74,21 @@ def test_folders_that_this_user_cannot_write_are_a_remark_because_the_service_is
     assert len(json.loads(check(tmp_path, "--json").stdout)["warnings"]) == 2
 
 
-def test_a_folder_that_is_a_file_is_a_remark(tmp_path):
+@pytest.mark.parametrize("place", ["file/state", "nowhere", "/proc/nobody"])
+def test_a_folder_that_nobody_could_make_is_no_remark(tmp_path, place):
     """Of the nearest that there is: the service makes the rest."""
     (tmp_path / "file").write_text("")
-    found = check(tmp_path, folder=tmp_path / "file" / "state")
-    assert f"{tmp_path / 'file'} is no folder" in found.stdout
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    found = check(tmp_path, folder=tmp_path / place)
+    assert found.exit_code == 1
+    for setting in ("state_dir", "run_dir"):
+        assert f"{setting} {tmp_path / place}: " in found.stderr
+
+
+def test_a_folder_that_is_not_there_yet_is_looked_for_and_not_left_behind(tmp_path):
+    found = check(tmp_path, folder=tmp_path / "later" / "state")
+    assert (found.exit_code, found.stderr) == (0, "")
+    assert [path.name for path in tmp_path.iterdir()] == ["gateway.yaml"]
 
 
 def test_a_certificate_that_is_not_there_is_named_with_its_place(tmp_path):

@@ -11,6 +11,7 @@ from controller.cli import app
 from controller.config import load_block, settings_of
 from controller.image.model import AlarmView
 from controller.journal import Journal
+from controller.reload import is_sound
 from controller.status import StatusFile, block_status
 from tests.controller.recorded import beats
 from tests.core.blocks import SETTINGS
@@ -35,7 +36,8 @@ def words(text) -> str:
 def test_help_names_every_command_and_exit_status():
     said = powerblock("--help").output
     assert all(
-        name in said for name in ("run", "agent", "check", "status", "explain", "replay", "Exit status")
+        name in said
+        for name in ("run", "agent", "agent-farm", "check", "status", "explain", "replay", "Exit status")
     )
 
 
@@ -71,8 +73,33 @@ def test_check_shows_the_tree_of_limits(block_with):
         "node node-b 8 GPUs of 200 to 700 W = 1.60 kW to 5.60 kW; tier critical, floor 500 W",
         "every GPU at its most 12.37 kW 16.87 kW",
         "can shed 5.61 kW, 40 % of 14.00 kW",
+        "fallback_w of the nodes: 235 W per GPU at most, so that all agents may be left alone at once",
     ):
         assert said in words(found.stdout).replace("│ ", "").replace("├── ", "").replace("└── ", ""), said
+
+
+@pytest.mark.parametrize(
+    ("changes", "fallback_w", "bound"),
+    [
+        ({}, 4000.0 / 1.06 / 16, "the failsafe limit"),
+        ({"site.failsafe_kw": 14, "feed.rating_kw": 14}, 9000.0 / 1.06 / 16, "the failsafe limit"),
+        (
+            {"site.failsafe_kw": 14, "racks.1.inlets.0.rating_a": 12},
+            (6624.0 - 2500.0) / 1.06 / 8,
+            "rack r2 on one inlet",
+        ),
+        ({"racks.1.inlets.0.rating_a": 5}, None, "rack r2 on one inlet"),
+        # eight are never below 300 W, so the others have what is left
+        (
+            {"site.failsafe_kw": 10, "racks.0.nodes.0.min_w": 300},
+            5000.0 / 1.06 / 8 - 300.0,
+            "the failsafe limit",
+        ),
+    ],
+)
+def test_check_derives_what_agents_may_fall_back_to_all_at_once(block_with, changes, fallback_w, bound):
+    facts = json.loads(powerblock("check", block_with(changes), "--json").stdout)["facts"]
+    assert (facts["fallback_w"], facts["fallback_bound"]) == (fallback_w and pytest.approx(fallback_w), bound)
 
 
 def test_check_says_what_follows_in_numbers(block_with):
@@ -93,6 +120,7 @@ def test_check_says_what_follows_in_numbers(block_with):
         ({}, "above the feed rating: normal for a block that shares"),
         ({"feed.rating_kw": 40}, "the racks bind before the feed does"),
         ({"site.failsafe_kw": 9}, "tiers lose their floors while the site is lost"),
+        ({"racks.1.inlets.0.rating_a": 5}, "no fallback_w is low enough: were all agents left alone at once"),
         ({"site.failsafe_release_after_s": 600}, "opens up while its site is blind"),
         ({"racks.1.nodes.0.max_w": 1000}, "rack r2: at full power 10.98 kW, one inlet carries 8.83 kW"),
         ({"racks.1.inlets.0.rating_a": 5}, "limits alone cannot save it"),
@@ -115,6 +143,114 @@ def test_check_warns_of_what_may_not_be_meant(block_with, changes, sentence):
     found = powerblock("check", block_with(changes))
     assert found.exit_code == 0
     assert sentence in words(found.stdout)
+
+
+BACKSTOP = {
+    "limit_w": 230,
+    "url_template": "https://{node}-bmc.example",
+    "user": "powerblock",
+    "password_file": "bmc",
+    "fingerprint": "9f" * 32,
+}
+FREQUENCY = {"preset": "nordic_ffr_a_short", "committed_kw": 5, "input": {"way": "mqtt", "topic": "grid/hz"}}
+
+
+@pytest.fixture
+def armed_with(block_with, tmp_path):
+    """`armed_with(changes)`: path of a block with a frequency response and a backstop."""
+    (tmp_path / "bmc").write_text("secret")
+
+    def write(changes=None):
+        return block_with({"frequency": dict(FREQUENCY), "backstop": dict(BACKSTOP), **(changes or {})})
+
+    return write
+
+
+def test_check_shows_what_answers_the_frequency_and_what_holds_a_silent_host(armed_with):
+    found = powerblock("check", armed_with(), columns=200)
+    assert (found.exit_code, found.stderr) == (0, "")
+    for said in (
+        "frequency response: Nordic FFR 49.7 Hz, 1.3 s, short support, committed 5.00 kW",
+        "100 % at 49.7 Hz, full within 1.3 s; held 5.0 s",
+        "ready again 15 min after it began",
+        "input mqtt, a value every 0.02 s",
+        "backstop: a silent host is held by its BMC at 230 W per GPU",
+        "after 10 s of silence, by lever gpu",
+        "BMCs at https://{node}-bmc.example; user powerblock",
+    ):
+        assert said in words(found.stdout), said
+    assert "frequency.committed_kw" not in found.stdout
+    assert "backstop.limit_w" not in found.stdout
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"frequency.committed_kw": 5000}, "frequency.committed_kw: 5,000.00 kW can never be shed"),
+        (
+            {"backstop.limit_w": 900},
+            "backstop.limit_w: 900 W is above the most of the GPUs of node node-a, 200 to 700 W, and of 1 more",
+        ),
+        (
+            {"backstop.limit_w": 100},
+            "backstop.limit_w: 100 W is below the least of the GPUs of node node-a, 200 to 700 W, and of 1 more",
+        ),
+        (
+            {"backstop.limit_w": 650},
+            "backstop.limit_w: 650 W is above 235 W, the most that all GPUs may be held at when every agent is",
+        ),
+    ],
+)
+def test_check_warns_of_numbers_that_the_hall_cannot_follow(armed_with, changes, sentence):
+    found = powerblock("check", armed_with(changes))
+    assert found.exit_code == 0
+    assert sentence in words(found.stdout)
+
+
+def test_a_backstop_at_what_every_gpu_can_do_is_not_above_it(armed_with):
+    changes = {"site.failsafe_kw": 40, "feed.rating_kw": 40, "backstop.limit_w": 700}
+    changes |= {f"racks.{rack}.inlets.{inlet}.rating_a": 63 for rack in (0, 1) for inlet in (0, 1)}
+    assert "backstop.limit_w" not in powerblock("check", armed_with(changes)).stdout
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [(None, "No such file or directory"), ("", "holds no password; write it there")],
+    ids=["missing", "empty"],
+)
+def test_a_password_of_bmcs_that_is_not_there_stops_check_and_reload(
+    armed_with, tmp_path, content, sentence, capfd
+):
+    path = armed_with()
+    assert is_sound(path)
+    (tmp_path / "bmc").unlink()
+    if content is not None:
+        (tmp_path / "bmc").write_text(content)
+    found = powerblock("check", path)
+    assert found.exit_code == 1
+    assert sentence in found.stderr
+    assert "backstop.password_file" in found.stderr
+    capfd.readouterr()
+    assert not is_sound(path), "or the running controller would end, and not start again"
+    said = capfd.readouterr()
+    assert sentence in said.out + said.err
+
+
+def test_what_systemd_gave_this_process_is_there_or_a_reload_would_end_it(armed_with, monkeypatch):
+    """Credentials are copied when a service starts: a reload gets no new ones."""
+    given = "/run/credentials/powerblock.service"
+    path = armed_with({"backstop.password_file": f"{given}/bmc"})
+    assert powerblock("check", path).exit_code == 0, "somebody else's are to come"
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", given)
+    assert not is_sound(path)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", "/run/credentials/powerblock-serve.service")
+    assert is_sound(path)
+
+
+def test_a_failsafe_limit_above_all_that_is_drawn_is_said_to_take_nothing(block_with):
+    shown = words(powerblock("check", block_with({"feed.rating_kw": 40, "site.failsafe_kw": 20})).stdout)
+    assert "failsafe 20.00 kW takes nothing: the block never draws more than 16.87 kW" in shown
+    assert "back up in" not in shown
 
 
 def with_dsx(block_with, tmp_path, **changes):
@@ -159,6 +295,19 @@ def test_a_source_that_is_wrong_does_not_make_the_list_too_short(block_with):
 def test_a_source_of_no_kind_is_told_the_kinds(block_with):
     found = powerblock("check", block_with({"site.sources.0.kind": "openadr"}))
     assert "site.sources[0].kind: no kind 'openadr'; one of 'openadr_mqtt'" in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"way": "mqttt"}, "frequency.input.way: no way 'mqttt'; one of 'meter', 'phasor_udp'"),
+        ({"topic": "grid/hz"}, "frequency.input.way: missing; add it"),
+    ],
+)
+def test_a_setting_that_decides_which_others_there_are_is_called_by_its_name(armed_with, given, sentence):
+    found = powerblock("check", armed_with({"frequency.input": given}))
+    assert found.exit_code == 2
+    assert sentence in found.stderr
 
 
 # --- status ------------------------------------------------------------------------------------------
@@ -244,6 +393,24 @@ def test_status_of_a_gateway_shows_its_devices(tmp_path, columns):
     assert shown.exit_code == 0
     for said in ("1 alarm", "switch REMOTE", "pdu-1", "cdu-1 down connection refused"):
         assert said in words(shown.stdout), said
+
+
+def test_alarms_that_are_over_come_last_and_say_so_without_any_colour(run_dir):
+    over = [alarm(f"device d{number}", "was away", active=False) for number in range(20)]
+    folder = run_dir(alarms=[*over, alarm("shortfall", "1.28 kW cannot be shed")])
+    shown = words(powerblock("status", "--run-dir", folder, "--once").stdout)
+    assert shown.index("shortfall 1.28 kW cannot be shed") < shown.index("device d0 over: was away")
+
+
+def test_what_was_wished_of_a_node_that_does_not_obey_is_not_shown_as_its_limit(run_dir):
+    nodes = [
+        {"name": name, "heard": heard, "leased": leased, "gpus": 8, "power_w": 5160.0, "limit_w": 3470.0}
+        | {"order": 3, "confirmed": 3, "refused": "", "faults": []}
+        for name, heard, leased in (("n1", True, True), ("n2", True, False), ("n3", False, False))
+    ]
+    shown = words(powerblock("status", "--run-dir", run_dir(nodes=nodes), "--once").stdout)
+    for said in ("n1 8 5.16 kW 3.47 kW", "n2 8 5.16 kW ? kW not under", "n3 8 5.16 kW ? kW silent"):
+        assert said in shown, said
 
 
 @pytest.mark.parametrize("columns", [80, 120])

@@ -3,11 +3,14 @@
 import json
 from datetime import UTC, datetime
 
+import numpy as np
 import pytest
 
-from controller.clock import now_utc_s
+from controller.clock import now_s, now_utc_s
 from controller.config import load_block
 from controller.service import Controller
+from protocols import agent_link
+from protocols.agent_link import Facts, Gpu, GpuFacts, Report, encode, report_topic
 
 
 def at(utc_s) -> str:
@@ -42,6 +45,28 @@ def start(block_with):
 
     yield again
     started[-1].close()
+
+
+async def test_readings_that_echo_the_start_before_a_crash_are_of_known_age(start):
+    """The same clock: a restart takes no node for unknown."""
+    first = start()
+    first._beat()
+    second, at_s = start(), now_s()
+    gpu = Gpu(power_w=300.0, limit_w=400.0, enforced_w=400.0, min_w=200.0, max_w=700.0)
+    report = Report(
+        node="node-a",
+        boot="b",
+        at_s=1.0,
+        echo_sent_at_s=at_s,
+        echo_age_s=0.0,
+        echo_epoch=first._epoch,
+        epoch=first._epoch,
+        seq=1,
+        mode="leased",
+        gpus=(gpu,) * 8,
+    )
+    second._on_message(report_topic("hall-a", "node-a"), encode(report), False)
+    assert second._board.heard("node-a") == (at_s, 0, False)
 
 
 def status(controller) -> dict:
@@ -84,6 +109,36 @@ async def test_reports_that_cannot_be_read_are_counted_and_shown_with_their_node
     assert said["nodes"][0]["refused"]
     assert said["nodes"][1]["refused"] == ""
     assert "report node-a" in [alarm["key"] for alarm in said["alarms"]]
+
+
+GPU = Gpu(power_w=200.0, limit_w=200.0, enforced_w=200.0, min_w=200.0, max_w=700.0)
+POSED = (
+    Report(
+        node="node-b", boot="b", at_s=1.0, epoch=0, seq=1, mode="leased", gpus=(GPU,) * 8,
+        echo_sent_at_s=-1.0, echo_age_s=0.0,
+    ),
+    Facts(
+        node="node-b", boot="b", at_s=1.0, driver="1", lease_max_s=10.0, waiting_max_s=30.0,
+        fallback_ramp_w_per_s=50.0, gpus=(GpuFacts(fallback_w=200.0, uuid="u", clock_max_mhz=1980),) * 8,
+    ),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("told", POSED, ids=["report", "facts"])
+@pytest.mark.parametrize("speaker", ["node-a", "node-x"])
+async def test_a_host_cannot_speak_for_another(start, told, speaker):
+    """Brokers grant rights by topic: what is told on that of one node is no word of another."""
+    controller = start()
+    topic = agent_link.facts_topic if isinstance(told, Facts) else agent_link.report_topic
+    controller._on_message(topic("hall-a", speaker), agent_link.encode(told), False)
+    seen = controller._board.snapshot(0.0, 0.0).gpus
+    assert np.isnan(seen.limit_w).all()
+    assert not seen.clock_max_mhz.any()
+    assert controller._grouping.told()["nodes"] == []
+    said = status(controller)
+    assert "'node-b'" in {alarm["key"]: alarm["text"] for alarm in said["alarms"]}["false name"]
+    controller._on_message(topic("hall-a", "node-b"), agent_link.encode(told), False)
+    assert len(controller._board.refused) == 1, "it may speak for itself"
 
 
 async def test_faults_that_an_agent_tells_of_are_shown(start):

@@ -207,16 +207,16 @@ def test_a_clock_that_jumps_a_year_ahead_forgets_and_goes_on():
 
 
 def test_a_beat_costs_microseconds_and_a_question_less_than_a_beat():
-    """Bounds are ten times what this takes on a slow machine."""
+    """Bounds are fifty times what this takes."""
     metering = Metering(LOWEST_W, HIGHEST_W)
-    began_s = time.perf_counter()
+    began_s = time.process_time()
     for beat in range(20_000):
         metering.feed(T0_UTC_S + 0.05 * beat, 5000.0, None, HIGHEST_W)
-    assert time.perf_counter() - began_s < 0.5
-    began_s = time.perf_counter()
+    assert time.process_time() - began_s < 2.5
+    began_s = time.process_time()
     for _ in range(10):
         metering.mean(T0_UTC_S + 1000 - KEPT_S, T0_UTC_S + 1000)
-    assert time.perf_counter() - began_s < 0.2
+    assert time.process_time() - began_s < 1.0
 
 
 def test_three_events_that_ask_for_days_of_reports_at_once_cost_no_call_more_than_a_beat_has():
@@ -244,13 +244,13 @@ def test_three_events_that_ask_for_days_of_reports_at_once_cost_no_call_more_tha
         assert book.apply(parse(text), starts_utc_s).unserved == ""
     reports, costs_s, count = Reports(book), [], 0
     for _ in range(20):
-        began_s = time.perf_counter()
+        began_s = time.process_time()
         due = reports.due(T0_UTC_S, metering)
-        costs_s.append(time.perf_counter() - began_s)
+        costs_s.append(time.process_time() - began_s)
         count += len(due)
         assert all(len(one["resources"][0]["intervals"]) == 300 for one in due)
     assert count == 18
-    assert sorted(costs_s)[-2] < 0.1
+    assert sorted(costs_s)[-2] < 0.5
 
 
 # -- what could be done ----------------------------------------------------------------------------------------------

@@ -100,7 +100,7 @@ def test_the_last_call_is_shown_step_by_step_beside_what_all_calls_took(shown, c
     for said in (
         "shed deep (stop): from 13.25 kW to 8.60 kW, 2 nodes at once",
         "decided the law had decided 0.4 ms ? 0",
-        "confirmed every node's confirmation was here 15 ms ≤ 20 ms 100",
+        "confirmed every GPU was read at its new limit 15 ms ≤ 20 ms 100",
         "moved the meter showed it 210 ms ? 0",
     ):
         assert said in found, said
@@ -108,12 +108,25 @@ def test_the_last_call_is_shown_step_by_step_beside_what_all_calls_took(shown, c
 
 
 def test_who_did_not_do_as_called_is_named(shown):
-    unconfirmed = [f"n{number}" for number in range(9)]
+    unconfirmed = [{"node": f"n{number}", "gpus": [], "limit_w": None} for number in range(9)]
     last = LAST | {"unconfirmed": unconfirmed, "without_table": ["n9"], "confirmed_s": None, "moved_s": None}
     found = words(shown(last=last, steps=histograms(99.0)).stdout)
     assert "n0, n1, n2, n3, n4, n5 and 3 more did not confirm, and were ordered again" in found
     assert "n9 had no table, and were ordered one by one" in found
-    assert "confirmation was here ? over 5.00 s 1" in found
+    assert "read at its new limit ? over 5.00 s 1" in found
+
+
+@pytest.mark.parametrize(
+    ("gpus", "limit_w", "said"),
+    [
+        ([1], 650.0, "n0 (GPU 1 at 650 W) did not confirm"),
+        ([1, 3], 650.0, "n0 (2 GPUs at up to 650 W) did not confirm"),
+        ([1], None, "n0 (GPU 1, limit not readable) did not confirm"),
+    ],
+)
+def test_a_gpu_that_still_holds_more_is_shown_with_what_it_holds(shown, gpus, limit_w, said):
+    unconfirmed = [{"node": "n0", "gpus": gpus, "limit_w": limit_w}]
+    assert said in words(shown(last=LAST | {"unconfirmed": unconfirmed, "confirmed_s": None}).stdout)
 
 
 def test_it_is_json_for_programs(shown):

@@ -96,12 +96,13 @@ class Host:
 class Hall:
     """Both hosts of the block behind one connection, and all that the controller said, in the order it came."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, broker: Mosquitto) -> None:
+        self.broker = broker
         self.heard: list[tuple[str, object]] = []
         self.hosts = {name: Host(name, self._say) for name in ("node-a", "node-b")}
         base = "powerblock/hall-a"
         self.link = MqttLink(
-            url,
+            broker.url,
             client_id="hall",
             on_message=self._on_message,
             subscriptions=(Subscription(f"{base}/agent/+/+"), Subscription(f"{base}/agents/call")),
@@ -138,7 +139,7 @@ async def running(block_with):
     with open_folder() as folder, Mosquitto(folder) as broker:
         changes = {"shed": SHED, "mqtt": {"url": broker.url}, "site.failsafe_kw": 13}
         controller = Controller(load_block(block_with(changes)))
-        hall = Hall(broker.url)
+        hall = Hall(broker)
         tasks = [
             asyncio.create_task(one)
             for one in (controller._link.run(), hall.link.run(), controller._beat_for_ever(), reporting(hall))
@@ -221,6 +222,31 @@ async def test_what_a_call_took_is_told_with_every_confirmation(block_with):
         assert 0.0 <= last["decided_s"] <= last["sent_s"] <= last["confirmed_s"] < 1.0
         assert last["obeyed_s"] == 0.0005
         assert last["moved_s"] < 2.0
+
+
+async def test_a_call_while_the_broker_is_away_is_told_as_decided_and_not_as_sent(block_with):
+    async with running(block_with) as (controller, hall):
+        hall.broker.kill()
+        await until(lambda: not controller._link.connected)
+        close_contact(controller)
+        await until(lambda: controller._steps._open is not None)
+        assert set(controller._steps._open.since_asked_s) == {"decided"}
+
+
+async def test_what_another_start_has_ordered_confirms_no_call_of_ours(block_with, monkeypatch):
+    """Its numbers may be higher than ours."""
+    async with running(block_with) as (controller, hall):
+
+        def obeys_another(host: Host, said: agent_link.Call) -> None:
+            host.epoch, host.seq, host.limits_w = said.epoch - 1, said.seq + 100, (MIN_W,) * GPUS
+
+        monkeypatch.setattr(Host, "call", obeys_another)
+        monkeypatch.setattr(Host, "order", lambda *_: None)
+        close_contact(controller)
+        await until(lambda: len(hall.calls()) == 1)
+        heard_s, board = controller._board.report_at_s.max(), controller._board
+        await until(lambda: board.report_at_s.min() > heard_s + 0.1)
+        assert controller._steps._open.waiting.all()
 
 
 async def test_an_alert_an_operator_and_a_contact_all_call_by_the_same_table(block_with):

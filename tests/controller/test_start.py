@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from controller.config import load_config
+from controller.config import ConfigError, load_config
+from controller.reload import is_sound
 from controller.service import run
 
 NOBODY = 65_534
@@ -68,6 +69,41 @@ def test_a_folder_that_this_user_may_not_write_ends_it_before_anything_is_begun(
         in said.out + said.err
     )
     assert not list(folder.glob("*/*")), "nothing was begun"
+
+
+@pytest.mark.parametrize("setting", ["state_dir", "run_dir"])
+def test_a_folder_below_a_file_ends_it_with_a_sentence(folder, setting, capfd):
+    path = folder / "block.yaml"
+    content = {"block": "hall-a", "state_dir": "state", "run_dir": "run"} | {setting: "block.yaml/x"}
+    path.write_text(yaml.safe_dump(content))
+    assert asyncio.run(run(load_config(path))) == 2
+    said = capfd.readouterr()
+    assert f"{setting} {path}/x: Not a directory; choose another {setting}" in said.out + said.err
+
+
+def test_a_reload_onto_a_folder_that_it_may_not_write_changes_nothing(folder, gateway, capfd):
+    """Only of whoever writes there: the facility server is reloaded with the same file."""
+    del gateway
+    closed(folder / "state")
+    was = os.geteuid()
+    if was == 0:
+        os.seteuid(NOBODY)
+    try:
+        assert not is_sound(folder / "block.yaml", writes=True)
+        assert is_sound(folder / "block.yaml")
+    finally:
+        os.seteuid(was)
+    said = capfd.readouterr()
+    assert f"state_dir {folder}/state: this user may not write there" in said.out + said.err
+
+
+def test_a_run_dir_too_long_for_its_socket_is_an_error_of_the_file(folder):
+    path = folder / "block.yaml"
+    path.write_text(yaml.safe_dump({"block": "b", "state_dir": "s", "run_dir": f"/run/{'x' * 93}"}))
+    with pytest.raises(ConfigError, match=r"run_dir: .* is 2 bytes too long"):
+        load_config(path)
+    path.write_text(yaml.safe_dump({"block": "b", "state_dir": "s", "run_dir": f"/run/{'x' * 91}"}))
+    assert load_config(path)
 
 
 def test_both_folders_are_named_at_once(folder, gateway, capfd):

@@ -6,13 +6,16 @@ import msgspec
 import numpy as np
 import pytest
 
-from controller.core.model import UNKNOWN, ShedCall, ShedLevel
+from controller.core import law
+from controller.core.model import UNKNOWN, Limit, Setpoint, ShedCall, ShedLevel, ShedRequest, Site
 from controller.steps import BUCKETS_S, FILE_NAME, GIVE_UP_S, STEPS, Histogram, Steps
-from tests.core.blocks import good, settings, snapshot
+from protocols.agent_link import Gpu, Report
+from tests.core.blocks import UTC_0, good, settings, snapshot
 
 LEVELS = (ShedLevel("gentle", 2400.0), ShedLevel("deep", 1800.0))
 NOW_S = 50.0
 BOTH = (True, True)
+CALLED_W = 300.0
 
 
 class Decided:
@@ -21,7 +24,28 @@ class Decided:
     def __init__(self, call: ShedCall) -> None:
         self.state = self.shedding = self
         self.call = call
-        self.binding = type("Binding", (), {"source": "shed deep (contact)"})
+        self.gpu_limits_w = np.full(4, CALLED_W)
+        self.limits = (Limit(2400.0, "shed gentle (alice)"), Limit(1800.0, "shed deep (contact stop)"))
+
+
+def report(node, limits_w, *, seq=7, obeyed_in_s=0.004):
+    """As an agent says it."""
+    gpus = tuple(
+        Gpu(power_w=250.0, limit_w=limit_w, enforced_w=limit_w, min_w=200.0, max_w=700.0)
+        for limit_w in limits_w
+    )
+    return Report(
+        node=f"n{node}",
+        boot="b",
+        at_s=1.0,
+        echo_sent_at_s=1.0,
+        echo_age_s=0.0,
+        epoch=1,
+        seq=seq,
+        mode="leased",
+        gpus=gpus,
+        obeyed_in_s=obeyed_in_s,
+    )
 
 
 class Followed:
@@ -31,17 +55,29 @@ class Followed:
         self.path = folder / FILE_NAME
         self.steps = Steps(settings(shed_levels=LEVELS), folder)
 
-    def call(self, *, asked=True, at_s=0.0, level=1, seq=7, nodes=BOTH, meter_w=2500.0):
+    def call(
+        self,
+        *,
+        asked=True,
+        at_s=0.0,
+        level=1,
+        seq=7,
+        nodes=BOTH,
+        meter_w=2500.0,
+        written=True,
+    ):
         now_s = NOW_S + at_s
         if asked:
             self.steps.asked(now_s)
         seen = snapshot(now_s, meter=good(meter_w, now_s) if meter_w else UNKNOWN)
         call = ShedCall(seq=seq, level=level, version=3, nodes=np.array(nodes))
-        self.steps.sent(seen, Decided(call), now_s + 0.001, now_s + 0.003)
+        written_s = now_s + 0.003 if written else None
+        self.steps.sent(seen, Decided(call), now_s + 0.001, written_s)
         self.steps.beat(seen)
 
-    def heard(self, node, at_s, *, seq=7, obeyed_in_s=0.004):
-        self.steps.heard(node, seq, obeyed_in_s, NOW_S + at_s)
+    def heard(self, node, at_s, *limits_w, **said):
+        """Limits of its two GPUs as read back; without them it has done as called."""
+        self.steps.heard(node, report(node, limits_w or (CALLED_W, CALLED_W), **said), NOW_S + at_s)
 
     def beat(self, at_s, meter_w=None, taken_s=None):
         taken_s = NOW_S + (at_s if taken_s is None else taken_s)
@@ -60,6 +96,10 @@ class Followed:
         return [json.loads(line) for line in self.path.read_text().splitlines()]
 
 
+def silent(name):
+    return {"node": name, "gpus": [], "limit_w": None}
+
+
 @pytest.fixture
 def followed(tmp_path):
     made = Followed(tmp_path)
@@ -76,7 +116,7 @@ def test_a_call_is_followed_from_the_signal_to_the_watt(followed):
     assert {step: followed.last[f"{step}_s"] for step in STEPS} == pytest.approx(
         {"decided": 0.001, "sent": 0.003, "confirmed": 0.015, "obeyed": 0.006, "moved": 0.2}
     )
-    assert (followed.last["level"], followed.last["source"]) == ("deep", "shed deep (contact)")
+    assert (followed.last["level"], followed.last["source"]) == ("deep", "shed deep (contact stop)")
     assert (followed.last["before_w"], followed.last["nodes"]) == (2500.0, 2)
     assert (followed.last["without_table"], followed.last["unconfirmed"]) == ([], [])
     assert followed.counts() == dict.fromkeys(STEPS, 1)
@@ -89,7 +129,7 @@ def test_a_step_that_was_not_seen_is_null_and_in_no_histogram(followed):
     assert followed.last is None
     followed.beat(GIVE_UP_S + 0.1, 2300.0)
     assert [followed.last[f"{step}_s"] for step in ("confirmed", "obeyed", "moved")] == [None] * 3
-    assert (followed.last["without_table"], followed.last["unconfirmed"]) == (["n1"], ["n0"])
+    assert (followed.last["without_table"], followed.last["unconfirmed"]) == (["n1"], [silent("n0")])
     assert followed.counts() == {"decided": 1, "sent": 1, "confirmed": 0, "obeyed": 0, "moved": 0}
 
 
@@ -107,7 +147,7 @@ def test_an_answer_to_an_earlier_order_confirms_nothing(followed):
     followed.call()
     followed.heard(0, 0.01, seq=6)
     followed.beat(GIVE_UP_S + 1.0)
-    assert followed.last["unconfirmed"] == ["n0", "n1"]
+    assert followed.last["unconfirmed"] == [silent("n0"), silent("n1")]
 
 
 def test_a_node_that_confirms_a_later_order_has_confirmed_the_call_but_tells_nothing_of_its_length(followed):
@@ -116,6 +156,93 @@ def test_a_node_that_confirms_a_later_order_has_confirmed_the_call_but_tells_not
     followed.heard(1, 0.02, obeyed_in_s=-1.0)
     followed.beat(GIVE_UP_S + 1.0)
     assert (followed.last["confirmed_s"], followed.last["obeyed_s"]) == (pytest.approx(0.02), None)
+
+
+@pytest.mark.parametrize("seq", [7, 8])
+def test_a_gpu_that_was_never_lowered_keeps_its_call_unconfirmed_and_is_named(followed, seq):
+    """Its agent confirms the order all the same: everything due was written or has a fault."""
+    followed.call()
+    followed.heard(0, 0.010, CALLED_W, 650.0, seq=seq)
+    followed.heard(1, 0.015)
+    followed.beat(GIVE_UP_S + 1.0)
+    assert followed.last["unconfirmed"] == [{"node": "n0", "gpus": [1], "limit_w": 650.0}]
+    assert (followed.last["confirmed_s"], followed.last["obeyed_s"]) == (None, None)
+    assert (followed.counts()["confirmed"], followed.counts()["obeyed"]) == (0, 0)
+
+
+@pytest.mark.parametrize("limit_w", [None, 0.0])
+def test_a_limit_that_cannot_be_read_or_be_true_confirms_nothing(followed, limit_w):
+    followed.call()
+    followed.heard(0, 0.010, limit_w, 301.0)
+    followed.heard(1, 0.015)
+    followed.beat(GIVE_UP_S + 1.0)
+    assert followed.last["unconfirmed"] == [{"node": "n0", "gpus": [0], "limit_w": limit_w}]
+    assert followed.last["confirmed_s"] is None
+
+
+def test_a_gpu_that_goes_down_late_confirms_then_and_its_first_length_does_not_count(followed):
+    followed.call()
+    followed.heard(0, 0.010, CALLED_W, 650.0)
+    followed.heard(1, 0.015)
+    followed.heard(0, 2.0)
+    followed.beat(GIVE_UP_S + 1.0)
+    assert (followed.last["confirmed_s"], followed.last["unconfirmed"]) == (pytest.approx(2.0), [])
+    assert followed.last["obeyed_s"] is None, "4 ms were told before its last GPU was down"
+
+
+def test_a_gpu_that_was_seen_down_may_be_given_more_before_the_others_are(followed):
+    followed.call()
+    followed.heard(0, 0.010)
+    followed.heard(0, 0.900, 350.0, 350.0, seq=9)
+    followed.heard(1, 1.0)
+    followed.beat(GIVE_UP_S + 1.0)
+    assert (followed.last["confirmed_s"], followed.last["unconfirmed"]) == (pytest.approx(1.0), [])
+
+
+@pytest.mark.parametrize("told_s", [-1.0, 1e300], ids=["overtaken by the next order", "beyond belief"])
+def test_how_long_the_slowest_took_is_not_known_while_one_has_not_told(followed, told_s):
+    followed.call()
+    followed.heard(0, 0.010, obeyed_in_s=told_s)
+    followed.heard(1, 0.015)
+    followed.beat(GIVE_UP_S + 1.0)
+    assert (followed.last["confirmed_s"], followed.last["obeyed_s"]) == (pytest.approx(0.015), None)
+
+
+def test_a_call_that_no_connection_took_was_not_sent(followed):
+    followed.call(written=False)
+    followed.beat(GIVE_UP_S + 1.0)
+    assert (followed.last["decided_s"], followed.last["sent_s"]) == (pytest.approx(0.001), None)
+    assert followed.counts()["sent"] == 0
+
+
+def test_a_call_has_the_names_of_those_who_asked_for_its_level_whatever_binds(tmp_path):
+    """Cooling leaves less than the level; a window and a contact ask for it, and an operator for a gentler one."""
+    block = settings(shed_levels=LEVELS, cooling_blind_w=1500.0)
+    window = Setpoint("openadr", "em-1", "shed", 1800.0, UTC_0 + 8.0, UTC_0 + 600.0, shed_level=1)
+    sheds, site = (ShedRequest("alice", 0), ShedRequest("contact stop", 1)), Site(setpoints=(window,))
+    state = law.start(block, 0.0)
+    for beat in range(1, 200):
+        now_s = beat * block.tick_s
+        seen = snapshot(
+            now_s,
+            cooling=good(1600.0, now_s),
+            meter=good(1400.0, now_s),
+            sheds=sheds if now_s >= 8.0 else (),
+            site=site,
+            limit_w=state.ledger.limits_w[-1],
+            seq=state.ledger.seq,
+            table=state.shedding.table.version,
+            revision=beat,
+        )
+        decision = law.tick(block, state, seen)
+        state = decision.state
+        if state.shedding.call is not None:
+            break
+    steps = Steps(block, tmp_path)
+    steps.sent(seen, decision, now_s, now_s)
+    steps.close()
+    assert decision.binding.source == "cooling capacity"
+    assert steps.told()["last"]["source"] == "shed deep (contact stop), shed deep (openadr em-1)"
 
 
 def test_a_deeper_level_ends_the_line_of_the_one_before(followed):
@@ -153,7 +280,7 @@ def test_a_meter_that_is_not_usable_is_unknown_and_not_zero(followed):
 def test_a_call_that_is_still_open_is_written_down_when_the_controller_stops(followed):
     followed.call()
     followed.heard(0, 0.01)
-    assert [line["unconfirmed"] for line in followed.lines()] == [["n1"]]
+    assert [line["unconfirmed"] for line in followed.lines()] == [[silent("n1")]]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 
+import msgspec
 import pytest
 
 from controller.core import law
@@ -83,6 +84,25 @@ def test_the_number_of_starts_grows_even_when_the_file_was_lost(tmp_path):
     assert first < second < third
 
 
+def test_two_hosts_that_start_in_one_second_have_two_numbers(tmp_path):
+    """Or agents could not tell the newer start, and half of them might obey the one, half the other."""
+    one, other = (
+        Store(tmp_path / host).begin(int(UTC_S) + tenths / 10) for tenths, host in ((1, "x"), (2, "y"))
+    )
+    assert one < other < 2**53
+
+
+def test_who_started_before_us_by_the_same_clock_is_known_until_the_host_reboots(tmp_path):
+    store = Store(tmp_path)
+    assert store.same_clock() == frozenset(), "nobody has started here yet"
+    epoch = store.begin(UTC_S)
+    store.keep_decision(decision())
+    again = killed_and_started_again(store)
+    assert again.same_clock() == {epoch}
+    again.kept = msgspec.structs.replace(again.kept, boot_id="of another life")
+    assert again.same_clock() == frozenset()
+
+
 def test_a_kill_in_the_middle_of_a_write_leaves_the_old_content(tmp_path):
     store = Store(tmp_path)
     store.keep_decision(decision())
@@ -147,7 +167,7 @@ def test_a_state_directory_that_cannot_be_is_an_alarm_and_not_an_end(tmp_path):
     (tmp_path / "file").write_text("")
     store = Store(tmp_path / "file")
     assert "give this user a writable state_dir" in store.fault
-    assert store.begin(UTC_S) == int(UTC_S)
+    assert store.begin(UTC_S) == int(UTC_S * 1e6)
     assert store.inherited(0.0, UTC_S) == (None, ())
     assert store.fault
 

@@ -64,6 +64,11 @@ def gpus(
     cap_w=NO_LIMIT_W,
     table=0,
     proven_w=NO_LIMIT_W,
+    floor_w=0.0,
+    capped=False,
+    by_clock=False,
+    clock_max_mhz=1980,
+    ceiling_mhz=0,
 ) -> Gpus:
     """What the agents report; numbers stand for all GPUs or nodes alike."""
     return Gpus(
@@ -74,6 +79,11 @@ def gpus(
         max_w=np.full(4, max_w),
         cap_w=np.broadcast_to(cap_w, 4).astype(float),
         proven_w=np.broadcast_to(proven_w, 4).astype(float),
+        floor_w=np.broadcast_to(floor_w, 4).astype(float),
+        capped=np.broadcast_to(capped, 4).astype(bool),
+        by_clock=np.broadcast_to(by_clock, 4).astype(bool),
+        clock_max_mhz=np.broadcast_to(clock_max_mhz, 4).astype(np.int64),
+        ceiling_mhz=np.broadcast_to(ceiling_mhz, 4).astype(np.int64),
         node_at_s=np.broadcast_to(at_s, 2).astype(float),
         node_seq=np.broadcast_to(seq, 2).astype(np.int64),
         node_leased=np.broadcast_to(leased, 2).astype(bool),

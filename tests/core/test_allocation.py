@@ -123,16 +123,16 @@ def test_a_larger_budget_never_means_less_for_the_whole(block, more_w):
 
 
 def test_a_gpu_at_its_limit_may_need_all_it_can_take():
-    need = need_w(
-        peak_w=np.array([300.0, 300.0, 300.0]),
-        power_w=np.array([299.0, 100.0, np.nan]),
-        limit_w=np.array([300.0, 600.0, 600.0]),
-        max_w=np.full(3, 700.0),
-    )
-    assert need.tolist() == pytest.approx([700.0, 339.0, 339.0])
+    held, by_clock = np.array([True, False, True]), np.array([False, False, True])
+    need = need_w(np.full(3, 300.0), held, by_clock, max_w=np.full(3, 700.0))
+    assert need.tolist() == pytest.approx([700.0, 318.5, 360.0]), "the third has just had its clock lifted"
 
 
-def test_peaks_rise_at_once_fall_slowly_and_outlast_an_unreadable_gpu():
-    peak_w = np.array([300.0, 300.0, 300.0])
-    after = decayed_peak_w(peak_w, np.array([500.0, 100.0, np.nan]), 1.0)
-    assert after.tolist() == pytest.approx([500.0, 260.0, 300.0])
+def test_peaks_rise_fast_fall_slowly_and_outlast_an_unreadable_gpu():
+    peak_w = np.full(4, 300.0)
+    slowed = np.array([False, False, False, True])
+    after = decayed_peak_w(peak_w, np.array([500.0, 100.0, np.nan, 100.0]), slowed, 0.1)
+    assert after[0] > 400.0
+    assert 280.0 < after[1] < 300.0
+    assert after[2] == 300.0
+    assert after[3] < 250.0, "what a lower clock has taken is needed no longer"

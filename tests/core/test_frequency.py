@@ -169,7 +169,7 @@ def test_through_the_ramp_it_falls_at_once_and_rises_at_its_own_rate_to_the_top(
         grid.run(0.06, 49.4 if n < 10 else 50.0)
         own = frequency.limit(STEP, grid.state)
         limits = [rating] if own is None else [rating, own]
-        beat = {"now_s": grid.now_s, "elapsed_s": 0.06, "tick_s": 0.06, "draw_w": 400e3, "lead_s": 0.4}
+        beat = {"now_s": grid.now_s, "elapsed_s": 0.06, "tick_s": 0.06, "brink": None, "lead_s": 0.4}
         pace = ramp.step(pace, limits, ramp=site, **beat)
         aims_w.append(pace.aim_w)
     assert min(aims_w[:5]) == 300e3
@@ -301,9 +301,21 @@ def test_with_the_power_meter_lost_the_last_known_draw_is_the_baseline():
     assert grid.run(0.2, 49.4).limit_w == 300e3
 
 
-def test_a_commitment_that_is_not_there_is_said():
-    assert Grid(STEP, draw_w=60e3).armed().keys == ["frequency commitment"]
+def test_more_than_the_block_draws_cannot_be_asked_of_it():
     assert Grid(STEP, draw_w=60e3).armed().run(0.2, 49.4).limit_w == 0.0
+
+
+@pytest.mark.parametrize("depth_hz", [0.31, 0.4, 0.6, 1.5])
+def test_what_comes_between_two_spikes_is_seen_as_well(depth_hz):
+    """The beat sees the newest sample alone: woken by spikes only, it would see nothing but spikes."""
+    grid, before_hz = Grid(STEP).armed(), 50.0
+    for n in range(60):
+        hz = 50.0 - depth_hz if n % 3 == 0 else 50.0
+        grid.now_s += SAMPLE_S
+        if any(frequency.wakes(STEP, grid.state, one) for one in (before_hz, hz)):
+            grid.tick(Measurement(hz + n / 1e5, True, grid.now_s))
+        before_hz = hz
+    assert grid.state.activations == 0
 
 
 def test_only_a_sample_that_asks_for_clearly_more_wakes_the_beat():

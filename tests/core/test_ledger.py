@@ -44,6 +44,12 @@ def quiet_at(limit_w, now_s=0.0):
     return book
 
 
+def test_what_was_ordered_at_a_moment_is_the_newest_order_until_then():
+    book = ordered(ordered(quiet_at(600.0), 500.0, 1.0), 400.0, 1.02)
+    found = [ledger.ordered_w(book, at_s)[0] for at_s in (-100.0, 0.99, 1.0, 1.01, 1.02, 9.0)]
+    assert found == [600.0, 600.0, 500.0, 500.0, 400.0, 400.0]
+
+
 def test_at_the_start_every_gpu_may_hold_its_most():
     assert held(ledger.start(SETTINGS, 0.0), 0.0, np.nan) == [MAX_W] * 4
 
@@ -121,6 +127,15 @@ def test_a_silent_gpu_counts_at_what_its_bmc_was_read_to_hold_and_never_less_tha
     told = gpus(limit_w=300.0, proven_w=[250.0, NO_LIMIT_W, 250.0, 250.0])
     held_w = taken_in(book, told, silent_s + 0.1, seen_at_s)[1].held_w
     assert held_w.tolist() == [250.0, MAX_W, 300.0, 300.0]  # the last two are heard: their own word counts
+
+
+def test_what_a_bmc_shows_counts_only_while_all_gpus_of_the_node_are_silent():
+    """It says of no bound which GPU it is of: beside one that is heard it may be of that one."""
+    book, silent_s = quiet_at(300.0), SETTINGS.silent_max_after_s
+    seen_at_s = np.array([5.0, 0.0, 0.0, 0.0])
+    told = gpus(limit_w=300.0, proven_w=[NO_LIMIT_W, 300.0, 250.0, 250.0])
+    held_w = taken_in(book, told, silent_s + 0.1, seen_at_s)[1].held_w
+    assert held_w.tolist() == [300.0, MAX_W, 250.0, 250.0]
 
 
 def test_an_order_is_owed_until_it_is_answered():

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from controller.core import ramp
 from controller.core.model import Limit, Ramp
+from tests.core.blocks import SETTINGS
 
 TICK_S = 0.05
 AGREED = Ramp(down_w_per_s=500.0, up_w_per_s=250.0)
@@ -16,18 +17,30 @@ def start(budget_w):
 
 
 def walk(
-    pace, target_w, seconds_s, *, now_s=0.0, draw_w=None, protection_w=1e9, lead_s=0.4, others=(), own=None
+    pace,
+    target_w,
+    seconds_s,
+    *,
+    now_s=0.0,
+    draw_w=None,
+    aim_w=None,
+    protection_w=1e9,
+    lead_s=0.4,
+    others=(),
+    own=None,
 ):
     """Paces at every tick."""
     out = []
+    limits = (Limit(target_w, "site", ramp=own), Limit(protection_w, "feed", protection=True), *others)
     for number in range(1, round(seconds_s / TICK_S) + 1):
+        knows = draw_w is not None and ramp.leaves(pace, limits, SETTINGS)
         pace = ramp.step(
             pace,
-            (Limit(target_w, "site", ramp=own), Limit(protection_w, "feed", protection=True), *others),
+            limits,
             now_s=now_s + number * TICK_S,
             elapsed_s=TICK_S,
             tick_s=TICK_S,
-            draw_w=draw_w,
+            brink=ramp.Brink(draw_w, aim_w or draw_w) if knows else None,
             ramp=AGREED,
             lead_s=lead_s,
         )
@@ -45,11 +58,77 @@ def test_a_fall_starts_at_the_draw_and_not_in_empty_headroom():
     assert first.aim_w == pytest.approx(1400.0 - 25.0)
 
 
+def test_a_fall_starts_where_limits_begin_to_bind_and_arrives_with_the_power():
+    """2,000 W allowed, 1,400 W drawn, and the limits bind from 1,500 W on: power has 0.8 s to fall to 1,000 W."""
+    paces = walk(start(2000.0), 1000.0, 1.0, draw_w=1400.0, aim_w=1500.0)
+    assert paces[0].aim_w == pytest.approx(1500.0 - 1.25 * 25.0)
+    assert paces[14].aim_w > 1000.0
+    assert paces[15].aim_w == pytest.approx(1000.0)
+
+
+def test_on_a_way_too_short_to_give_up_the_slack_in_step_the_rest_goes_at_once():
+    paces = walk(start(2000.0), 1000.0, 0.2, draw_w=1100.0, aim_w=1500.0)
+    assert paces[0].aim_w == pytest.approx(1200.0 - 2 * 25.0)
+    assert paces[3].aim_w == pytest.approx(1000.0)
+
+
+def test_what_nobody_draws_is_taken_at_once():
+    assert walk(start(2000.0), 1000.0, TICK_S, draw_w=900.0, aim_w=1050.0)[0].aim_w == pytest.approx(1000.0)
+
+
 def test_the_draw_counts_once_at_the_start_of_a_fall():
     """A draw that falls on its own in mid-ramp does not steepen the ramp."""
-    pace = walk(start(2000.0), 1000.0, 0.5, draw_w=None)[-1]
+    pace = walk(start(2000.0), 1000.0, 0.5, draw_w=1900.0)[-1]
     after = walk(pace, 1000.0, TICK_S, now_s=0.5, draw_w=1001.0)[0]
     assert after.aim_w == pytest.approx(pace.aim_w - 25.0)
+
+
+def test_a_fall_that_began_blind_begins_again_where_the_draw_is_known():
+    """As after a restart in a ramp: for half a second nobody was heard."""
+    pace = walk(start(2000.0), 1000.0, 0.5, draw_w=None)[-1]
+    after = walk(pace, 1000.0, TICK_S, now_s=0.5, draw_w=1400.0)[0]
+    assert after.aim_w == pytest.approx(1400.0 - 25.0)
+
+
+def followed(seconds_s):
+    """A line to be met at its end, followed beat by beat, with what floats add to it; 2,000 W are drawn."""
+    pace = start(5000.0)
+    for number in range(1, round(seconds_s / TICK_S) + 1):
+        line_w = 2500.0 + AGREED.down_w_per_s * (5.0 - number * TICK_S * (1 + 1e-4))
+        pace = walk(pace, line_w, TICK_S, now_s=number * TICK_S, draw_w=2000.0, aim_w=2200.0)[0]
+    return pace
+
+
+def test_a_new_setpoint_while_a_line_is_followed_begins_where_limits_bind():
+    """Not in the headroom that the line still leaves: 2,000 W drawn, 1,500 W asked, that is a second."""
+    paces = walk(followed(2.0), 1500.0, 1.1, now_s=2.0, draw_w=2000.0, aim_w=2200.0)
+    assert paces[0].aim_w < 2200.0
+    assert paces[-1].aim_w == pytest.approx(1500.0)
+
+
+def test_a_new_target_in_mid_fall_changes_no_rate_of_power():
+    """A short way to 1,000 W, then 0 W: what the slack was for the short way is little for the long one."""
+    pace = walk(start(2000.0), 1000.0, 0.1, draw_w=1100.0, aim_w=1500.0)[-1]
+    paces = walk(pace, 0.0, 2.2, now_s=0.1, draw_w=1050.0)
+    assert paces[20].line_w == pytest.approx(pace.line_w - 21 * 25.0)
+    assert paces[20].aim_w > 500.0
+    assert paces[-1].aim_w == 0.0
+
+
+def test_a_gentle_limit_below_an_urgent_one_is_approached_at_its_own_rate():
+    gentle = Limit(900.0, "gentle", ramp=Ramp(50.0, 50.0))
+    paces = walk(start(2000.0), 1000.0, 4.0, draw_w=1100.0, aim_w=1500.0, others=(gentle,))
+    reached = [pace.aim_w for pace in paces if pace.aim_w <= 1000.0]
+    assert reached[0] == pytest.approx(1000.0, abs=5.0)
+    assert reached[0] - reached[20] == pytest.approx(50.0, abs=3.0)
+
+
+def test_after_protection_a_gentle_limit_is_approached_at_its_own_rate():
+    gentle = Limit(900.0, "gentle", ramp=Ramp(50.0, 50.0))
+    pace = walk(start(2000.0), 1800.0, 0.2, draw_w=1900.0, aim_w=1990.0, others=(gentle,))[-1]
+    paces = walk(pace, 1800.0, 1.0, now_s=0.2, draw_w=1900.0, protection_w=1000.0, others=(gentle,))
+    assert paces[0].aim_w == pytest.approx(1000.0, abs=5.0)
+    assert paces[0].aim_w - paces[-1].aim_w <= 50.0
 
 
 def test_a_draw_above_the_aim_raises_nothing():
@@ -105,7 +184,7 @@ def test_at_the_top_an_agreement_ends():
         now_s=2.0,
         elapsed_s=TICK_S,
         tick_s=TICK_S,
-        draw_w=None,
+        brink=None,
         ramp=AGREED,
         lead_s=0.4,
     )
@@ -139,7 +218,7 @@ def test_a_late_beat_catches_up_downwards_only(target_w, elapsed_s, aim_w):
         now_s=elapsed_s,
         elapsed_s=elapsed_s,
         tick_s=TICK_S,
-        draw_w=None,
+        brink=None,
         ramp=AGREED,
         lead_s=0.4,
     )
@@ -158,7 +237,7 @@ def test_no_wish_outruns_either_rate(wishes):
             now_s=now_s,
             elapsed_s=elapsed_s,
             tick_s=TICK_S,
-            draw_w=None,
+            brink=None,
             ramp=AGREED,
             lead_s=0.4,
         )

@@ -5,7 +5,7 @@ import pytest
 
 from controller.core import shed
 from controller.core.model import NO_LIMIT_W, Contact, ShedLevel, ShedRequest, Site
-from tests.core.blocks import MAX_W, settings
+from tests.core.blocks import MAX_W, good, settings
 from tests.core.test_law import BASE_W, TICK_S, Block, setpoint
 
 LEVELS = (ShedLevel("gentle", 2400.0), ShedLevel("deep", 1800.0))
@@ -151,3 +151,32 @@ def test_a_call_by_a_window_is_the_same_call_and_of_it_and_a_power_limit_the_low
         decision = block.tick(site=Site((contact,), (called, limit)))
     assert decision.binding.power_w == 1700.0
     assert [one.power_w for one in decision.limits if one.source.startswith("shed")] == [2400.0]
+
+
+def test_a_level_that_floors_keep_out_of_reach_is_said_before_it_is_called():
+    """Power smoothing keeps two GPUs at 650 W, whatever their limit: 2 x 650 + 2 x 200 + 600 W are not 1.8 kW."""
+    block = Prepared()
+    for _ in range(round(8.0 / TICK_S)):
+        decision = block.tick(site=block.site(), floor_w=np.array([650.0, 650.0, 0.0, 0.0]))
+    said = {alarm.key: alarm.text for alarm in decision.alarms}
+    assert "would end 0.50 kW above its 1.80 kW" in said["shed plan deep"]
+    assert "shed plan gentle" not in said
+    assert block.state.shedding.table.limits_w[DEEP].tolist() == [650.0, 650.0, 200.0, 200.0]
+
+
+def test_what_a_floor_keeps_up_counts_whatever_the_limit(block):
+    """The one that is heard of too late: its limit is lower already, its power is not."""
+    block.under_control(20.0, 2000.0)
+    decision = block.tick(site=block.site(2000.0), floor_w=np.array([650.0, 0.0, 0.0, 0.0]))
+    assert decision.shortfall_w > 200.0
+
+
+def test_a_call_beside_a_lower_limit_is_followed_by_that_limit_in_the_next_beat():
+    """The table knows nothing of a cooling plant that trips in the same beat."""
+    block = Prepared(cooling_blind_w=4000.0)
+    for _ in range(round(20.0 / TICK_S)):
+        block.tick(site=block.site(), cooling=good(6000.0, block.now_s + TICK_S))
+    for _ in range(2):
+        decision = block.ask(("contact", GENTLE), cooling=good(1700.0, block.now_s + TICK_S))
+    assert decision.binding.source == "cooling capacity"
+    assert block.limit_w.sum() + BASE_W <= 1700.0 + 20.0

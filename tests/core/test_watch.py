@@ -25,6 +25,7 @@ def raised(
     state=STATE,
     budget_w=5000.0,
     shortfall_w=0.0,
+    plan_short_w=(),
     counted_w=0.0,
     **seen,
 ):
@@ -33,8 +34,10 @@ def raised(
     fresh = (at_s - seen.gpus.node_at_s <= block.report_age_max_s)[block.topology.gpu_node]
     readable = fresh & ~np.isnan(seen.gpus.limit_w)
     shares = state.shares._replace(controllable=readable, rack_budget_w=np.full(2, 1000.0))
-    counted_w = np.broadcast_to(counted_w, 4).astype(float)
-    found = watch.Seen(state.base, shares, (link,), fresh, readable, counted_w, budget_w, shortfall_w)
+    counted_w, short_w = np.broadcast_to(counted_w, 4).astype(float), np.array(plan_short_w)
+    found = watch.Seen(
+        state.base, shares, (link,), fresh, readable, counted_w, budget_w, shortfall_w, short_w, 0.0, None
+    )
     return told(block, seen, found, lasting_s)
 
 
@@ -87,7 +90,9 @@ def raised_with_nodes(seen, node_at_s, lasting_s=0.0):
     )  # fmt: skip
     fresh = (seen.now_s - seen.gpus.node_at_s <= 0.5)[COOLED.topology.gpu_node]
     shares = STATE.shares._replace(controllable=fresh)
-    found = watch.Seen(STATE.base, shares, (LINK,), fresh, fresh, np.zeros(4), 5000.0, 0.0)
+    found = watch.Seen(
+        STATE.base, shares, (LINK,), fresh, fresh, np.zeros(4), 5000.0, 0.0, np.zeros(0), 0.0, None
+    )
     return told(COOLED, seen, found, lasting_s)
 
 
@@ -107,7 +112,9 @@ def in_turn(*masks):
         seen = seen._replace(gpus=replace(seen.gpus, node_at_s=node_at_s))
         fresh = (node_at_s == now_s)[COOLED.topology.gpu_node]
         shares = STATE.shares._replace(controllable=fresh)
-        found = watch.Seen(STATE.base, shares, (LINK,), fresh, fresh, np.zeros(4), 5000.0, 0.0)
+        found = watch.Seen(
+            STATE.base, shares, (LINK,), fresh, fresh, np.zeros(4), 5000.0, 0.0, np.zeros(0), 0.0, None
+        )
         look = watch.look(COOLED, look, seen, found)
     return {alarm.key for alarm in look.alarms}
 

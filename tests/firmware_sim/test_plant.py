@@ -1,7 +1,5 @@
 """Workload, hosts, feeds, meters and cooling, alone and together."""
 
-import time
-
 import numpy as np
 import pytest
 
@@ -254,11 +252,3 @@ def test_time_zero_finds_the_plant_at_work():
 def test_a_step_longer_than_a_gpus_fall_is_refused():
     with pytest.raises(ValueError, match=r"at most 0\.02 s"):
         a_plant().step(0.05, np.full(16, 700.0))
-
-
-@pytest.mark.parametrize(("nodes", "share_max"), [(2, 0.15), (9, 0.30)])
-def test_200_steps_a_second_cost_little(nodes, share_max):
-    plant = a_plant(nodes)
-    started_s = time.process_time()
-    run(plant, 1)
-    assert time.process_time() - started_s < share_max

@@ -16,7 +16,13 @@ OTHER_FIGURES = {"over_rating_s", "over_capacity_s", "over_capacity_ratio", "pea
 OTHER_FIGURES |= {"status_events_missing", "status_refused", "reports_received"}
 OTHER_FIGURES |= {f"{way}_{what}" for way in LAGS_S for what in ("agreement_ratio", "lag_s", "bad_s")}
 OTHER_FIGURES |= {"ways_back_s", "devices_back_s", "dead_good_s", "write_s", "bms_messages", "bms_invalid"}
-OTHER_FIGURES |= {"orders_refused", "over_budget_ratio", "gpus_in_excess", "gpus_unleased"}
+OTHER_FIGURES |= {
+    "orders_refused",
+    "over_budget_ratio",
+    "gpus_in_excess",
+    "gpus_unleased",
+    "second_controllers",
+}
 OTHER_FIGURES |= {
     "shed_reaction_s",
     "shed_limits_s",

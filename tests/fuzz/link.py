@@ -98,7 +98,8 @@ def report(said: Report) -> None:
         assert not gpus.node_table.any()
         return
     topology = settings().topology
-    assert (gpus.max_w <= topology.gpu_max_w).all(), "a device claimed more than its configuration"
+    given_w = np.minimum(gpus.max_w, gpus.cap_w)
+    assert (given_w <= topology.gpu_max_w).all(), "a device is given more than its configuration"
     assert (gpus.min_w <= gpus.max_w).all()
     assert not (gpus.power_w < 0.0).any()
     assert not (gpus.limit_w < 0.0).any()

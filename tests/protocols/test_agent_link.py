@@ -186,6 +186,12 @@ def test_a_report_with_a_field_missing_is_refused_and_the_field_is_named(field):
         decode_report(changed(REPORT, **{field: ...}))
 
 
+def test_sides_of_one_version_understand_each_other_whichever_was_updated_first():
+    assert decode_report(changed(REPORT, echo_epoch=...)).echo_epoch == 0, "an agent that does not tell"
+    assert decode_report(changed(REPORT, of_tomorrow=1)) == REPORT
+    assert decode_order(changed(ORDER, of_tomorrow=1)) == ORDER
+
+
 @pytest.mark.parametrize(
     "payload", [b"", b"{", b"[]", b"null", b"7", b"\xff\xfe", b"{}", b"[" * 10_000, b'{"limits_w":[NaN]}']
 )

@@ -438,6 +438,8 @@ class PickyBroker:
                     writer.write(b"\x20\x02\x00\x00")
                 if kind & 0xF0 == 0x30 and not self._take(kind >> 1 & 3, body, writer):
                     break
+            writer.write_eof()
+            await reader.read()  # a socket closed over unread bytes takes back what it has confirmed
         writer.close()
 
     def _take(self, qos: int, body: bytes, writer: asyncio.StreamWriter) -> bool:
@@ -463,6 +465,40 @@ async def test_after_a_break_in_mid_burst_only_what_was_not_confirmed_is_sent_ag
             await until(lambda: link.waiting == 0)
     assert broker.sessions == 2
     assert broker.taken == [(f"alert/{number}", 1) for number in range(300)]
+
+
+async def test_what_is_flushed_is_on_its_way_before_the_caller_goes_on():
+    """A beat that flushes its orders and then computes for long has sent them."""
+    broker = PickyBroker(lambda _topic, _qos: "take")
+    heard: list[float] = []
+    async with broker.serving() as url:
+        link = speaker(url)
+        async with running(link):
+            await until(lambda: link.connected)
+            wire = link._open_wire.socket()
+            link.publish("order/1", b"x")
+            link.publish("order/2", b"x")
+            link.flush()
+            assert link.waiting == 0, "the socket has them"
+            link.flush()
+            assert wire.fileno() >= 0
+            before_s = time.process_time()
+            await asyncio.sleep(0.3)
+            heard.append(time.process_time() - before_s)
+            await until(lambda: len(broker.taken) == 2)
+    assert heard[0] < 0.1, "nobody waits for a socket that nothing is left for"
+
+
+async def test_a_flush_into_a_broken_line_costs_the_session_and_nothing_else():
+    broker = PickyBroker(lambda _topic, _qos: "hang up" if broker.sessions == 1 else "take")
+    async with broker.serving() as url:
+        link = speaker(url)
+        async with running(link), asyncio.timeout(10):
+            while len(broker.taken) < 3:
+                link.publish(f"order/{len(broker.taken)}", b"x", qos=1)
+                link.flush()
+                await asyncio.sleep(0.01)
+    assert broker.sessions >= 2
 
 
 INNOCENT = {"alert/1", "alert/2", "status/c"}

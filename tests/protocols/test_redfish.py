@@ -114,6 +114,20 @@ async def test_a_disabled_control_is_enabled_by_the_write_and_disabled_by_its_re
     assert bmc._modes[1] == "Disabled"
 
 
+async def test_a_control_that_stays_on_though_it_was_to_be_off_is_found_out(ours, bmc, monkeypatch):
+    lever = (await discover(ours, "control"))[1]
+    monkeypatch.setattr(bmc, "_modes", _AlwaysOn(bmc._modes))
+    with pytest.raises(RedfishFault, match="the control is Automatic: set it to Disabled"):
+        await set_limit(ours, lever, 1200, mode="Disabled", within_s=0)
+
+
+class _AlwaysOn(list):
+    """Modes that nothing changes."""
+
+    def __setitem__(self, gpu, mode):
+        pass
+
+
 async def test_below_what_the_board_takes_the_least_is_set(ours, memory):
     lever = (await discover(ours, "gpu"))[0]
     assert (await set_limit(ours, lever, 90)).setpoint_w == 200
@@ -235,6 +249,16 @@ async def test_a_chassis_control_is_a_lever_of_the_whole_host_where_no_gpu_has_i
         await discover(Told({**tree, two: control("Chassis")}), "control")
 
 
+@pytest.mark.parametrize("least", [{}, {"AllowableMin": 350}])
+@pytest.mark.parametrize(("shown_w", "binds"), [(0, False), (200, None), (349.6, True), (350, True)])
+def test_a_set_point_of_zero_or_below_the_least_limits_nothing(least, shown_w, binds):
+    """docs-csm of HPE Cray EX: 0 removes the limit."""
+    said = {"PowerLimitWatts": {"SetPoint": shown_w, "ControlMode": "Automatic", **least}}
+    lever = _parsed(Answer("/u", 200, {}, said, 0), Lever("/u", "gpu", 0))
+    does_bind = not least if binds is None else binds
+    assert lever.bound_w == (shown_w if does_bind else math.inf)
+
+
 @pytest.mark.parametrize("value", [None, "300", True, -1, 1e9, [], {}])
 def test_a_set_point_that_is_no_power_limits_nothing(value):
     lever = _parsed(Answer("/u", 200, {}, {"PowerLimitWatts": {"SetPoint": value}}, 0), Lever("/u", "gpu", 0))
@@ -281,6 +305,27 @@ async def test_a_bmc_that_forgets_its_sessions_is_not_asked_for_ever(ours, bmc):
     with pytest.raises(RedfishFault, match="401, it does not accept the session it has just given"):
         await read(ours, lever)
     assert bmc.logins == 2
+
+
+async def test_a_bmc_that_lets_us_in_and_answers_nothing_gets_no_login_with_every_request(ours, bmc):
+    lever = (await discover(ours, "gpu"))[0]
+    bmc.fault = "forbids"
+    for _ in range(10):
+        with pytest.raises(RedfishFault, match="401, it does not accept the session"):
+            await read(ours, lever)
+    assert (bmc.logins, bmc.sessions) == (2, 1)
+    bmc.fault = ""
+    assert (await read(ours, lever)).setpoint_w == 1200
+
+
+async def test_a_session_that_is_renewed_is_ended_first(ours, bmc, monkeypatch):
+    monkeypatch.setattr(http, "LOGIN_AGAIN_S", 0.0)
+    lever = (await discover(ours, "gpu"))[0]
+    bmc.fault = "forbids"
+    for _ in range(20):  # a BMC has places for 16
+        with pytest.raises(RedfishFault, match="401, it does not accept the session"):
+            await read(ours, lever)
+    assert (bmc.logins, bmc.sessions) == (21, 1)
 
 
 async def test_a_refused_password_is_sent_once_lest_the_account_be_locked(bmc, certificate):

@@ -321,8 +321,10 @@ def test_a_token_longer_than_mqtt_can_carry_is_no_token():
         reading.token(200, json.dumps(said | {"access_token": "t" * 65_536}).encode())
 
 
-async def test_no_place_for_the_certificates_of_a_broker_is_a_sentence_and_polling_goes_on(monkeypatch):
-    monkeypatch.setattr(notifier.tempfile, "tempdir", "/nonexistent")
+async def test_no_place_for_the_certificates_of_a_broker_is_a_sentence_and_polling_goes_on(
+    monkeypatch, tmp_path
+):
+    monkeypatch.setattr(notifier.tempfile, "tempdir", str(tmp_path / "gone"))
     broker = Broker("mqtts://127.0.0.1:1", authentication={"method": "CERTIFICATE", "caCert": "pem"})
     async with Vtn(clients={"c": "s"}, broker=broker) as it:
         owner = Owner(it, poll_s=0.05)

@@ -11,13 +11,23 @@ from itertools import pairwise
 import numpy as np
 
 from controller.core.model import Contact, Decision, Mode, Setpoint, Settings
-from tests.world.facility import RACK_BASE_RATIO
+from tests.world.facility import CLOCK_MAX_MHZ, RACK_BASE_RATIO, Truth
+from tests.world.grid import Grid
+from tests.world.nodes import Agent
+from tests.world.response import COMMITMENT, Broken, Response
 
 ROUNDING_W = 1.5  # per GPU: drivers round to whole watts, an acknowledgement allows one more
 POWER_TOLERANCE_RATIO = 0.02  # a 1 s mean against the line: settling of GPUs, 0.1 % meter noise
 FOLLOWED_S = 1.0  # how far orders that are confirmed and settled may be behind what moves: ramp or base load
 RECENTLY_S = 3.0  # what a healed block must show once in this time: PDUs, read every second, make racks hunt
+HANDED_OVER_S = 1.0  # a new controller repeats what reports show, which may be as old
 IN_USE_RATIO = 0.95  # of the free power: a share-out may be half a second old
+CEILINGS_RISE_S = 6.0  # after the last GPU was held: what it drew is forgotten within four
+CEILING_STEP_S = 5.6  # a step up every five seconds, at the next share-out
+CEILING_STEP_RATIO = 0.1
+CEILING_ROUNDING_RATIO = 0.01  # clocks come in steps of 15 MHz
+RACK_FULL_RATIO = 0.98  # of what its inlets carry: base loads of racks are known to some percent
+PULLED_RATIO = 0.01  # of the feed rating: protection that lies lower than that below the budget takes it down
 RISING_RATIO = 0.7  # of the agreed rate
 AT_THE_LINE_RATIO = 0.98  # of the binding limit: cooling is measured anew every second, with 0.1 % noise
 REAL_LIMIT_RATIO = 0.99  # of what the world asks for: ten times the noise of the cooling plant's meter
@@ -30,20 +40,13 @@ EXPLAINS = ("over budget", "shortfall", "agent", "lease", "gpu", "excess", "mete
 WINDOW_EVERY = 4  # windows of a second and more need no look at every step
 
 
-class Broken(AssertionError):
-    """A promise was not kept. `number` is the one in the design page."""
-
-    def __init__(self, number: int, at_s: float, text: str) -> None:
-        super().__init__(f"promise {number} broken at {at_s:.2f} s: {text}")
-        self.number = number
-
-
 @dataclass(frozen=True)
 class Moment:
     """Everything the checkers may look at: truth and words of one step."""
 
     now_s: float
     limits_w: np.ndarray  # (n) what the drivers really hold
+    capped_w: np.ndarray  # (n) or less, where our backstop holds them at less
     block_w: float
     base_w: float
     rack_w: tuple[float, float]  # true power at the inlets of each rack
@@ -67,15 +70,23 @@ class Moment:
     measurable_at_s: float  # last time meter and all GPUs could be read
     metered_at_s: float  # last time the meter was read at all
     disturbed_at_s: float  # last time somebody else than us raised a limit
+    grid: Grid | None  # None: nothing was committed to it
+    able_since_s: float  # since when nothing is amiss that keeps GPUs from obeying, or power from being known
+    unknowable_w: float  # GPU power beyond what BMCs show, which nothing gives away
+    truth: Truth
+    epoch: int  # of the controller; 0: none lives
+    facts: set  # nodes that have told it what they are
+    by_clock: np.ndarray | None  # (n) GPUs whose lever agents say is the clock; None: they say nothing
 
 
 @dataclass
 class Checkers:
     settings: Settings
-    sums: deque = field(default_factory=deque)  # (t, sum of true limits)
+    sums: deque = field(default_factory=deque)  # (t, sum of true limits, or floors that are higher)
     powers: deque = field(default_factory=deque)  # (t, block_w)
     bases: deque = field(default_factory=deque)  # (t, base_w)
     rooms: deque = field(default_factory=deque)  # (t, what the limits may sum up to), of a healed block
+    ceilings: deque = field(default_factory=deque)  # (t, MHz) of the last second, as they were set
     said: deque = field(default_factory=deque)  # (t, decision)
     steps: int = 0
     over_since_s: float | None = None
@@ -85,17 +96,31 @@ class Checkers:
     rack_over_since_s: dict = field(default_factory=dict)
     rack_full_at_s: dict = field(default_factory=dict)  # last time it drew what its inlets carry
     ramps: set = field(default_factory=set)  # every one that was agreed in this history
+    ceilings_mhz: np.ndarray | None = None  # (n) at the last step,
+    generation: np.ndarray | None = None  # (n) and of which life of the driver
+    lost_at_s: np.ndarray | None = None  # (n) last time that its ceiling could not be told
+    kept_up_at_s: np.ndarray | None = None  # (n) last time that smoothing kept it above its limit
+    short_at_s: float = 0.0  # last time that a GPU was held which no ceiling of its own would help
+    response: Response = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.response = Response(self.settings)
 
     def see(self, moment: Moment) -> None:
         self._remember(moment)
+        if moment.by_clock is not None:
+            self.ceilings_are_lifted_by_order(moment)
         decision = moment.decision
         if decision is None:
             return
         self.never_above(moment, decision)
+        self.floors_are_said(moment, decision)
         self.lowest_binds(moment, decision)
         self.wall_clock_releases_nothing(moment, decision)
         self.failsafe_from_the_start(moment, decision)
         self.the_silent_are_failsafe(moment, decision)
+        if moment.grid is not None:
+            self.response.see(moment, decision)
         self.steps += 1
         if self.steps % WINDOW_EVERY == 0:
             self.base_is_an_upper_estimate(moment, decision)
@@ -110,16 +135,31 @@ class Checkers:
     def _remember(self, moment: Moment) -> None:
         now = moment.now_s
         self.ramps |= {self.settings.ramp, *(setpoint.ramp for setpoint in moment.plan if setpoint.ramp)}
+        if self.response.acted:
+            release_w_per_s = self.settings.frequency.release_w_per_s
+            self.ramps.add(self.settings.ramp._replace(up_w_per_s=release_w_per_s))
         self.bases.append((now, moment.base_w))
         while self.bases[0][0] < moment.measurable_at_s - BASE_TRACK_S:
             self.bases.popleft()
-        for trail, value in ((self.sums, float(moment.limits_w.sum())), (self.powers, moment.block_w)):
+        may_w = np.maximum(moment.limits_w, moment.truth.floor_w)
+        for trail, value in ((self.sums, float(may_w.sum())), (self.powers, moment.block_w)):
             trail.append((now, value))
             while trail[0][0] < now - 6.0:
                 trail.popleft()
+        kept_up = moment.truth.floor_w > moment.limits_w + 1.0
+        self.kept_up_at_s = np.where(kept_up, now, 0.0 if self.kept_up_at_s is None else self.kept_up_at_s)
+        if moment.by_clock is not None:
+            truth = moment.truth
+            wished_w = np.maximum(truth.wished_w, truth.floor_w)  # who is kept up looks like one who is held
+            held = (truth.limit_w < truth.max_w - 1.0) & (wished_w > 0.9 * truth.enforced_w)
+            if (held & ~moment.by_clock).any():
+                self.short_at_s = now
         if moment.decided_now and moment.decision is not None:
             fresh = moment.now_s - moment.started_at_s < 0.5
-            if moment.decision.binding.protection or not moment.site_spoke or fresh:
+            limits, budget_w = moment.decision.limits, moment.decision.budget_w
+            protected_w = min(limit.power_w for limit in limits if limit.protection)  # be another one lower
+            pulls = protected_w < budget_w - PULLED_RATIO * self.settings.feed_rating_w
+            if pulls or not moment.site_spoke or fresh:
                 self.protected_at_s = now
             self.said.append((now, moment.decision))
         while self.said and self.said[0][0] < now - 6.0:
@@ -127,13 +167,29 @@ class Checkers:
 
     def never_above(self, moment: Moment, decision: Decision) -> None:
         """1: limits that GPUs really hold, plus the estimate of the rest, stay under the promised line."""
-        held_w = self.settings.block_w_per_gpu_w * float(moment.limits_w.sum()) + decision.base_w
+        held_w = self.settings.block_w_per_gpu_w * float(moment.capped_w.sum()) + decision.base_w
         allowed_w = decision.budget_w + decision.shortfall_w + ROUNDING_W * len(moment.limits_w)
+        allowed_w += self.settings.block_w_per_gpu_w * moment.unknowable_w
         if (
             held_w > allowed_w
             and moment.now_s - moment.disturbed_at_s > self.settings.silent_max_after_s + 1.5
         ):
             raise Broken(1, moment.now_s, f"GPUs may draw {held_w:.0f} W, promised {allowed_w:.0f} W")
+
+    def floors_are_said(self, moment: Moment, decision: Decision) -> None:
+        """6: what power smoothing keeps up is within what is promised, or said to be short."""
+        floors_w = moment.truth.floor_w
+        if (
+            not floors_w.any()
+            or moment.now_s - moment.disturbed_at_s <= self.settings.silent_max_after_s + 1.5
+        ):
+            return
+        gain, may_w = self.settings.block_w_per_gpu_w, np.maximum(moment.capped_w, floors_w)
+        kept_w = gain * float(may_w.sum()) + decision.base_w
+        said_w = decision.budget_w + decision.shortfall_w + ROUNDING_W * len(floors_w)
+        if kept_w > said_w + gain * moment.unknowable_w:
+            text = f"smoothing keeps the block at {kept_w:.0f} W, said are {said_w:.0f} W"
+            raise Broken(6, moment.now_s, text)
 
     def racks_stay_within_their_inlets(self, moment: Moment, decision: Decision) -> None:
         """1, per rack: what a rack draws fits through its inlets, or an alarm says why not."""
@@ -193,18 +249,33 @@ class Checkers:
                 4, moment.now_s, f"base load {moment.base_w:.0f} W, estimated {decision.base_w:.0f} W"
             )
 
+    def _is_led(self, decision: Decision, before: tuple[float, Decision], down_w_per_s: float) -> bool:
+        """Whether the line of a way down moved as agreed since, and the budget stayed above it.
+
+        Where work itself takes power away, as a host that reboots does, the power shows nothing of the line.
+        """
+        at, said = before
+        line_w, tolerance_w = decision.state.pace.line_w, 0.02 * self.settings.feed_rating_w
+        agreed_w = said.state.pace.line_w - down_w_per_s * (self.said[-1][0] - at) - tolerance_w
+        return line_w >= agreed_w and decision.budget_w >= line_w - 1.0
+
     def ramps_are_contracts(self, moment: Moment, decision: Decision) -> None:
         """5: the line, and the limits that GPUs hold, move no faster than agreed, whatever comes back."""
         now, up, down = moment.now_s, self._fastest_up_w_per_s(), max(one.down_w_per_s for one in self.ramps)
-        before = [(at, said.budget_w) for at, said in self.said if now - 2.0 <= at <= now - 1.0]
+        before = [(at, said) for at, said in self.said if now - 2.0 <= at <= now - 1.0]
         if before and moment.decided_now:
-            at, was_w = before[-1]
+            at, was_w = before[-1][0], before[-1][1].budget_w
             if decision.budget_w > was_w + up * (now - at) + 1.0:
                 raise Broken(5, now, f"budget rose from {was_w:.0f} to {decision.budget_w:.0f} W in 1 s")
             # empty headroom may go at once, and so may everything before protection
             drawn_w = min(power_w for seen, power_w in self.powers if now - 4.0 <= seen <= at)
             least_w = min(was_w, drawn_w) - down * (now - at) - 0.02 * self.settings.feed_rating_w
-            if now - self.protected_at_s > 4.0 and decision.budget_w < least_w:
+            # a budget that limits swinging GPUs falls faster than the power that it leads down along a line
+            sunk_w = min(power_w for seen, power_w in self.powers if seen >= at)
+            too_fast = max(decision.budget_w, sunk_w) < least_w and not self._is_led(
+                decision, before[-1], down
+            )
+            if now - self.protected_at_s > 4.0 and too_fast:
                 raise Broken(5, now, f"budget fell from {was_w:.0f} to {decision.budget_w:.0f} W in 1 s")
         old = [value for at, value in self.sums if now - 3.5 <= at <= now - 1.5]
         if len(old) > 5 and now - moment.disturbed_at_s > 6.0:
@@ -312,6 +383,57 @@ class Checkers:
                     9, moment.now_s, f"{agent.name} has no lease, limits {moment.limits_w[agent.members]}"
                 )
 
+    def ceilings_are_lifted_by_order(self, moment: Moment) -> None:
+        """9, of clocks: raised or taken away only as the newest order says to an agent that holds a right to it."""
+        truth, was_mhz = moment.truth, self.ceilings_mhz
+        lost_at_s = np.zeros(len(truth.lost)) if self.lost_at_s is None else self.lost_at_s
+        self.lost_at_s = np.where(truth.lost, moment.now_s, lost_at_s)
+        same = None if self.generation is None else self.generation == truth.generation
+        self.ceilings_mhz, self.generation = truth.ceiling_mhz.copy(), truth.generation.copy()
+        if was_mhz is None:
+            return
+        now_mhz = self.ceilings_mhz
+        self.ceilings.append((moment.now_s, was_mhz))
+        while self.ceilings[0][0] < moment.now_s - HANDED_OVER_S:
+            self.ceilings.popleft()
+        lifted = same & (was_mhz > 0) & ((now_mhz == 0) | (now_mhz > was_mhz))
+        if not lifted.any():
+            return
+        for agent in moment.agents:
+            own = agent.members[lifted[agent.members]]
+            if len(own):
+                why = self._not_to_be_lifted(moment, agent, own)
+                if why:
+                    text = f"{agent.name}: ceilings {was_mhz[own]} became {now_mhz[own]} MHz, {why}"
+                    raise Broken(9, moment.now_s, text)
+
+    def _not_to_be_lifted(self, moment: Moment, agent: Agent, own: np.ndarray) -> str:
+        order = agent.granted
+        if not agent.up or order is None or moment.now_s > agent.right_until_s:
+            return "and nobody has a right to that"
+        ordered_mhz = np.array(agent.granted_mhz)[own - agent.members[0]]
+        if (moment.truth.ceiling_mhz[own] != ordered_mhz).any():
+            return f"ordered are {ordered_mhz}"
+        if order.known_at_s < agent.began_s:
+            return "by an order of somebody who knew nothing of this agent"
+        told = (self.lost_at_s[own] < moment.started_at_s).any()
+        as_told = any((mhz[own] == moment.truth.ceiling_mhz[own]).all() for _, mhz in self.ceilings)
+        if told and order.epoch == moment.epoch and agent.name not in moment.facts and not as_told:
+            return "by a controller that knew nothing of their clocks"
+        return ""
+
+    def ceilings_end(self, moment: Moment, decision: Decision) -> None:
+        """10: where nobody is short clocks come back, in truth and in the order, step by step to none held down."""
+        calm_s = moment.now_s - self.short_at_s - CEILINGS_RISE_S
+        if moment.by_clock is None or calm_s < 0.0:
+            return
+        ratio = self.settings.clock_least_ratio + CEILING_STEP_RATIO * (calm_s // CEILING_STEP_S)
+        least_mhz = np.inf if ratio > 0.999 else (ratio - CEILING_ROUNDING_RATIO) * CLOCK_MAX_MHZ
+        for ceilings_mhz in (moment.truth.ceiling_mhz, decision.clocks_mhz):
+            if ((ceilings_mhz > 0) & (ceilings_mhz < least_mhz)).any():
+                text = f"ceilings {ceilings_mhz} MHz, nobody short for {calm_s + CEILINGS_RISE_S:.1f} s"
+                raise Broken(10, moment.now_s, text)
+
     def healed(self, moment: Moment, decision: Decision) -> None:
         """10: after the faults the block is in control, in plan, and at work; judged by the truth."""
         now_s = moment.now_s
@@ -319,11 +441,14 @@ class Checkers:
             raise Broken(10, now_s, f"still in {decision.mode} after healing")
         if not decision.state.shares.controllable.all():
             raise Broken(10, now_s, f"still out of reach after healing: {decision.state.shares.controllable}")
+        if (moment.capped_w < moment.limits_w).any():
+            raise Broken(10, now_s, f"still held by BMCs after healing: {moment.capped_w}")
         self.limits_are_real(moment, decision)
+        self.ceilings_end(moment, decision)
         self.base_is_known_again(moment)
         self.budget_comes_back(moment, decision)
         # the minima fill the line: a shortfall that is said, and no room for more
-        least_w = self.settings.block_w_per_gpu_w * float(self.settings.topology.gpu_min_w.sum())
+        least_w = self.settings.block_w_per_gpu_w * float(self._least_w(moment).sum())
         cramped = least_w + decision.base_w >= decision.budget_w
         self.alarms_end(moment, decision, cramped=cramped)
         if not cramped:
@@ -378,9 +503,32 @@ class Checkers:
         for rack, full_at_s in self.rack_full_at_s.items():
             if moment.now_s - full_at_s < RECENTLY_S:  # a PDU lags by a second and is read every second
                 honest += (f"inlet {name}" for name in names[2 * rack : 2 * rack + 2])
+        honest += self._full_racks(moment)
+        kept_up = np.flatnonzero(moment.now_s - self.kept_up_at_s < RECENTLY_S)
+        honest += [f"excess {self.settings.topology.gpu_name(gpu)}" for gpu in kept_up]
+        least_w = self.settings.block_w_per_gpu_w * float(self._least_w(moment).sum())
+        honest += [
+            f"shed plan {level.name}"
+            for level in self.settings.shed_levels
+            if level.limit_w < least_w + decision.base_w
+        ]
+        if moment.grid is not None and self.response.cannot_keep(moment, decision):
+            honest.append(COMMITMENT)
         for alarm in decision.alarms:
             if alarm.key not in honest:
                 raise Broken(10, moment.now_s, f"nothing is wrong, alarm {alarm.key}: {alarm.text}")
+
+    def _full_racks(self, moment: Moment) -> list[str]:
+        """Alarms of racks whose inlets carry no more than what no limit takes from its GPUs."""
+        topology = self.settings.topology
+        least_w = self.settings.block_w_per_gpu_w * topology.rack_sums(self._least_w(moment))
+        carried_w = RACK_FULL_RATIO * topology.inlet_sums(topology.inlet_continuous_w)
+        full = np.flatnonzero(least_w + RACK_BASE_RATIO * moment.base_w > carried_w)
+        return [f"rack {topology.rack_names[rack]}" for rack in full]
+
+    def _least_w(self, moment: Moment) -> np.ndarray:
+        """What no limit takes from the GPUs, (n)."""
+        return np.maximum(self.settings.topology.gpu_min_w, moment.truth.floor_w)
 
     def nothing_is_short(self, moment: Moment) -> None:
         # a base load that climbs is followed with the delay of one order

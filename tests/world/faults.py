@@ -1,5 +1,6 @@
 """What can go wrong in the world: a table of faults, each with its weight, its length, and how it heals."""
 
+import heapq
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -20,6 +21,7 @@ class Fault(NamedTuple):
     shortest_s: float
     longest_s: float
     strike: Callable[["World", int, "Agent"], Heal]  # (world, a GPU, an agent) -> how it heals, or None
+    room_s: float = 0.0  # it begins so long before all faults end
 
 
 def _meter(mode: str, world: "World", _gpu: int, _agent: "Agent") -> Heal:
@@ -69,7 +71,7 @@ def _limit_lowered_out_of_band(world: "World", gpu: int, _agent: "Agent") -> Hea
 
 
 def _limit_reset_by_driver(world: "World", _gpu: int, agent: "Agent") -> Heal:
-    world.truth.limit_w[agent.members] = MAX_W
+    world.truth.forget_settings(agent.members)
     world.disturbed_at_s = world.now_s
     return None
 
@@ -131,8 +133,8 @@ def _statement_missing(world: "World", _gpu: int, _agent: "Agent") -> Heal:
 def _host_reboots(world: "World", _gpu: int, agent: "Agent") -> Heal:
     """The agent is gone, the driver forgot its limits, and the work comes back at full power before anyone."""
     agent.up = False
-    world.truth.limit_w[agent.members] = MAX_W
-    world.truth.demand_w[agent.members] = MAX_W
+    world.truth.forget_settings(agent.members)
+    world.work_fully(agent.members)
     world.disturbed_at_s = world.now_s
     return lambda: agent.start(world.now_s)
 
@@ -184,6 +186,79 @@ def _second_controller(world: "World", _gpu: int, _agent: "Agent") -> Heal:
     world.disk.epoch = epoch
     return world.start_controller
 
+
+def _instrument(mode: str, world: "World", _gpu: int, _agent: "Agent") -> Heal:
+    world.grid.mode = mode
+    return partial(setattr, world.grid, "mode", "good")
+
+
+def _host_dead(world: "World", _gpu: int, agent: "Agent") -> Heal:
+    """No agent, no network, GPUs that keep their limits and work at full power."""
+    agent.up = False
+    world.work_fully(agent.members)
+    return lambda: agent.start(world.now_s)
+
+
+def _host_dead_at_full_power(world: "World", gpu: int, agent: "Agent") -> Heal:
+    """The same after a reload of the driver, which forgot the limits."""
+    world.truth.forget_settings(agent.members)
+    world.disturbed_at_s = world.now_s
+    return _host_dead(world, gpu, agent)
+
+
+def _bmc(mode: str, world: "World", gpu: int, agent: "Agent") -> Heal:
+    """Of a host that then falls silent."""
+    world.bmcs.modes[agent.name] = mode
+    heal = _host_dead_at_full_power(world, gpu, agent)
+
+    def healed() -> None:
+        world.bmcs.heal(agent.name)
+        heal()
+
+    return healed
+
+
+def _held_host_reboots(world: "World", gpu: int, agent: "Agent") -> Heal:
+    """What its BMC held goes with it, some seconds into the outage; often nobody can ask the BMC then."""
+    loses_at_s = world.now_s + world.bmc_rng.uniform(10.5, 14.0)
+    lose = partial(world.bmcs.forget, agent.name)
+    heapq.heappush(world.ending, (loses_at_s, -len(world.log), "cap lost", lose))
+    mode = world.bmc_rng.choice(("good", "dies"))
+    return _bmc(mode, world, gpu, agent)
+
+
+def _work_changes(world: "World", gpu: int, _agent: "Agent") -> Heal:
+    """From decoding to training or back; its agent takes a while to learn which lever moves it now."""
+    truth = world.truth
+    truth.decodes[gpu] = not truth.decodes[gpu]
+    truth.demand_w[gpu] = MAX_W
+    return world.learn_levers
+
+
+WORK = {"work changes": Fault(1, 2.0, 10.0, _work_changes)}
+"""What moves power besides the law without being broken; only in worlds whose agents tell of levers."""
+
+DEAD_HOSTS = {
+    "host dead": Fault(2, 12.0, 20.0, _host_dead, room_s=12.0),
+    "host dead at full power": Fault(3, 12.0, 20.0, _host_dead_at_full_power, room_s=12.0),
+    "held host reboots": Fault(3, 18.0, 24.0, _held_host_reboots, room_s=18.0),
+    "bmc mirrors": Fault(2, 12.0, 20.0, partial(_bmc, "mirrors"), room_s=12.0),
+    "bmc ignores": Fault(1, 12.0, 20.0, partial(_bmc, "ignores"), room_s=12.0),
+    "bmc slow": Fault(2, 12.0, 20.0, partial(_bmc, "slow"), room_s=12.0),
+    "bmc dead": Fault(2, 12.0, 20.0, partial(_bmc, "dead"), room_s=12.0),
+    "bmc dies while it holds": Fault(2, 14.0, 20.0, partial(_bmc, "dies"), room_s=14.0),
+}
+"""Hosts that are silent for longer than the law believes in them; only in worlds with BMCs."""
+
+INSTRUMENT = {
+    "frequency silent": Fault(2, 0.1, 8.0, partial(_instrument, "silent")),
+    "frequency frozen": Fault(2, 1.0, 8.0, partial(_instrument, "frozen")),
+    "frequency bad": Fault(1, 0.1, 8.0, partial(_instrument, "bad")),
+    "frequency late": Fault(2, 0.5, 8.0, partial(_instrument, "late")),
+    "frequency broken": Fault(2, 0.5, 8.0, partial(_instrument, "broken")),
+    "frequency spiky": Fault(3, 2.0, 15.0, partial(_instrument, "spiky")),
+}
+"""What can be wrong with the instrument of the grid's frequency; only in worlds with a commitment."""
 
 BLOCK_SCALE = {
     "host reboots": Fault(2, 3.0, 12.0, _host_reboots),

@@ -5,7 +5,10 @@ those moves the reason into a test of its own and takes the seed out.
 """
 
 KEPT = {
+    141: "a cut that went out in parts between two beats was read as base load",
+    1282: "a load that jumped each second kept the base load from being measured at all, 405 W too high",
     20212: "late reports made readable GPUs look unreadable, and what was cut there went elsewhere at once",
     30703: "an order decided without knowing of a restart raised the GPUs of the agent that restarted",
     40092: "a repeated order that echoed a report nobody could use raised the GPUs of a node that had fallen back",
+    90021: "base load was read off between two reports of the GPUs that lay three seconds apart",
 }

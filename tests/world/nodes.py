@@ -8,10 +8,11 @@ from random import Random
 import numpy as np
 
 from controller.agent import lease as leases
-from protocols.agent_link import Call, Gpu, Order, Report, Table
-from tests.world.facility import Truth
+from protocols.agent_link import Call, Facts, Gpu, GpuFacts, Order, Report, Table
+from tests.world.facility import CLOCK_MAX_MHZ, IDLE_W, Truth
 
-REPORT_S = 0.1
+REPORT_S, FACTS_S = 0.1, 10.0
+IDLE_AFTER_S = 5.0  # shares of what was seen fade as slowly: see controller/agent/levers.py
 MIN_W, MAX_W = 200.0, 700.0
 
 
@@ -74,9 +75,21 @@ class Agent:
     next_report_s: float = 0.0
     table: Table | None = None
     right_until_s: float = 0.0  # true time: the latest that any order heard allowed; for the checkers
+    levers: "Levers | None" = None  # None: it knows of limits alone
+    ceilings: list = field(default_factory=list)  # what it knows of those in the driver
+    left_mhz: dict = field(default_factory=dict)  # ceilings by GPU, on disk
+    generation: np.ndarray | None = None  # of the driver, as last seen
+    next_facts_s: float = 0.0
+    began_s: float = 0.0  # its own clock
+    granted: Order | None = None  # the newest order that it obeys; for the checkers
+    granted_mhz: tuple = ()  # and its ceilings, or lower where a call came after
 
     def start(self, now_s: float) -> None:
         self.up, self.boots = True, self.boots + 1
+        self.ceilings = [leases.Ceiling(self.left_mhz.get(gpu)) for gpu in range(len(self.members))]
+        self.generation = self.truth.generation[self.members]
+        self.next_facts_s, self.began_s = now_s, now_s + self.clock_offset_s
+        self.granted, self.granted_mhz = None, ()
         self.right_until_s = now_s + self.settings.waiting_max_s
         self.lease = leases.begin(self.settings, now_s + self.clock_offset_s, observe=False)
         self.echo_sent_at_s = -1.0
@@ -100,9 +113,13 @@ class Agent:
         if self.table is None or self.table.epoch != call.epoch:
             return
         found_w = self.found_w()
-        limits_w = self.table.levels[call.level].limits_w
-        self.lease, refusal = leases.shed(self.lease, call, limits_w)
+        level = self.table.levels[call.level]
+        own_s = now_s + self.clock_offset_s
+        self.lease, refusal = leases.shed(self.lease, call, level.limits_w, level.clocks_mhz, own_s)
         if refusal is None:
+            if level.clocks_mhz and self.granted is not None:
+                pairs = zip(self.granted_mhz, level.clocks_mhz, strict=True)
+                self.granted_mhz = tuple(min(one, other) or max(one, other) for one, other in pairs)
             self.write(found_w)
             self.report(now_s, network)
 
@@ -114,6 +131,9 @@ class Agent:
         found_w = self.found_w()
         self.lease, refusal = leases.offer(self.settings, self.lease, order, own_s)
         if refusal is None:
+            if self.granted is None or (order.epoch, order.seq) > (self.granted.epoch, self.granted.seq):
+                self.granted_mhz = order.clocks_mhz or (0,) * len(self.members)
+                self.granted = order
             self.write(found_w)
             self.report(now_s, network)
 
@@ -126,6 +146,9 @@ class Agent:
         if now_s >= self.next_report_s:
             self.next_report_s = now_s + REPORT_S
             self.report(now_s, network)
+        if self.levers is not None and now_s >= self.next_facts_s:
+            self.next_facts_s = now_s + FACTS_S
+            self.tell_facts(now_s, network)
 
     def found_w(self) -> list:
         truth = self.truth
@@ -137,13 +160,50 @@ class Agent:
         ]
 
     def write(self, found_w: list) -> None:
-        if self.deaf_to_writes or self.inert or tuple(found_w) == self.lease.held_w:
+        if self.deaf_to_writes or self.inert:
+            return
+        self.write_ceilings()
+        if tuple(found_w) == self.lease.held_w:
             return
         found = [None if w is None else leases.Found(w, MIN_W, MAX_W) for w in found_w]
         for write in leases.due(self.lease, found):
             index = self.members[write.gpu]
             if not self.truth.lost[index]:
                 self.truth.limit_w[index] = write.limit_w
+
+    def write_ceilings(self) -> None:
+        truth = self.truth
+        if (truth.generation[self.members] != self.generation).any():
+            self.generation = truth.generation[self.members]
+            self.ceilings = [leases.Ceiling(one.asked_mhz, sure=False) for one in self.ceilings]
+        for gpu, ceiling_mhz in leases.due_clocks(self.lease, self.ceilings):
+            index = self.members[gpu]
+            if not truth.lost[index]:
+                self.left_mhz[gpu] = ceiling_mhz or None
+                self.ceilings[gpu] = leases.Ceiling(ceiling_mhz)
+                truth.ceiling_mhz[index] = ceiling_mhz
+
+    def tell_facts(self, now_s: float, network: Network) -> None:
+        facts = Facts(
+            node=self.name,
+            boot=f"{self.name}-{self.boots}",
+            at_s=now_s + self.clock_offset_s,
+            driver="",
+            lease_max_s=self.settings.lease_max_s,
+            waiting_max_s=self.settings.waiting_max_s,
+            fallback_ramp_w_per_s=self.settings.fallback_ramp_w_per_s,
+            gpus=tuple(
+                GpuFacts(fallback_w=fallback_w, clock_max_mhz=CLOCK_MAX_MHZ)
+                for fallback_w in self.settings.fallback_w
+            ),
+        )
+        network.send(now_s, "controller", facts, via=self.name)
+
+    def shown_mhz(self, gpu: int) -> int:
+        if self.inert:
+            return self.lease.held_mhz[gpu] or 0
+        asked_mhz, sure = self.ceilings[gpu]
+        return asked_mhz if asked_mhz and sure else 0
 
     def report(self, now_s: float, network: Network) -> None:
         own_s, t = now_s + self.clock_offset_s, self.truth
@@ -163,11 +223,13 @@ class Agent:
                 min_w=MIN_W,
                 max_w=MAX_W,
                 fault="lost" if lost else "",
+                **told,
             )
-            for power_w, limit_w, lost in zip(
+            for power_w, limit_w, lost, told in zip(
                 t.power_w[self.members].tolist(),
                 shown_w,
                 t.lost[self.members].tolist(),
+                [{}] * len(self.members) if self.levers is None else self.levers.told(self, now_s),
                 strict=True,
             )
         )
@@ -192,3 +254,33 @@ class Agent:
             ),
             via=self.name,
         )
+
+
+@dataclass
+class Levers:
+    """What agents tell of the levers of their GPUs, arrays (n) over GPUs. Learning takes time: not always the truth."""
+
+    by_clock: np.ndarray  # while busy, as agents have it
+    floor_w: np.ndarray
+    busy_at_s: np.ndarray  # when a report last said so
+    told_by_clock: np.ndarray  # in the newest report
+
+    def told(self, agent: Agent, now_s: float) -> list[dict]:
+        """For a report, by GPU of this agent."""
+        truth, members = agent.truth, agent.members
+        held_down = truth.wished_w > truth.enforced_w
+        self.busy_at_s[members] = np.where(truth.demand_w > IDLE_W, now_s, self.busy_at_s)[members]
+        idle = now_s - self.busy_at_s > IDLE_AFTER_S
+        self.told_by_clock[members] = (self.by_clock & ~idle)[members]
+        told: list[dict] = [{"floor_w": floor_w} for floor_w in self.floor_w[members].tolist()]
+        for gpu, index in enumerate(members):
+            if truth.lost[index]:
+                self.told_by_clock[index] = False
+                continue
+            busy = "clock" if self.by_clock[index] else "cap"
+            told[gpu] |= {
+                "capped": bool(held_down[index]),
+                "lever": "none" if idle[index] else busy,
+                "ceiling_mhz": agent.shown_mhz(gpu),
+            }
+        return told

@@ -13,7 +13,10 @@ import numpy as np
 
 from controller.actuate import Actuate, Heard
 from controller.agent import lease as leases
+from controller.backstop import Heard as OfAgent
+from controller.backstop import obeys
 from controller.board import Board
+from controller.core import frequency
 from controller.core import law as real_law
 from controller.core.model import (
     FOREVER_S,
@@ -32,10 +35,13 @@ from controller.core.model import (
     Site,
     Topology,
 )
+from protocols.agent_link import Facts
+from tests.world.bmc import Bmcs
 from tests.world.checkers import Broken, Checkers, Moment
 from tests.world.facility import Meter, Truth
-from tests.world.faults import BLOCK_SCALE, FAULTS, LATER, Fault
-from tests.world.nodes import MAX_W, MIN_W, Agent, Network
+from tests.world.faults import BLOCK_SCALE, DEAD_HOSTS, FAULTS, INSTRUMENT, LATER, WORK, Fault
+from tests.world.grid import FINE_S, Grid, commit, grid_for
+from tests.world.nodes import MAX_W, MIN_W, Agent, Levers, Network
 
 LENGTH_S = 60.0
 FAULTS_FROM_S, FAULTS_UNTIL_S = 6.0, 40.0
@@ -59,7 +65,9 @@ class Controller:
     actuate: Actuate
     state: object
     started_at_s: float
+    next_beat_s: float = 0.0
     spoke: set[int] = field(default_factory=set)  # sources that have stated a plan to it
+    facts: set[str] = field(default_factory=set)  # nodes that have told it what they are
     decision: Decision | None = None
 
 
@@ -130,6 +138,7 @@ class World:
             self.dt_s = 0.1
         self.later_rng = Random(f"later {seed}")
         self.scale_rng = Random(f"block scale {seed}")
+        self.grid_rng, self.bmc_rng = Random(f"grid {seed}"), Random(f"bmcs {seed}")
         tight = later and self.later_rng.random() < 0.4  # racks that their inlets hold
         self.settings = settings_for(rng, self.dt_s, 0.5 if tight else 1.0)
         self.second_silent_s, self.second_plan, self.second_next_s = (0.0, 0.0), (), 0.5
@@ -137,6 +146,7 @@ class World:
         if later:
             self._draw_second_source()
             self._draw_sheds()
+        self.grid = self._draw_grid() if later else None
         topology = self.settings.topology
         count = len(topology.gpu_node)
         self.truth = Truth(
@@ -144,6 +154,7 @@ class World:
             gpu_rack=topology.gpu_rack,
             limit_w=np.array([float(rng.choice((MAX_W, 500.0))) for _ in range(count)]),
             oob_w=np.full(count, 1e6),
+            bmc_w=np.full(count, 1e6),
             max_w=np.full(count, MAX_W),
             demand_w=np.full(count, MAX_W),
             power_w=np.full(count, 400.0),
@@ -153,6 +164,11 @@ class World:
             saturated=rng.random() < 0.4,
             lost=np.zeros(count, dtype=bool),
             wild=np.zeros(count, dtype=bool),
+            decodes=np.zeros(count, dtype=bool),
+            floor_w=np.zeros(count),
+            ceiling_mhz=np.zeros(count, dtype=np.int64),
+            clock_deaf=np.zeros(count, dtype=bool),
+            generation=np.zeros(count, dtype=np.int64),
         )
         self.meter = Meter(rng.uniform(0.15, 0.3), 0.1)
         self.inlets = [Meter(1.0, 0.8) for _ in topology.inlet_names]
@@ -176,6 +192,11 @@ class World:
             )
             for i, name in enumerate(topology.node_names)
         ]
+        self.lever_rng = Random(f"levers {seed}")
+        self.levers: Levers | None = self._draw_levers() if later else None
+        self.bmcs: Bmcs | None = None
+        if later and self.bmc_rng.random() < 0.5:
+            self.bmcs = Bmcs(self.bmc_rng, self.truth, {one.name: one.members for one in self.agents})
         self.law, self.disk, self.controller = law, Disk(), None
         self.utc_step_s = 0.0
         self.site_states, self.plan_since_s = True, 0.0
@@ -187,7 +208,7 @@ class World:
         self.wanted: dict[str, tuple[Setpoint, float, float]] = {}
         self.disturbed_at_s = 0.0
         self.meter_honest_from_s = 0.0
-        self.measurable_at_s = self.unmeasurable_at_s = 1000.0
+        self.measurable_at_s = self.unmeasurable_at_s = self.able_since_s = 1000.0
         self.checkers = Checkers(self.settings)
         self.timeline = self._draw_faults() if faults else []
         if faults and later:
@@ -196,6 +217,9 @@ class World:
                     *self.timeline,
                     *self._draw_more(LATER, self.later_rng, (0, 0, 1, 2)),
                     *self._draw_more(BLOCK_SCALE, self.scale_rng, (0, 0, 1, 1, 2)),
+                    *self._draw_more(INSTRUMENT, self.grid_rng, (0, 0, 1, 2) if self.grid else (0,)),
+                    *self._draw_more(DEAD_HOSTS, self.bmc_rng, (0, 1, 1, 2) if self.bmcs else (0,)),
+                    *self._draw_more(WORK, self.lever_rng, (0, 1, 2) if self.levers else (0,)),
                 ]
             )
         self.ending: list[tuple[float, int, str, object]] = []
@@ -265,6 +289,45 @@ class World:
             for from_s in (rng.uniform(3.0, 38.0) for _ in range(rng.choice((0, 1, 2))))
         )
 
+    def _draw_grid(self) -> Grid | None:
+        """In some worlds something was committed to the grid."""
+        rng, settings = self.grid_rng, self.settings
+        if rng.random() < 0.4:
+            return None
+        product = commit(rng, settings.feed_rating_w, settings.ramp)
+        self.settings = replace(settings, frequency=product)
+        return grid_for(rng, product)
+
+    def _draw_levers(self) -> Levers | None:
+        """In some worlds agents tell which lever moves which GPU; some GPUs do not do what is told of them."""
+        rng, truth = self.lever_rng, self.truth
+        if rng.random() < 0.4:
+            return None
+        count = len(truth.limit_w)
+
+        def some(ratio: float) -> np.ndarray:
+            return np.array([rng.random() < ratio for _ in range(count)])
+
+        truth.decodes = some(rng.choice((0.3, 0.6, 1.0)))
+        truth.clock_deaf = some(rng.choice((0.0, 0.0, 0.5)))
+        smoothed = some(rng.choice((0.0, 0.0, 0.4)))
+        truth.floor_w = np.where(smoothed, rng.uniform(MIN_W, 450.0), 0.0)
+        by_clock = truth.decodes | truth.clock_deaf
+        levers = Levers(by_clock, truth.floor_w, np.zeros(count), by_clock.copy())
+        for agent in self.agents:
+            agent.levers = levers
+        return levers
+
+    def learn_levers(self) -> None:
+        """Agents have seen enough of the work as it is now. One whose clock does nothing is not found out."""
+        self.levers.by_clock = self.truth.decodes | self.truth.clock_deaf
+
+    def work_fully(self, members: np.ndarray) -> None:
+        """As after a reboot: work that takes all it can get, and agents that know it."""
+        self.truth.work_fully(members)
+        if self.levers is not None:
+            self.learn_levers()
+
     def _with_ramps(self, plan: tuple[Setpoint, ...]) -> tuple[Setpoint, ...]:
         """In some worlds, some setpoints bring a ramp of their own."""
         rng, ramp = Random(f"ramps {self.seed}"), self.settings.ramp
@@ -302,8 +365,9 @@ class World:
         drawn = rng.choices(names, weights=[faults[name].weight for name in names], k=rng.choice(counts))
         timeline = []
         for name in drawn:
-            at_s = rng.uniform(FAULTS_FROM_S, FAULTS_UNTIL_S - 2.0)
-            length_s = rng.uniform(faults[name].shortest_s, faults[name].longest_s)
+            fault = faults[name]
+            at_s = rng.uniform(FAULTS_FROM_S, FAULTS_UNTIL_S - max(2.0, fault.room_s))
+            length_s = rng.uniform(fault.shortest_s, fault.longest_s)
             timeline.append((at_s, name, min(length_s, FAULTS_UNTIL_S - at_s)))
         return timeline
 
@@ -317,9 +381,15 @@ class World:
         for agent in self.agents:
             agent.start(self.now_s)
         self.start_controller()
-        for step in range(round(length_s / self.dt_s)):
-            self.now_s = self.start_s + step * self.dt_s
-            self._step(self.now_s - self.start_s)
+        beat_s, steps = self.dt_s, round(length_s / self.dt_s)
+        for step in range(steps):
+            at_s = self.start_s + step * beat_s
+            young = self.grid is not None and self.grid.is_young(at_s - self.start_s)
+            parts = round(beat_s / FINE_S) if young else 1
+            self.dt_s = beat_s / parts
+            for part in range(parts):
+                self.now_s = at_s + part * self.dt_s
+                self._step(self.now_s - self.start_s)
         return self
 
     def _step(self, t_s: float) -> None:
@@ -339,13 +409,22 @@ class World:
             self.disturbed_at_s = now_s  # what its GPUs hold is not what anybody is told
         self.truth.step(self.dt_s, now_s)
         self._measure()
-        decided = self._decide()
+        if self.grid is not None:
+            self.grid.step(t_s, now_s, self.dt_s)
+        if self.bmcs is not None and self.controller is not None:
+            self.bmcs.step(now_s, self._heard_of_agent)
+        decided = self._is_beat() and self._decide()
         self.checkers.see(self._moment(decided))
 
     def _deliver(self, to: str, message: object) -> None:
         controller = self.controller
         if to == "controller":
-            if controller is not None:
+            if controller is None:
+                return
+            if isinstance(message, Facts):
+                controller.board.put_facts(message)
+                controller.facts.add(message.node)
+            else:
                 controller.board.put_report(message, self.now_s)
         elif to == "site":
             if controller is not None:
@@ -392,11 +471,39 @@ class World:
             inlet.step(truth.rack_w[number // 2] / 2.0, now_s, self.dt_s, rng)
         self.cooling.step(self.cooling_w, now_s, self.dt_s, rng)
 
-    def _decide(self) -> bool:
+    def _heard_of_agent(self, name: str) -> OfAgent:
+        """As the shell tells its backstop."""
         controller = self.controller
+        heard_s, seq, leased = controller.board.heard(name)
+        node = self.settings.topology.node_names.index(name)
+        is_obeying = obeys(
+            controller.state.ledger, node, seq, self.now_s, leased=leased, wait_s=self.settings.ack_wait_s
+        )
+        return OfAgent(self.now_s - max(heard_s, controller.started_at_s), is_obeying)
+
+    def _is_beat(self) -> bool:
+        """On the beat, or when what the instrument tells is worth one of its own."""
+        controller, grid = self.controller, self.grid
         if controller is None:
             return False
+        if self.now_s >= controller.next_beat_s - 1e-6:
+            controller.next_beat_s = self.now_s + self.settings.tick_s
+            return True
+        if grid is None:
+            return False
+        product, response = self.settings.frequency, controller.state.frequency
+        return any(
+            one.good and frequency.wakes(product, response, one.value)
+            for one in (grid.shown_before, grid.shown)
+        )
+
+    def _decide(self) -> bool:
+        controller = self.controller
         now_s, board = self.now_s, controller.board
+        if self.grid is not None:
+            board.frequency = self.grid.shown
+        if self.bmcs is not None:
+            board.put_proven({one.node: one.limit_w for one in self.bmcs.proven(now_s)})
         board.meter = Measurement(self.meter.shown_w, self.meter.mode != "bad", self.meter.shown_at_s)
         for number, inlet in enumerate(self.inlets):
             board.put_inlet(number, Measurement(inlet.shown_w, inlet.mode != "bad", inlet.shown_at_s))
@@ -472,6 +579,9 @@ class World:
                 (FAULTS, self.rng),
                 (LATER, self.later_rng),
                 (BLOCK_SCALE, self.scale_rng),
+                (INSTRUMENT, self.grid_rng),
+                (DEAD_HOSTS, self.bmc_rng),
+                (WORK, self.lever_rng),
             )
             if name in table
         )
@@ -491,10 +601,17 @@ class World:
         if self.meter.mode in ("frozen", "lying"):
             self.meter_honest_from_s = now_s + MEASURED_AFTER_S
         cut_off = self.network.cut or self.network.loss or self.network.late_s or truth.lost.any()
-        if cut_off or not decided or self.meter.mode != "good" or not all(agent.up for agent in self.agents):
+        if (
+            cut_off
+            or controller is None
+            or self.meter.mode != "good"
+            or not all(agent.up for agent in self.agents)
+        ):
             self.unmeasurable_at_s = now_s
         elif now_s - self.unmeasurable_at_s > MEASURED_AFTER_S:
             self.measurable_at_s = now_s
+        if self._is_amiss() or now_s - self.unmeasurable_at_s < self.dt_s / 2:
+            self.able_since_s = now_s
         carried = self.inherited
         spoke = set() if controller is None else controller.spoke
         unheard = [one.limit_w for index, one in enumerate(self.settings.failsafes) if index not in spoke]
@@ -508,6 +625,8 @@ class World:
         return Moment(
             now_s=now_s,
             limits_w=truth.limit_w,
+            capped_w=np.minimum(truth.limit_w, truth.bmc_w),
+            unknowable_w=0.0 if self.bmcs is None else self.bmcs.unknowable_w(now_s),
             block_w=truth.block_w,
             base_w=truth.base_w,
             rack_w=truth.rack_w,
@@ -531,6 +650,23 @@ class World:
             measurable_at_s=self.measurable_at_s,
             metered_at_s=self.meter.shown_at_s,
             disturbed_at_s=self.disturbed_at_s,
+            grid=self.grid,
+            able_since_s=self.able_since_s,
+            truth=truth,
+            epoch=0 if controller is None else controller.epoch,
+            facts=frozenset() if controller is None else controller.facts,
+            by_clock=None if self.levers is None else self.levers.told_by_clock,
+        )
+
+    def _is_amiss(self) -> bool:
+        """Something keeps GPUs from obeying, power from being known, or moves it besides the law."""
+        truth, settings = self.truth, self.settings
+        return (
+            truth.wild.any()
+            or (np.minimum(truth.oob_w, truth.bmc_w) < truth.limit_w).any()
+            or any(agent.deaf_to_writes or agent.inert for agent in self.agents)
+            or abs(truth.base_target_w - truth.base_w) > 0.03 * settings.feed_rating_w
+            or self.now_s - self.disturbed_at_s < settings.silent_max_after_s
         )
 
     def _note_wanted(self, setpoints: tuple[Setpoint, ...]) -> None:

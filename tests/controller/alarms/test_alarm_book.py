@@ -76,6 +76,16 @@ def test_a_chattering_contact_rises_three_times_a_minute_at_most():
     assert play.book.records["a"].count == len(raised)
 
 
+def test_what_is_kept_up_over_its_time_says_that_it_has_gone():
+    play = Play()
+    for _ in range(CHATTER_COUNT):
+        play = play.step().step(("a", "deep is called"), after_s=5.0)
+    assert books.text(play.book.records["a"]) == "deep is called"
+    play = play.step(after_s=5.0)
+    assert play.state() == "unacknowledged"
+    assert books.text(play.book.records["a"]).startswith("deep is called (gone again")
+
+
 def test_a_chattering_contact_is_shown_as_active_until_it_is_quiet():
     play = Play()
     for _ in range(CHATTER_COUNT):

@@ -12,14 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from controller.backstop import Backstop, BackstopConfig, Heard, found, node
-from controller.backstop.node import bounds_w
+from controller.backstop import BackstopConfig, Heard, found, node
+from controller.backstop.found import Found
+from controller.backstop.node import NodeBackstop, bounds_w
+from controller.backstop.phase import Guard, Phase
+from controller.backstop.service import Hosts
 from controller.clock import now_s
 from controller.yaml_config import ConfigError
 from firmware_sim.gpu_firmware import GpuMemory
 from firmware_sim.redfish_bmc import RedfishBmc, self_signed
 from protocols.redfish import Lever, levers
 from protocols.redfish import client as http
+from protocols.redfish.client import Answer
 from tests.bmcs import PASSWORD, QUICK_S, USER, gpus, simulated
 
 # Connections are cut here on purpose: see the tests of the client.
@@ -35,6 +39,7 @@ def _impatient(monkeypatch):
     for module, name, value in (
         (node, "LOOK_S", 0.01),
         (node, "RETRY_MAX_S", 0.2),
+        (node, "TOLD_S", 0.01),
         (node, "READ_BACK_MAX_S", 0.1),
         (levers, "READ_BACK_PAUSE_S", 0.02),
         (http, "LOGOUT_MAX_S", 0.5),
@@ -77,12 +82,12 @@ class Block:
         made = BackstopConfig.model_validate_json(json.dumps(said), strict=True)
         return made.model_copy(update={"reread_s": 0.1})  # quicker than an operator may have it
 
-    def backstop(self) -> Backstop:
+    def backstop(self) -> Hosts:
         counts = {name: len(memory.gpus) for name, memory in self.memories.items()}
-        return Backstop(self.config(), counts, self.heard.__getitem__, self.folder / "state")
+        return Hosts(self.config(), counts, self.heard.__getitem__, self.folder / "state")
 
     @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[Backstop]:
+    async def running(self) -> AsyncIterator[Hosts]:
         made = self.backstop()
         task = asyncio.create_task(made.run())
         try:
@@ -121,7 +126,7 @@ async def until(holds, wait_max_s: float = 20.0) -> None:
             await asyncio.sleep(0.01)
 
 
-def shown_w(backstop: Backstop, name: str = "n01") -> tuple[float, ...]:
+def shown_w(backstop: Hosts, name: str = "n01") -> tuple[float, ...]:
     return next((one.limit_w for one in backstop.proven(now_s()) if one.node == name), ())
 
 
@@ -170,16 +175,66 @@ async def test_a_proof_grows_old_when_the_bmc_dies(block):
         await until(lambda: "cannot be reached" in dict(backstop.conditions())["backstop n01"])
 
 
-@pytest.mark.parametrize(("lever", "limit_w"), [("control", 400), ("domain", 400)])
-async def test_the_other_doors_hold_as_well(block, lever, limit_w):
-    block.settings["lever"] = lever
+async def test_controls_hold_as_well(block):
+    block.settings["lever"] = "control"
     async with block.running() as backstop:
         block.heard["n01"] = SILENT
-        await until(lambda: shown_w(backstop) == (limit_w,) * 4)
-        assert block.enforced_w() == [limit_w] * 4
+        await until(lambda: shown_w(backstop) == (LIMIT_W,) * 4)
+        assert block.enforced_w() == [LIMIT_W] * 4
         block.heard["n01"] = FINE
         await until(lambda: not list(backstop.conditions()))
         assert block.enforced_w() == [1200] * 4
+
+
+async def test_a_policy_holds_too_and_proves_nothing_because_it_shows_no_power(block):
+    block.settings["lever"] = "domain"
+    async with block.running() as backstop:
+        block.heard["n01"] = SILENT
+        await until(lambda: block.enforced_w() == [LIMIT_W] * 4)
+        await until(lambda: "shows no power" in dict(backstop.conditions())["backstop n01"])
+        assert "counts at its maximum" in dict(backstop.conditions())["backstop n01"]
+        assert backstop.proven(now_s()) == ()
+        block.heard["n01"] = FINE
+        await until(lambda: not list(backstop.conditions()))
+        assert block.enforced_w() == [1200] * 4
+
+
+async def test_a_policy_that_somebody_switched_off_meanwhile_is_left_off_with_its_limit_back(block):
+    block.settings["lever"] = "domain"
+    bmc = block.bmcs["n01"]
+    async with block.running() as backstop:
+        block.heard["n01"] = SILENT
+        await until(lambda: block.enforced_w() == [LIMIT_W] * 4)
+        bmc.policy_enabled = False
+        block.heard["n01"] = FINE
+        await until(lambda: not list(backstop.conditions()))
+        assert (bmc._policy_w, block.enforced_w()) == (4800, [1200] * 4)
+
+
+async def test_a_set_point_of_zero_is_no_cap_it_is_capped_and_ends_without_one(block):
+    """HPE Cray EX shows 0 where no limit is set."""
+    block.settings["lever"] = "control"
+    block.bmcs["n01"]._shown_w[:] = [0.0] * 4
+    async with block.running() as backstop:
+        block.heard["n01"] = SILENT
+        seen = []
+        while shown_w(backstop) != (LIMIT_W,) * 4:
+            seen.append((shown_w(backstop), block.enforced_w()))
+            await asyncio.sleep(0.001)
+        for limits_w, enforced_w in seen:
+            assert sum(limits_w or (math.inf,)) >= sum(enforced_w)
+        assert block.enforced_w() == [LIMIT_W] * 4
+        block.heard["n01"] = FINE
+        await until(lambda: not list(backstop.conditions()))
+        assert block.enforced_w() == [1200] * 4
+
+
+async def test_what_a_gpu_is_seen_to_draw_a_little_above_its_limit_is_what_counts(block):
+    block.memories["n01"].gpus["average_mw"][2] = 412_000
+    async with block.running() as backstop:
+        block.heard["n01"] = SILENT
+        await until(lambda: shown_w(backstop) == (412, LIMIT_W, LIMIT_W, LIMIT_W))
+        assert dict(backstop.conditions())["backstop n01"].endswith("its BMC holds 4 of 4 GPUs at 400 W")
 
 
 async def test_a_limit_that_is_low_enough_is_left_as_it_is(block):
@@ -269,7 +324,7 @@ async def test_a_bmc_that_cannot_be_used_is_an_alarm_on_a_quiet_day(block):
 async def test_a_host_with_other_gpus_than_configured_is_told_and_the_missing_count_in_full(block):
     block.memories["n01"] = GpuMemory(block.memories["n01"].path)
     counts = {"n01": 5}
-    made = Backstop(block.config(), counts, block.heard.__getitem__, block.folder / "state")
+    made = Hosts(block.config(), counts, block.heard.__getitem__, block.folder / "state")
     task = asyncio.create_task(made.run())
     block.heard["n01"] = SILENT
     await until(lambda: shown_w(made) == (math.inf, *(LIMIT_W,) * 4))
@@ -343,6 +398,113 @@ async def test_a_limit_that_somebody_lowered_meanwhile_is_left_to_him(block):
         assert block.bmcs["n01"].setpoints_w() == [1200, 250, 1200, 1200]
 
 
+@pytest.mark.parametrize("found_w", [300.0, 0.0, 1000.0])
+async def test_a_control_that_was_off_is_off_again_whatever_it_was_set_to(block, found_w):
+    block.settings["lever"] = "control"
+    bmc = block.bmcs["n01"]
+    bmc._modes[:], bmc._shown_w[:] = ["Disabled"] * 4, [found_w] * 4
+    async with block.running() as backstop:
+        block.heard["n01"] = SILENT
+        await until(lambda: shown_w(backstop) == (LIMIT_W,) * 4)
+        block.heard["n01"] = FINE
+        while list(backstop.conditions()):
+            assert "left" not in dict(backstop.conditions()).get("backstop n01", "")
+            assert not shown_w(backstop) or sum(shown_w(backstop)) >= sum(block.enforced_w())
+            await asyncio.sleep(0.001)
+        assert (bmc._modes, block.enforced_w()) == (["Disabled"] * 4, [1200] * 4)
+        assert bmc.setpoints_w() == [found_w or 1200.0] * 4
+
+
+async def test_a_gpu_that_fell_off_the_bus_is_named_and_the_others_are_released(block):
+    bmc = block.bmcs["n01"]
+    block.settings["release_w_per_s"] = 1000.0
+    async with block.running() as backstop:
+        block.heard["n01"] = SILENT
+        await until(lambda: shown_w(backstop) == (LIMIT_W,) * 4)
+        block.heard["n01"] = FINE
+        await until(lambda: bmc.setpoints_w()[2] > LIMIT_W)
+        bmc.lost.add(2)
+        await until(lambda: [w for w in bmc.setpoints_w() if w == 1200] == [1200] * 3)
+        assert bmc.setpoints_w()[2] < 1200
+        await until(lambda: "no longer has" in dict(backstop.conditions())["backstop n01"])
+        assert "GPU_2/EnvironmentMetrics, which was at 1200 W" in dict(backstop.conditions())["backstop n01"]
+        bmc.lost.clear()  # and it is released as well once it is back
+        await until(lambda: not list(backstop.conditions()))
+        assert bmc.setpoints_w() == [1200] * 4
+
+
+async def test_a_host_that_obeys_no_more_while_it_is_released_is_held_again(block):
+    block.settings["release_w_per_s"] = 50.0
+    async with block.running() as backstop:
+        block.heard["n01"] = SILENT
+        await until(lambda: shown_w(backstop) == (LIMIT_W,) * 4)
+        block.heard["n01"] = FINE
+        await until(lambda: max(block.enforced_w()) > LIMIT_W)
+        block.heard["n01"] = DISOBEYS
+        await until(lambda: "not obeying" in dict(backstop.conditions())["backstop n01"])
+        await until(lambda: block.enforced_w() == [LIMIT_W] * 4)
+
+
+class OneControl:
+    """A BMC with one control for the whole host, off, set to nothing, that tells no bounds."""
+
+    name = "BMC one"
+
+    def __init__(self, mode: str) -> None:
+        self.now = {"SetPoint": None, "ControlMode": mode}
+        self.mode = mode
+
+    async def get(self, uri: str) -> Answer:
+        here = "/redfish/v1/Chassis"
+        tree = {
+            "/redfish/v1": {"Chassis": {"@odata.id": here}},
+            here: {"Members": [{"@odata.id": f"{here}/1"}]},
+            f"{here}/1": {"Controls": {"@odata.id": f"{here}/1/Controls"}},
+            f"{here}/1/Controls": {"Members": [{"@odata.id": f"{here}/1/Controls/P"}]},
+            f"{here}/1/Controls/P": {"ControlType": "Power", "PhysicalContext": "Chassis", **self.now},
+        }
+        return Answer(uri, 200, {}, tree[uri.rstrip("/")], now_s())
+
+    async def patch(self, _uri: str, change) -> None:
+        self.now |= change
+
+
+def backstop_of(block, bmc: OneControl) -> NodeBackstop:
+    config = block.config().model_copy(update={"lever": "control"})
+    return NodeBackstop("n01", 4, bmc, config, Found(block.folder / "state"))
+
+
+async def held_and_released(block, bmc: OneControl) -> NodeBackstop:
+    made = backstop_of(block, bmc)
+    made.guard = Guard(Phase.HOLDING)
+    await made._act()
+    assert bmc.now == {"SetPoint": 1600, "ControlMode": "Automatic"}
+    made.guard = Guard(Phase.RELEASING)
+    for _ in range(3):
+        await made._act()
+    return made
+
+
+async def test_a_control_that_had_no_set_point_and_was_off_is_off_again(block):
+    bmc = OneControl("Disabled")
+    made = await held_and_released(block, bmc)
+    assert (bmc.now["ControlMode"], made.fault, made._found.nodes) == ("Disabled", "", {})
+
+
+async def test_what_can_not_be_put_back_is_owed_and_said_until_somebody_has_raised_it(block):
+    bmc = OneControl("Automatic")
+    made = await held_and_released(block, bmc)
+    assert "it had no limit, and its BMC does not tell how far it goes: raise it by hand" in made.fault
+    made = backstop_of(block, bmc)  # a controller that starts knows of it, and not what was written
+    assert made.guard.phase is Phase.HOLDING
+    made.guard = Guard(Phase.RELEASING)
+    await made._act()
+    assert "raise it by hand" in made.fault
+    bmc.now["SetPoint"] = 2800
+    await made._act()
+    assert (made.fault, made._found.nodes, bmc.now["SetPoint"]) == ("", {}, 2800)
+
+
 # -- memory -------------------------------------------------------------------------------------------------
 
 
@@ -401,11 +563,25 @@ def test_an_unreadable_file_is_set_aside_and_said(block):
     assert (state / found.SET_ASIDE).read_text() == "{broken"
 
 
+async def test_an_unreadable_file_is_said_until_somebody_has_dealt_with_it(block):
+    state = block.folder / "state"
+    state.mkdir()
+    (state / found.NAME).write_text("{broken")
+    for _ in range(2):  # and not only by the one that found it so
+        async with block.running() as backstop:
+            block.heard["n01"] = SILENT
+            await until(lambda: shown_w(backstop) == (LIMIT_W,) * 4)
+            assert "limits it knew of are not restored" in dict(backstop.conditions())["backstop file"]
+            assert "not restored" not in dict(backstop.conditions())["backstop n01"]
+    (state / found.SET_ASIDE).unlink()
+    assert "backstop file" not in dict(block.backstop().conditions())
+
+
 async def test_a_host_that_left_the_configuration_capped_is_not_forgotten(block):
     async with block.running() as backstop:
         block.heard["n01"] = SILENT
         await until(lambda: shown_w(backstop))
-    made = Backstop(block.config(), {}, block.heard.__getitem__, block.folder / "state")
+    made = Hosts(block.config(), {}, block.heard.__getitem__, block.folder / "state")
     assert "n01 is no longer configured and still capped" in dict(made.conditions())["backstop n01"]
 
 
@@ -449,8 +625,12 @@ async def test_silence_does_not_queue_behind_a_quiet_day(tmp_path, certificate):
 
 def lever(gpu: int | None, setpoint_w: float | None, **kwargs) -> Lever:
     return Lever(
-        f"/redfish/v1/{gpu}", "gpu" if gpu is not None else "domain", gpu, setpoint_w=setpoint_w, **kwargs
+        f"/redfish/v1/{gpu}", "gpu" if gpu is not None else "control", gpu, setpoint_w=setpoint_w, **kwargs
     )
+
+
+def policy(setpoint_w: float, **kwargs) -> Lever:
+    return Lever("/redfish/v1/p", "domain", domain="0", setpoint_w=setpoint_w, mode="Enabled", **kwargs)
 
 
 @pytest.mark.parametrize(
@@ -460,11 +640,15 @@ def lever(gpu: int | None, setpoint_w: float | None, **kwargs) -> Lever:
         ([lever(0, 300), lever(1, 400)], 2, (400, 300)),
         ([lever(0, 300)], 2, (math.inf, 300)),
         ([lever(0, 300), lever(1, None)], 2, (math.inf, 300)),
-        ([lever(0, 300), lever(1, 400), lever(2, 500)], 2, (500, 400)),
-        ([lever(None, 900, mode="Enabled")], 3, (300, 300, 300)),
+        ([lever(0, 300), lever(1, 400), lever(2, 500)], 2, (600, 600)),
+        ([lever(None, 900)], 3, (300, 300, 300)),
         ([lever(None, 900, mode="Disabled")], 3, (math.inf,) * 3),
-        ([lever(None, 900, mode="Enabled"), lever(None, 600, mode="Enabled")], 3, (200, 200, 200)),
-        ([lever(0, 300, reading_w=329), lever(1, 300, reading_w=331)], 2, (math.inf, 300)),
+        ([lever(None, 900), lever(None, 600)], 3, (200, 200, 200)),
+        ([lever(None, 900, reading_w=960), lever(None, 1200)], 3, (320, 320, 320)),
+        ([lever(0, 300, reading_w=329), lever(1, 300, reading_w=331)], 2, (math.inf, 329)),
+        ([lever(0, 0.0), lever(1, 199.0, min_w=200.0)], 2, (math.inf, math.inf)),
+        ([policy(900)], 3, (math.inf,) * 3),
+        ([policy(900, reading_w=600)], 3, (300,) * 3),
     ],
 )
 def test_bounds_hold_for_the_sum_of_all_gpus_of_a_host(levers, count, limits_w):
@@ -472,10 +656,11 @@ def test_bounds_hold_for_the_sum_of_all_gpus_of_a_host(levers, count, limits_w):
 
 
 def test_a_lever_that_could_not_be_read_may_be_any_gpu_of_the_host():
-    assert bounds_w([lever(0, 300), lever(1, 400), lever(2, 500)], 2, unread=1) == (math.inf, 500)
+    assert bounds_w([lever(0, 300), lever(1, 400)], 3, unread=1) == (math.inf, 400, 300)
+    assert bounds_w([lever(0, 300), lever(1, 400)], 2, unread=1) == (math.inf, math.inf)
 
 
 def test_a_missing_password_is_said_at_the_start(block):
     config = block.config().model_copy(update={"password_file": Path("/no/such/file")})
     with pytest.raises(ConfigError, match="password_file"):
-        Backstop(config, {"n01": 4}, block.heard.__getitem__, block.folder)
+        Hosts(config, {"n01": 4}, block.heard.__getitem__, block.folder)

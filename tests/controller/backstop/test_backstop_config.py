@@ -6,6 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from controller.backstop import BackstopConfig, BmcEntry, backstop_errors
+from controller.config import load_block
 from controller.yaml_config import ConfigError
 
 PIN = "ab" * 32
@@ -61,6 +62,27 @@ def test_what_is_wrong_with_all_nodes_is_not_said_of_each():
     assert (len(told), told[-1]) == (4, "backstop: BMCs of 141 more nodes: likewise")
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("https://10.0.7.1", "https://10.0.7.1"),
+        ("https://10.0.7.1", "https://10.0.7.1:443/"),
+        ("https://N07-BMC.example", "https://n07-bmc.example."),
+        ("https://[fd00::7]", "https://[fd00:0:0::7]"),
+    ],
+)
+def test_two_nodes_with_one_bmc_are_named(one, other):
+    made = config(bmcs={"n07": {"url": one}, "n08": {"url": other}})
+    (told,) = backstop_errors(made, ["n01", "n07", "n08"])
+    assert told.startswith("backstop: n07 and n08 have the same BMC")
+    assert "give each its own url in backstop.bmcs" in told
+
+
+def test_two_ports_of_one_address_are_two_bmcs():
+    made = config(bmcs={"n07": {"url": "https://10.0.7.1:8443"}, "n08": {"url": "https://10.0.7.1"}})
+    assert list(backstop_errors(made, ["n07", "n08"])) == []
+
+
 def test_own_trust_replaces_that_of_all():
     made = config(bmcs={"n01": {"fingerprint": "cd" * 32}}, fingerprint=None, ca="/etc/ca.crt")
     assert made.settings("n01", "p").ca_file is None
@@ -84,3 +106,16 @@ def test_the_password_is_read_from_its_file(tmp_path):
         config(password_file=str(file)).password()
     file.write_text("secret\n")
     assert config(password_file=str(file)).password() == "secret"
+
+
+def test_files_count_from_the_folder_of_block_yaml(block_with):
+    entry = {"limit_w": 300, "user": "powerblock", "password_file": "bmc-password", "ca": "pki/bmc.crt"}
+    url = {
+        "url_template": "https://{node}-bmc.example",
+        "bmcs": {"node-a": {"url": "https://n-bmc.example", "ca": "pki/n.crt"}},
+    }
+    path = block_with({"backstop": entry | url})
+    with pytest.raises(ConfigError) as refused:  # none of them is there
+        load_block(path)
+    for name in ("pki/bmc.crt", "pki/n.crt"):
+        assert f"ca {path.parent / name}: " in str(refused.value)

@@ -4,6 +4,7 @@ import asyncio
 import json
 import subprocess
 import time
+from contextlib import asynccontextmanager
 
 import jsonschema
 import pytest
@@ -303,6 +304,22 @@ class ControlledPlant(Plant):
         await self.shows()
 
 
+@asynccontextmanager
+async def beating(mouth):
+    """The integration lives, until the end of this."""
+
+    async def beat():
+        while True:
+            mouth.publish(THEIR_BEAT, stamp())
+            await asyncio.sleep(0.3)
+
+    task = asyncio.create_task(beat())
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
 async def test_a_request_is_carried_out_within_its_limits_and_taken_back_on_silence(broker, tmp_path):
     async with ControlledPlant(tmp_path) as plant:
         mouth = speaker(broker.url)
@@ -314,9 +331,16 @@ async def test_a_request_is_carried_out_within_its_limits_and_taken_back_on_sile
         async with running(ear, mouth), served(plant, one):
             await until(lambda: mouth.connected and one._asks != {} and plant.feed.alive, within_s=SOON_S)
             await until(lambda: plant.feed.image.cell("devices/cdu-1", "coolant_supply_target_c", 0).value)
-            mouth.publish(THEIR_BEAT, stamp())
-            mouth.publish(ASK, message(30.0))
-            await until(lambda: plant.target_c == 30.0, within_s=SOON_S)
+            async with beating(mouth):
+                mouth.publish(ASK, message(30.0))
+                await until(lambda: plant.target_c == 30.0, within_s=SOON_S)
+                mouth.publish(ASK, message(99.0))
+                await until(lambda: plant.target_c == 40.0, within_s=SOON_S)
+                await until(lambda: any("held at 40" in text for _, text in one.flags()))
+                setpoint = (
+                    "BMS/v1/PUB/Value/CDU/LiquidTemperature/hall-a/devices/cdu-1/coolant_supply_target_c"
+                )
+                await until(lambda: said(heard, setpoint)[-1]["value"] == 40.0)  # how the plant confirms
             command = plant.commands[0]
             assert (command.verb, command.by, command.role, command.via) == (
                 "write",
@@ -325,22 +349,16 @@ async def test_a_request_is_carried_out_within_its_limits_and_taken_back_on_sile
                 "bms",
             )
             assert command.arguments == {"device": "cdu-1", "point": "coolant_supply_target_c", "value": 30.0}
-            mouth.publish(THEIR_BEAT, stamp())
-            mouth.publish(ASK, message(99.0))
-            await until(lambda: plant.target_c == 40.0)
-            await until(lambda: any("held at 40" in text for _, text in one.flags()))
-            setpoint = "BMS/v1/PUB/Value/CDU/LiquidTemperature/hall-a/devices/cdu-1/coolant_supply_target_c"
-            await until(lambda: said(heard, setpoint)[-1]["value"] == 40.0)  # how the plant confirms
 
             await until(lambda: plant.target_c == 25.0, within_s=SOON_S)  # silence
             assert any("has not been heard" in text for _, text in one.flags())
             mouth.publish(ASK, message(30.0))  # a request without a heartbeat is none
             await asyncio.sleep(0.3)
             assert plant.target_c == 25.0
-            mouth.publish(THEIR_BEAT, stamp())
-            await until(lambda: one.integrations["MEPAI1"].alive)
-            mouth.publish(ASK, message(31.0))
-            await until(lambda: plant.target_c == 31.0)
+            async with beating(mouth):
+                await until(lambda: one.integrations["MEPAI1"].alive, within_s=SOON_S)
+                mouth.publish(ASK, message(31.0))
+                await until(lambda: plant.target_c == 31.0, within_s=SOON_S)
     hold_against_contract(heard)
 
 

@@ -43,7 +43,7 @@ def test_a_block_of_1152_gpus_is_built_in_no_time_and_its_nodes_when_somebody_lo
     feed = fed(*(Group(path=f"nodes/n{number}", kind="node", points=node) for number in range(144)))
     began_s = time.process_time()
     space, _ = built(feed)
-    assert time.process_time() - began_s < 1.0  # 0.05 s when nothing else runs
+    assert time.process_time() - began_s < 3.0  # 0.05 s when nothing else runs
     assert len(space.entries) > 2304 + 1152
     assert not space._made
     assert len(space[space.node_id("nodes/n143/gpus/7")].references) == 4

@@ -1,15 +1,20 @@
 """The `frequency` part of block.yaml: what it means, and what it refuses before anything starts."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
+import protocols
+from controller.config import ConfigError, devices, load_block
 from controller.core.frequency_model import Point
 from controller.core.frequency_presets import PRESETS
 from controller.core.model import Ramp
 from controller.frequency import FrequencyConfig, frequency_device, frequency_errors, frequency_settings
 
+PROFILES = Path(protocols.__file__).parent / "profiles"
 RAMP = Ramp(50e3, 5e3)
 MQTT = {"way": "mqtt", "topic": "grid/hz"}
 METER = {"way": "meter", "profile": "janitza_umg", "url": "modbus+tcp://10.0.0.7"}
@@ -88,7 +93,6 @@ def test_an_instrument_too_slow_for_its_product_is_refused():
     [
         ("em24_meter", "frequency_hz", "steps of 0.1 Hz"),
         ("iem3000_meter", "frequency_hz", "polled slowly"),
-        ("janitza_umg", "power_w", "a frequency in Hz is needed"),
     ],
 )
 def test_a_register_that_cannot_show_an_event_is_refused(profile, point, words):
@@ -100,6 +104,42 @@ def test_a_meter_is_a_field_device_and_one_of_its_values_counts_once():
     one = config(input=METER)
     device = frequency_device(one)
     assert (device.name, device.needs, device.config.poll_s) == ("frequency", "frequency_hz", 0.05)
+    assert device.config.points == ("frequency_hz",), "nothing else of the meter is read at that pace"
     assert frequency_settings(one, RAMP).hold_s == 0.2
     assert frequency_device(config()) is None
     assert frequency_device(None) is None
+
+
+def test_a_block_with_a_meter_of_the_frequency_holds_as_a_whole(block_with, tmp_path):
+    """Also with a copy of a profile whose register was polled slowly."""
+    slow = (PROFILES / "pm5000_meter.yaml").read_text()
+    fast = tmp_path / "fast.yaml"
+    fast.write_text(re.sub(r"(frequency_hz: .*)poll: slow", r"\1poll: fast", slow))
+    for profile in ("janitza_umg", str(fast)):
+        part = {"preset": "nordic_ffr_a_short", "committed_kw": 5, "input": {**METER, "profile": profile}}
+        block = load_block(block_with({"frequency": part}))
+        assert [one.name for one in devices(block)][-1] == "frequency"
+
+
+def test_a_register_of_another_unit_is_no_frequency(block_with):
+    part = {"preset": "nordic_ffr_a_short", "committed_kw": 5, "input": {**METER, "point": "power_w"}}
+    with pytest.raises(ConfigError, match=r"frequency\.input: point 'power_w' is in W; Hz is needed"):
+        load_block(block_with({"frequency": part}))
+
+
+@pytest.mark.parametrize(
+    ("release_hz", "is_right"), [(49.4, False), (49.5, False), (49.6, True), (51.0, False)]
+)
+def test_a_step_is_let_go_above_itself_and_where_the_grid_comes_back_to(release_hz, is_right):
+    own = {"title": "relay", "nominal_hz": 50, "full_s": 0.5, "sustain_s": 5.0, "release_hz": release_hz}
+    steps = ({"hz": 49.5, "share": 0.5}, {"hz": 49.0, "share": 1.0})
+    errors = list(frequency_errors(config(preset=None, own={**own, "steps": steps}), RAMP))
+    assert ([] if is_right else ["frequency.own.release_hz"]) == [one.partition(":")[0] for one in errors]
+
+
+def test_a_droop_has_no_frequency_to_be_let_go_at():
+    droop = ({"hz": 49.9, "share": 0.0}, {"hz": 49.5, "share": 1.0})
+    own = {"title": "relay", "nominal_hz": 50, "full_s": 0.5, "sustain_s": 5.0, "droop": droop}
+    assert not list(frequency_errors(config(preset=None, own=own), RAMP))
+    (error,) = frequency_errors(config(preset=None, own={**own, "release_hz": 49.95}), RAMP)
+    assert "a droop follows the frequency back" in error

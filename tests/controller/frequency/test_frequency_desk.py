@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import csv
 import json
 import socket
+from itertools import pairwise
 
 import pytest
 from pydantic import TypeAdapter
@@ -12,6 +14,8 @@ from controller.clock import now_s, now_utc_s
 from controller.core import frequency
 from controller.core.model import Measurement, Ramp
 from controller.frequency import FrequencyConfig, FrequencyDesk, frequency_settings
+from controller.frequency.desk import RECORD_SHARE
+from controller.frequency.record import RATE_HZ
 
 HOST = "127.0.0.1"
 WAIT_MAX_S = 10.0
@@ -53,6 +57,59 @@ class Block:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             self.desk.close()
+
+
+class Played:
+    """Dynamic Containment of 100 kW on a clock of its own: a grid is played, and `records` are left.
+
+    The block does what it is told, a beat later.
+    """
+
+    def __init__(self, folder, preset="gb_dynamic_containment_low", **changes):
+        config = TypeAdapter(FrequencyConfig).validate_python(
+            {"preset": preset, **changes, "committed_kw": 100.0, "input": {"way": "mqtt", "topic": "grid/hz"}}
+        )
+        self.settings = frequency_settings(config, Ramp(1e6, 1e6))
+        self.folder, self.beats = folder, 0
+        self.desk = FrequencyDesk(
+            config,
+            self.settings,
+            clock=(lambda: self.now_s, lambda: now_utc_s() + self.now_s),
+            on_measurement=lambda _: None,
+            wake=lambda: None,
+            folder=folder,
+        )
+        self.state = frequency.start(self.settings, self.now_s)
+
+    @property
+    def now_s(self):
+        return self.beats * 0.05
+
+    def play(self, *course):
+        """`course`: (until, Hz) in order; in between the frequency is on the way."""
+        course = ((0.0, 50.0), *course)
+        for (from_s, from_hz), (until_s, until_hz) in pairwise(course):
+            while self.now_s < until_s:
+                self.beats += 1
+                part = min(1.0, (self.now_s - from_s) / (until_s - from_s))
+                hz = from_hz + part * (until_hz - from_hz)
+                self.desk.newest = Measurement(hz + self.beats % 2 * 1e-5, True, self.now_s)
+                block_w = 400e3 - 100e3 * self.state.share
+                self.state = frequency.step(self.settings, self.state, self.desk.newest, block_w, self.now_s)
+                self.desk.after_beat(self.state, block_w, 500e3)
+                self.desk._recorder.add(self.desk._row(self.state))
+        self.desk.close()
+
+    @property
+    def records(self):
+        """By file: (t_s, share) of all rows; and what the score says."""
+        found = []
+        for path in sorted(self.folder.glob("*.csv")):
+            lines = path.read_text().splitlines()
+            (said,) = [line for line in lines if line.startswith("# score")]
+            table = csv.DictReader(line for line in lines if not line.startswith("#"))
+            found.append(([(float(one["t_s"]), float(one["share"])) for one in table], said))
+        return found
 
 
 def line(hz):
@@ -119,3 +176,58 @@ def test_silence_is_told_with_the_reason_that_the_wire_knows(tmp_path):
     assert "127.0.0.1:1 was not called yet" in text
     assert block.desk.told()["phase"] == "waiting"
     block.desk.close()
+
+
+def test_a_fall_after_minutes_a_little_below_the_dead_band_is_recorded_from_its_own_crossing(tmp_path):
+    """A droop is active all the while; its clock would have run for two minutes before the event."""
+    grid = Played(tmp_path)
+    grid.play((5.0, 50.0), (5.5, 49.96), (125.0, 49.96), (125.8, 49.6), (190.0, 49.6))
+    ((rows, said),) = grid.records
+    assert grid.state.activations == 1
+    assert rows[0][0] <= -5.0
+    assert rows[-1][0] == pytest.approx(60.0, abs=0.06)
+    assert all(0.0 < share < RECORD_SHARE for t_s, share in rows if t_s < -0.1)
+    assert sum(share >= RECORD_SHARE for _, share in rows) > 59 * RATE_HZ
+    assert "95 % after 0." in said
+
+
+@pytest.mark.parametrize("hz", [49.81, 49.79], ids=["below what is an event", "an event of its own"])
+def test_a_fall_in_the_last_seconds_of_a_record_has_one_of_its_own(tmp_path, hz):
+    grid = Played(tmp_path)
+    grid.play((5.0, 50.0), (5.5, 49.79), (55.0, hz), (63.0, hz), (63.5, 49.55), (140.0, 49.55))
+    (_, (rows, _)) = grid.records
+    assert rows[0][0] <= -5.0
+    assert rows[-1][0] == pytest.approx(60.0, abs=0.06)
+    assert max(share for t_s, share in rows if t_s < -0.1) < 0.1
+    assert sum(share > 0.8 for _, share in rows) > 59 * RATE_HZ
+
+
+def test_a_fall_that_goes_on_from_an_event_long_over_is_an_event(tmp_path):
+    grid = Played(tmp_path)
+    grid.play((5.0, 50.0), (5.5, 49.78), (150.0, 49.78), (151.0, 49.55), (215.0, 49.55))
+    (first, _), (second, _) = grid.records
+    assert max(share for _, share in first) < 0.15
+    assert max(share for t_s, share in second if t_s < -0.1) < 0.15
+    assert sum(share > 0.8 for _, share in second) > 58 * RATE_HZ
+
+
+def test_a_slow_fall_is_one_event_and_one_record(tmp_path):
+    grid = Played(tmp_path)
+    grid.play((5.0, 50.0), (14.0, 49.55), (80.0, 49.55))
+    assert len(grid.records) == 1
+
+
+def test_a_frequency_that_sways_about_the_threshold_makes_a_record_a_minute(tmp_path):
+    grid = Played(tmp_path)
+    swings = [(5.0 + n, 49.78 if n % 2 else 49.9) for n in range(300)]
+    grid.play(*swings)
+    assert 4 <= len(grid.records) <= 6
+
+
+def test_a_response_that_waits_on_purpose_has_five_seconds_before_its_crossing_as_well(tmp_path):
+    grid = Played(tmp_path, "eirgrid_ffr", trigger_hz=49.7, delay_s=1.5)
+    grid.play((20.0, 50.0), (20.5, 49.6), (40.0, 49.6))
+    ((rows, said),) = grid.records
+    assert rows[0][0] <= -5.0
+    assert next(t_s for t_s, share in rows if share) == pytest.approx(1.5, abs=0.2)
+    assert "95 % after 1.5" in said

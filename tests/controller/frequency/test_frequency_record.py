@@ -67,14 +67,22 @@ def test_a_record_has_five_seconds_before_and_sixty_after_at_twenty_rows_a_secon
     recorder.close()
 
 
-def test_another_activation_within_a_record_is_part_of_it(tmp_path):
+@pytest.mark.parametrize(("later_s", "files"), [(9.0, 1), (10.0, 2), (59.0, 2)])
+def test_an_event_right_after_another_is_part_of_it_and_a_later_one_has_its_own_record(
+    tmp_path, later_s, files
+):
     recorder = Recorder(tmp_path, SETTINGS)
     recorder.begin(1000.0, BEGAN_UTC_S, 400e3)
-    recorder.begin(1010.0, BEGAN_UTC_S + 10.0, 400e3)
-    for n in range(61 * 20):
+    for n in range(125 * 20):
+        if n / 20 == later_s:
+            recorder.begin(1000.0 + later_s, BEGAN_UTC_S + later_s, 400e3)
         recorder.add(response(n / 20))
-    assert len(written(tmp_path, recorder)) == 1
+    assert not recorder.is_busy
     recorder.close()
+    found = sorted(tmp_path.glob("*.csv"))
+    assert len(found) == files
+    for path in found:
+        assert path.read_text().splitlines()[-1].split(",")[1] == "60.000"
 
 
 def test_what_is_under_way_at_a_stop_is_written_as_far_as_it_is(tmp_path):

@@ -17,10 +17,17 @@ BEAT_S = 0.05
 class Block(Site):
     """A block of the law's making: aim and meter are whatever the test says."""
 
+    limits_ratio = 0.5  # of what each GPU may have at most
+
     def beat(self, at_s, aim_w, metered_w=None, shortfall_w=0.0):
         now_s = NOW_S + at_s
         state = DECIDED.state._replace(pace=DECIDED.state.pace._replace(aim_w=aim_w))
-        decision = DECIDED._replace(state=state, budget_w=aim_w, shortfall_w=shortfall_w)
+        decision = DECIDED._replace(
+            state=state,
+            budget_w=aim_w,
+            shortfall_w=shortfall_w,
+            gpu_limits_w=self.limits_ratio * self.settings.topology.gpu_max_w,
+        )
         meter = UNKNOWN if metered_w is None else good(metered_w, now_s)
         seen = snapshot(now_s, now_utc_s=UTC_S + at_s, meter=meter)
         gpus = replace(seen.gpus, power_w=np.array([300.0] * 8 + [600.0] * 8))
@@ -69,6 +76,21 @@ def test_an_event_is_told_from_target_to_recovery_in_its_right_order(block):
         "end_ramp_up",
     ]
     assert block.events[0] == "periodic", "told at once, so that nobody waits for the first one"
+
+
+@pytest.mark.parametrize("metered_w", [9_400.0, 4_000.0, None])
+def test_limits_that_rise_are_a_ramp_up_whatever_the_meter_shows(block, metered_w):
+    """At the end of an event swings may have the meter far below the aim: the ramp is told all the same."""
+    meter = None if metered_w is None else at(metered_w)
+    block.run(0.0, 10.0, lambda s: min(13_000.0, 9_500.0 + 400.0 * s), meter)
+    block.run(10.0, 12.0, at(13_000.0), meter)
+    assert block.events == ["periodic", "start_ramp_up", "end_ramp_up"]
+
+
+def test_a_budget_that_rises_over_gpus_at_their_most_moves_nothing(block):
+    block.limits_ratio = 1.0
+    block.run(0.0, 9.0, lambda s: 9_500.0 + 400.0 * s, at(9_400.0))
+    assert block.events == ["periodic"]
 
 
 def test_compliant_is_what_the_meter_says(block):

@@ -312,7 +312,7 @@ def test_the_largest_message_into_a_full_book_takes_milliseconds():
         targets = tuple(at(number, h, h + 1) for h in range(1000))
         began_s = time.process_time()
         assert book.apply(envelope(number), targets, T0_UTC_S).accepted
-        assert time.process_time() - began_s < 0.2  # 5 to 10 ms on a quiet machine
+        assert time.process_time() - began_s < 1.0  # 5 to 10 ms on a quiet machine
 
 
 @pytest.mark.parametrize(

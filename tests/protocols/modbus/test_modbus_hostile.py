@@ -328,7 +328,7 @@ async def test_a_device_that_is_asked_seldom_is_asked_who_it_is_each_time(monkey
     async with Device() as device:
         device.registers[1][8] = 4
         readings = Readings()
-        one = unit(readings, profile=KNOWN, poll_s=0.3, writes=RULES)
+        one = unit(readings, profile=KNOWN, poll_s=60.0, writes=RULES)
         async with running(device, one, clock=time.monotonic) as link:
             await readings.until(healthy)
             await asyncio.sleep(0.12)

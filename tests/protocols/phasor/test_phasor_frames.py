@@ -127,6 +127,25 @@ def test_clocks_that_drift_apart_cost_nothing():
         assert 0.0 <= age_s < 0.015
 
 
+@pytest.mark.parametrize("ahead_s", [0.5, 3600.0, 1e9])
+def test_one_stamp_from_the_future_makes_nothing_look_late(ahead_s):
+    moments = Moments()
+    for n in range(500):
+        moments.moment_s(n * 0.02, n * 0.02 + 7.0)
+    assert moments.moment_s(10.0 + ahead_s, 17.0) == 17.0
+    for n in range(501, 20_000):
+        assert moments.moment_s(n * 0.02, n * 0.02 + 7.0) == pytest.approx(n * 0.02 + 7.0)
+
+
+def test_a_sender_whose_clock_was_put_forward_is_believed_at_its_second_sample():
+    moments = Moments()
+    moments.moment_s(0.0, 7.0)
+    for n in range(1, 5):
+        moments.moment_s(n * 0.02 + 3600.0, n * 0.02 + 7.0)
+    late_s = moments.moment_s(3600.1, 17.1)
+    assert late_s == pytest.approx(7.1)
+
+
 REFUSED = {
     b"": "too short",
     b"\xaa\x01": "too short",

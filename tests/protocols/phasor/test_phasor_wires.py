@@ -239,3 +239,21 @@ async def test_an_independent_unit_is_heard(phasor_form):
     assert {round(sample.hz, 4) for sample in samples} == {49.812}
     assert all(sample.good for sample in samples)
     assert unit.refused == {}
+
+
+@pytest.mark.parametrize("name", ["asyncio", "uvloop"])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # uvloop's own, of such a port
+def test_an_address_of_another_host_is_said_to_be_one(name):
+    """The two loops tell the reason in different places."""
+    loop = pytest.importorskip(name, reason="uvloop is for linux").new_event_loop
+
+    async def fault():
+        port = udp(JsonReadings(), [])
+        port._listen = ("192.0.2.5", 47130)
+        async with running(port):
+            await until(lambda: "cannot be opened" in port.fault)
+        return port.fault
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        said = runner.run(fault())
+    assert said == "192.0.2.5:47130 cannot be opened: Cannot assign requested address"

@@ -1,0 +1,69 @@
+"""Sharing: where limits begin to take power away."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+
+from controller.core import law, sharing
+from controller.core.model import Inlets, Site
+from tests.core.blocks import MAX_W, SETTINGS, good, gpus, snapshot
+
+ALL = np.full(4, True)
+INLETS_W = np.full(4, 800.0)
+
+
+def knee_w(*moments_w):
+    """Of four GPUs that drew this at these moments, and hold the most they can."""
+    now_s = 100.0
+    recent_w = np.array(moments_w, dtype=np.float64)
+    shares = law.start(SETTINGS, now_s).shares._replace(recent_w=recent_w, peak_w=recent_w.max(axis=0))
+    seen = snapshot(
+        now_s,
+        site=Site(),
+        meter=good(3000.0, now_s),
+        inlets=Inlets(INLETS_W, ALL, np.full(4, now_s)),
+        limit_w=np.full(4, MAX_W),
+        power_w=recent_w[-1],
+        seq=np.ones(2, dtype=np.int64),
+        revision=1,
+    )
+    heard = sharing.Heard(ALL, ALL, ALL, np.full(4, now_s))
+    held_w = np.full(4, MAX_W)
+    divided_w = partial(sharing.divided_w, SETTINGS, seen, shares, np.full(2, 1e6), held_w, held_w, heard)
+    return sharing.knee_w(recent_w, float(held_w.sum()), divided_w)
+
+
+def test_steady_gpus_feel_a_budget_that_is_a_little_above_what_they_draw():
+    """A limit that binds is not drawn to the last watt."""
+    assert knee_w([500.0] * 4, [500.0] * 4) == pytest.approx(4 * 500.0 / 0.985, rel=0.01)
+
+
+def test_gpus_that_swing_feel_a_budget_that_is_far_above_what_they_draw():
+    """Limits hold the peaks: here 2,600 W, where 2,100 W are drawn at any moment."""
+    knee = knee_w([650.0, 650.0, 400.0, 400.0], [400.0, 400.0, 650.0, 650.0])
+    assert knee == pytest.approx(4 * 650.0 / 0.985, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("power_w", "limit_w", "capped", "held"),
+    [
+        (300.0, 300.0, False, False),  # idle, kept up by the floor
+        (300.0, 300.0, True, True),  # the driver says that it would take more
+        (318.0, 320.0, False, True),  # more than the floor, and at its limit
+        (300.0, 320.0, False, False),
+    ],
+)
+def test_a_gpu_that_smoothing_keeps_up_is_not_held_by_its_limit(power_w, limit_w, capped, held):
+    shares = law.start(SETTINGS, 0.0).shares
+    seen = gpus(limit_w=limit_w, power_w=power_w, floor_w=300.0, capped=capped)
+    slowed = np.full(4, False)
+    for now_s in np.arange(0.1, 3.0, 0.1):
+        shares = sharing.observe(shares, seen, seen.power_w, seen.limit_w, slowed, now_s)
+    assert set(shares.held_ratio > sharing.HELD_LEAST_RATIO) == {held}
+
+
+def test_gpus_that_draw_little_leave_their_room_to_the_others():
+    knee = knee_w([690.0, 690.0, 250.0, 250.0])
+    needs_w = 250.0 * 1.045 + 5.0
+    assert knee == pytest.approx(2 * 690.0 / 0.985 + 2 * needs_w, rel=0.02)
