@@ -24,9 +24,9 @@ import ssl
 import struct
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 import aiomqtt
@@ -76,6 +76,7 @@ SOCKET_FAULTS: Final[tuple[tuple[type[BaseException], str], ...]] = (
 )
 
 log = structlog.get_logger(__name__)
+T = TypeVar("T")
 
 
 class MqttConfigError(ValueError):
@@ -350,7 +351,7 @@ class MqttLink:
     async def _talk(self, client: aiomqtt.Client) -> None:
         if self._subscriptions:
             wanted = [(topic, min(qos, self.qos_max)) for topic, qos in self._subscriptions]
-            self.denied = _denied(self._subscriptions, await client.subscribe(wanted))
+            self.denied = _denied(self._subscriptions, await _or_cancelled(client.subscribe(wanted)))
             if len(self.denied) == len(self._subscriptions):
                 raise _Fault(self.denial)
             if self.denied:
@@ -680,10 +681,25 @@ async def _until_disconnected(client: aiomqtt.Client) -> None:
         pass
 
 
+async def _or_cancelled(reply: Awaitable[T]) -> T:
+    """The reply, or the cancellation that came meanwhile.
+
+    Where both come at once, Python 3.11's `wait_for` (in aiomqtt) hands over the reply alone, and whoever
+    cancels again is not heard: a TaskGroup passes on the first time only.
+    """
+    waiting = asyncio.ensure_future(reply)
+    try:
+        return await asyncio.shield(waiting)
+    except asyncio.CancelledError:
+        waiting.cancel()
+        await asyncio.wait({waiting})
+        raise
+
+
 async def _say_goodbye(client: aiomqtt.Client) -> None:
     """A clean DISCONNECT, so that the broker keeps the will to itself; a broken line has nobody to tell."""
     with contextlib.suppress(aiomqtt.MqttError):
-        await client.__aexit__(None, None, None)
+        await _or_cancelled(client.__aexit__(None, None, None))
 
 
 def _parse_url(url: str) -> tuple[str, int, str]:

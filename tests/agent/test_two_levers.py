@@ -4,6 +4,7 @@ import asyncio
 import json
 import signal
 
+from controller.agent.contest import REASSERTS_PER_MINUTE_MAX
 from firmware_sim import gpu_firmware
 from protocols.agent_link import Level
 
@@ -148,21 +149,20 @@ async def test_another_writer_is_corrected_at_once_but_not_fought_for_ever(node)
         await n.report()
         await n.lead(LIMITS_W, lease_s=9.0)
         written = int(n.memory.gpus["write_count"][0])
-        turns = 0
 
         def meddle() -> bool:
-            nonlocal turns
             if n.limits_w()[0] == 600.0:
                 n.memory.gpus["requested_mw"][0] = 450_000
-                turns += 1
             return any("find the other writer" in report.gpus[0].notice for report in n.reports[-3:])
 
         await n.until(meddle, within_s=8.0)
         assert "is held at 450 W by someone else: 150 W below ours" in n.newest.gpus[0].notice
         assert n.newest.gpus[0].fault == ""
+        corrections = int(n.memory.gpus["write_count"][0]) - written
+        # a write that is undone before it is read back counts twice
+        assert REASSERTS_PER_MINUTE_MAX / 2 <= corrections <= REASSERTS_PER_MINUTE_MAX
         await asyncio.sleep(0.5)
-        assert int(n.memory.gpus["write_count"][0]) - written == 6
-        assert turns == 7
+        assert int(n.memory.gpus["write_count"][0]) - written == corrections
         assert n.limits_w() == [450.0, *LIMITS_W[1:]]
 
 

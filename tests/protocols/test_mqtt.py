@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
+import aiomqtt
 import pytest
 
 from protocols import mqtt
@@ -682,6 +683,36 @@ async def test_nothing_is_left_open_after_a_stop(broker):
         await until(lambda: link.connected)
     await asyncio.sleep(0.01)
     assert asyncio.all_tasks() == before
+
+
+@needs_mosquitto
+@pytest.mark.parametrize("step", ["subscribe", "__aexit__"])
+async def test_a_cancellation_that_an_answer_swallows_ends_the_link_all_the_same(broker, monkeypatch, step):
+    """As `asyncio.wait_for` of Python 3.11 does when both come at once; a TaskGroup cancels but once."""
+    real, reached = getattr(aiomqtt.Client, step), asyncio.Event()
+
+    async def answered(client, *args):
+        try:
+            return await real(client, *args)
+        finally:
+            reached.set()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(60.0)
+
+    async def part():
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(link.run())
+
+    monkeypatch.setattr(aiomqtt.Client, step, answered)
+    link, _ = listener(broker.url, "#")
+    running_part = asyncio.create_task(part())
+    if step == "__aexit__":
+        await until(lambda: link.connected)
+        link._end_session(mqtt._Fault("is told to go"))
+    await reached.wait()
+    running_part.cancel()
+    assert (await asyncio.wait({running_part}, timeout=10.0))[0]
+    assert running_part.cancelled()
 
 
 # -- configuration ----------------------------------------------------------------------------------------
