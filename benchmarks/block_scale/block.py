@@ -68,7 +68,11 @@ HELD_S: Final = 0.5  # before it is taken back: the meter has shown it, its reco
 WORDS_MAX: Final = 3000  # of a log, when its process has failed
 LOOK_S: Final = 0.002  # a limit that is written twice within it counts at its second time
 LOWERED_RATIO: Final = 0.8  # of what it was: beyond what shares wander, short of what is asked for
-RESTED_W: Final = 550.0  # every limit, before the next signal: 0.8 of it is more than any signal leaves
+SHED_RESTED_W, CURTAILED_RESTED_W = (
+    440.0,
+    550.0,
+)  # every limit, before the signal: 0.8 of it is more than it leaves
+REST_MAX_S: Final = 30.0
 
 
 @dataclass(frozen=True)
@@ -132,6 +136,13 @@ class Voice:
         return now_s
 
 
+class Way(NamedTuple):
+    """Of asking for less: what every limit must exceed, to be seen to fall, and how it is said."""
+
+    rested_w: float
+    ask: Callable[[], AbstractAsyncContextManager[float]]
+
+
 class Block:
     """A block at work. Each way of asking is a context: yields when it was said, takes it back at the end."""
 
@@ -141,33 +152,41 @@ class Block:
         self._voice, self._plc, self._folder = voice, plc, folder
         self._said = 0
         self._sheds_read = 0
-        self.ways: Mapping[str, Callable[[], AbstractAsyncContextManager[float]]] = {
-            "alert": partial(self._event, "ALERT_GRID_EMERGENCY", None),
-            "panel": self._command,
-            "contact": self._closed,
-            "setpoint": partial(self._event, "IMPORT_CAPACITY_LIMIT", CURTAILED_KW * self._racks),
+        curtailed_kw = CURTAILED_KW * self._racks
+        self.ways: Mapping[str, Way] = {
+            "alert": Way(SHED_RESTED_W, partial(self._event, "ALERT_GRID_EMERGENCY", None)),
+            "panel": Way(SHED_RESTED_W, self._command),
+            "contact": Way(SHED_RESTED_W, self._closed),
+            "setpoint": Way(CURTAILED_RESTED_W, partial(self._event, "IMPORT_CAPACITY_LIMIT", curtailed_kw)),
         }
 
     async def react(self, way: str) -> Reaction:
-        """Ask in that way, wait until every GPU is lowered, then until all of them have their limits back.
+        """Ask in that way, once every limit has room to fall; until every GPU is lowered.
 
-        A limit that is never lowered counts as ANSWER_MAX_S. Raises RuntimeError: one did not come back.
+        A limit that is never lowered counts as ANSWER_MAX_S. Raises RuntimeError: one finds no room.
         """
+        await self._rested(way)
         before_w, written_s = self.boards.limits_w, np.full(len(self.boards), np.inf)
-        async with self.ways[way]() as sent_s:
-            async for _ in _looks(LOOK_S):
+        async with self.ways[way].ask() as sent_s:
+            async for _ in _looks(LOOK_S, ANSWER_MAX_S):
                 new = (self.boards.limits_w < LOWERED_RATIO * before_w) & np.isinf(written_s)
                 written_s[new] = self.boards.written_s[new]
                 if np.isfinite(written_s).all():
                     break
             await asyncio.sleep(HELD_S)
-        async for _ in _looks(STEP_S):
-            if (self.boards.limits_w > RESTED_W).all():
-                took_s = np.minimum(written_s - sent_s, ANSWER_MAX_S)
-                own_s = took_s[: APART * GPUS_PER_NODE]
-                return Reaction(float(took_s.min()), float(took_s.max()), float(own_s.max()))
+        took_s = np.minimum(written_s - sent_s, ANSWER_MAX_S)
+        own_s = took_s[: APART * GPUS_PER_NODE]
+        return Reaction(float(took_s.min()), float(took_s.max()), float(own_s.max()))
+
+    async def _rested(self, way: str) -> None:
+        rested_w = self.ways[way].rested_w
+        async for _ in _looks(STEP_S, REST_MAX_S):
+            if (self.boards.limits_w > rested_w).all():
+                return
+        lowest_w = float(self.boards.limits_w.min())
         raise RuntimeError(
-            f"{way}: a limit did not come back within {ANSWER_MAX_S:g} s: {self.status()['why']}"
+            f"{way}: a limit stays at {lowest_w:.0f} W for {REST_MAX_S:g} s, {rested_w:.0f} W are needed: "
+            f"{self.status()['why']}"
         )
 
     def sheds(self) -> list[dict[str, Any]]:
@@ -368,9 +387,9 @@ async def _up(block: Block, children: Sequence[Child]) -> None:
         await asyncio.sleep(STEP_S)
 
 
-async def _looks(every_s: float) -> AsyncIterator[None]:
-    """Turns of a loop that leaves when it has seen what it waits for, or after ANSWER_MAX_S."""
-    deadline_s = time.monotonic() + ANSWER_MAX_S
+async def _looks(every_s: float, within_s: float) -> AsyncIterator[None]:
+    """Turns of a loop that leaves when it has seen what it waits for, or when the time is over."""
+    deadline_s = time.monotonic() + within_s
     while time.monotonic() < deadline_s:
         yield
         await asyncio.sleep(every_s)
