@@ -40,15 +40,18 @@ from controller.core.model import (
     Clocks,
     Decision,
     Floats,
+    Gpus,
     Limit,
     Link,
     Mode,
+    Obedience,
     Running,
     Setpoint,
     Settings,
     Shares,
     ShedRequest,
     Snapshot,
+    Standing,
     State,
 )
 
@@ -73,6 +76,7 @@ def start(
         pace=ramp.start(budget_w, now_s, _way_up_w_per_s(settings, carried)),
         base=base_load.start(settings, now_s, carried),
         ledger=ledger.start(settings, now_s),
+        obedience=Obedience(np.full(count, now_s), np.full(count, now_s)),
         shares=Shares(
             desired_w=topology.gpu_max_w.copy(),
             peak_w=topology.gpu_max_w.copy(),
@@ -85,6 +89,7 @@ def start(
             gpu_budget_w=0.0,
             rack_budget_w=np.zeros(len(topology.rack_names)),
             controllable=np.zeros(count, dtype=np.bool_),
+            bound=np.zeros(count, dtype=np.bool_),
             lift_w=0.0,
             sums=(),
         ),
@@ -123,7 +128,8 @@ def tick(settings: Settings, state: State, snapshot: Snapshot) -> Decision:
     if reported:
         slowed = clocks.slowed(state.clocks, now_s)
         shares = sharing.observe(shares, gpus, power_w, held_w, slowed, now_s)
-    held_w = held_w + watch.disobedience_w(shares.excess_w, held_w)
+    disobedience_w = watch.disobedience_w(shares.excess_w, held_w)
+    held_w = held_w + disobedience_w
 
     # the limits, and the ramp towards the lowest
     cooled = snapshot.cooling.is_usable(now_s, settings.cooling_age_max_s)
@@ -134,8 +140,10 @@ def tick(settings: Settings, state: State, snapshot: Snapshot) -> Decision:
         _limits(settings, snapshot, sheds, response, running, ended, links, carried, cooling_w, cooled=cooled)
     )
     binding = min(limits, key=ramp.power_w)
-    controllable = readable & (standing.waited_s <= settings.ack_wait_s)
-    heard = sharing.Heard(fresh, readable, controllable, seen_at_s)
+    obedience = _obedience(state.obedience, gpus, standing, disobedience_w, now_s)
+    controllable = readable & (_owes_s(standing, obedience, now_s) <= settings.ack_wait_s)
+    bound = controllable & (now_s - obedience.kept_at_s <= watch.EXCESS_LASTS_S)
+    heard = sharing.Heard(fresh, readable, controllable, bound, seen_at_s)
     now = shed.Now(shares, base, base_w, standing, held_w, heard)
     pace = ramp.step(
         state.pace,
@@ -200,6 +208,7 @@ def tick(settings: Settings, state: State, snapshot: Snapshot) -> Decision:
             now_s,
         ),
         ledger=orders,
+        obedience=obedience,
         shares=shares,
         shedding=shedding,
         frequency=response,
@@ -222,6 +231,23 @@ def tick(settings: Settings, state: State, snapshot: Snapshot) -> Decision:
         shortfall_w=shortfall_w,
         alarms=watched.alarms,
     )
+
+
+def _obedience(
+    before: Obedience, gpus: Gpus, standing: Standing, disobedience_w: Floats, now_s: float
+) -> Obedience:
+    """What was confirmed may be undone: by another writer, a driver that reloads, a board that ignores it."""
+    taken = gpus.limit_w <= standing.ordered_w + ledger.READ_BACK_TOLERANCE_W
+    return Obedience(
+        taken_at_s=np.where(taken, now_s, before.taken_at_s),
+        kept_at_s=np.where(disobedience_w == 0.0, now_s, before.kept_at_s),
+    )
+
+
+def _owes_s(standing: Standing, obedience: Obedience, now_s: float) -> Floats:
+    """How long every GPU has not held what it was ordered, (n) s."""
+    owes_s: Floats = np.maximum(standing.waited_s, now_s - obedience.taken_at_s)
+    return owes_s
 
 
 def _want(

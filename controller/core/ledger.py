@@ -43,7 +43,7 @@ def take_in(
         ledger = _acknowledged(settings, ledger, gpus, now_s)
         ledger, held_w = _without_void(ledger, ledger.acked_at_s + settings.settle_s <= now_s)
         waited_s = _waited_s(ledger, now_s)
-    held_w = np.fmax(held_w, gpus.limit_w)
+    ordered_w, held_w = held_w, np.fmax(held_w, gpus.limit_w)
     silent = now_s - seen_at_s > settings.silent_max_after_s
     if np.count_nonzero(silent):
         most_w = np.maximum(gpus.max_w, settings.topology.gpu_max_w)  # whatever the device says of itself
@@ -51,7 +51,7 @@ def take_in(
         heard[settings.topology.gpu_node[~silent]] = True
         proven_w = np.where(heard[settings.topology.gpu_node], NO_LIMIT_W, gpus.proven_w)
         held_w = np.where(silent, np.minimum(np.maximum(held_w, most_w), proven_w), held_w)
-    return ledger, Standing(held_w, _present_w(settings, ledger, gpus, readable), waited_s)
+    return ledger, Standing(held_w, ordered_w, _present_w(settings, ledger, gpus, readable), waited_s)
 
 
 def _is_quiet(ledger: Ledger) -> bool:

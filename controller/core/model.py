@@ -298,8 +298,16 @@ class Standing(NamedTuple):
     """What the ledger says of every GPU at this moment, arrays (n)."""
 
     held_w: Floats  # the highest limit it may hold
+    ordered_w: Floats  # the highest of its orders that may still be in force
     present_w: Floats  # the limit that cuts and rises start from
     waited_s: Floats  # how long it has owed the answer to an order; 0: owes none
+
+
+class Obedience(NamedTuple):
+    """When every GPU was last seen to obey, arrays (n): an order that was confirmed may be undone later."""
+
+    taken_at_s: Floats  # its limit was read at or under its orders
+    kept_at_s: Floats  # its draw was within what it may hold
 
 
 class Ledger(NamedTuple):
@@ -359,6 +367,7 @@ class Shares(NamedTuple):
     gpu_budget_w: float
     rack_budget_w: Floats  # (r) GPU power the inlets have room for
     controllable: Bools  # (n)
+    bound: Bools  # (n)
     lift_w: float  # how high the sum of limits may stand now without outrunning the ramp
     sums: tuple[tuple[float, float], ...]  # (at_s, sum of limits) of the last second
 
@@ -417,6 +426,7 @@ class State(NamedTuple):
     pace: Pace
     base: BaseLoad
     ledger: Ledger
+    obedience: Obedience
     shares: Shares
     shedding: Shedding
     frequency: FrequencyState | None  # None: nothing was committed

@@ -33,6 +33,7 @@ class Heard(NamedTuple):
     fresh: Bools  # its agent reports
     readable: Bools  # and its limit could be read
     controllable: Bools  # and it takes its orders
+    bound: Bools  # and it keeps to them
     seen_at_s: Floats  # when its limit was last read
 
 
@@ -65,13 +66,14 @@ def share(
     heard: Heard,
     gpu_budget_w: float,
 ) -> Shares:
-    """Divide the budget anew where something calls for it; GPUs out of reach keep what they may hold."""
-    now_s, controllable = snapshot.now_s, heard.controllable
+    """Divide the budget anew where something calls for it."""
+    now_s = snapshot.now_s
     step_w = AIM_STEP_RATIO * settings.feed_rating_w
     due = (
         abs(gpu_budget_w - shares.gpu_budget_w) > step_w
         or now_s - shares.shared_at_s >= settings.reshare_s
-        or (controllable != shares.controllable).any()
+        or (heard.controllable != shares.controllable).any()
+        or (heard.bound != shares.bound).any()
     )
     if not due:
         return shares
@@ -84,7 +86,8 @@ def share(
         shared_at_s=now_s,
         gpu_budget_w=gpu_budget_w,
         rack_budget_w=budget_of_racks_w,
-        controllable=controllable,
+        controllable=heard.controllable,
+        bound=heard.bound,
     )
 
 
@@ -98,24 +101,25 @@ def divided_w(
     heard: Heard,
     gpu_budget_w: float,
 ) -> Floats:
-    """A GPU budget over all GPUs, (n) W; those out of reach keep what they may hold.
+    """A GPU budget over all GPUs, (n) W. Whoever does not obey is left what he may hold; others give way.
 
     `racks_w` is what each rack has room for, (r).
     """
-    gpus, topology, controllable = snapshot.gpus, settings.topology, heard.controllable
+    gpus, topology, bound = snapshot.gpus, settings.topology, heard.bound
     wants = wanted(settings, snapshot, shares)
     desired_w = allocation.share_out(gpu_budget_w, wants, topology.gpu_rack, racks_w)
-    if not controllable.all():
-        lost_w = np.where(controllable, 0.0, held_w)
+    if not bound.all():
+        lost_w = np.where(bound, 0.0, held_w)
         lost_rack_w = topology.rack_sums(lost_w)
         inside = allocation.share_out(
             gpu_budget_w - float(lost_w.sum()),
-            wants.only(controllable),
-            topology.gpu_rack[controllable],
+            wants.only(bound),
+            topology.gpu_rack[bound],
             racks_w - lost_rack_w,
         )
-        desired_w = np.minimum(desired_w, present_w)  # out of reach: ask for less, never for more
-        desired_w[controllable] = inside
+        # out of reach: ask for less, never for more
+        desired_w = np.where(heard.controllable, desired_w, np.minimum(desired_w, present_w))
+        desired_w[bound] = inside
         # Heard of, but not readable: whatever it turns out to hold when it comes back, the waiting order must
         # not lift it.
         hidden = (

@@ -88,8 +88,8 @@ def short_w(settings: Settings, shedding: Shedding, now: Now) -> Floats:
 
 
 def reached_w(settings: Settings, limits_w: Floats, now: Now) -> Floats:
-    """What the block may draw under limits of (..., n), (...) W: who is out of reach keeps what it holds."""
-    most_w = np.where(now.heard.controllable, limits_w, now.held_w)
+    """What the block may draw under limits of (..., n), (...) W: who does not obey keeps what he holds."""
+    most_w = np.where(now.heard.bound, limits_w, now.held_w)
     reached: Floats = settings.block_w_per_gpu_w * most_w.sum(axis=-1) + now.base_w
     return reached
 

@@ -32,6 +32,7 @@ from controller.core.model import (
 
 EXCESS_RATIO: Final = 0.03  # limits bound an average: peaks of some percent are normal
 EXCESS_SMOOTHING_S: Final = 1.0
+EXCESS_LASTS_S: Final = 2.0  # then the others give way; after a cut at once its smoothed tail takes 1.2 s
 OVER_BUDGET_RATIO: Final = 0.01
 SHORTFALL_RATIO: Final = 0.005  # of the feed rating
 RACK_TOLERANCE_W: Final = 20.0  # rounding of a rack's limits

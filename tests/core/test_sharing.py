@@ -28,7 +28,7 @@ def knee_w(*moments_w):
         seq=np.ones(2, dtype=np.int64),
         revision=1,
     )
-    heard = sharing.Heard(ALL, ALL, ALL, np.full(4, now_s))
+    heard = sharing.Heard(ALL, ALL, ALL, ALL, np.full(4, now_s))
     held_w = np.full(4, MAX_W)
     divided_w = partial(sharing.divided_w, SETTINGS, seen, shares, np.full(2, 1e6), held_w, held_w, heard)
     return sharing.knee_w(recent_w, float(held_w.sum()), divided_w)
