@@ -255,9 +255,9 @@ class Metered(Controller):
         super().__init__(*arguments)
         keep = self._store.keep_decision
 
-        def keep_decision(decision: Decision) -> None:
+        def keep_decision(*arguments: Any) -> None:
             self._decided_at_s = time.monotonic()
-            keep(decision)
+            keep(*arguments)
 
         self._store.keep_decision = keep_decision
 

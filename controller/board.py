@@ -40,11 +40,12 @@ from controller.grouping import (
     no_doubts,
 )
 from controller.rivals import SHOWN_S, Rivals
+from controller.silence import Silence
 from protocols.agent_link import Facts, Report
 
 OLD_BOOTS_MAX: Final = 16  # agent processes remembered per node, to drop what a dead one still has on the way
-# Of power and limit. A limit of nothing, which no GPU can hold, would look like the best of all answers.
-LEAST_W: Final = np.array(((0.0,), (1e-3,)))
+# Of power and limits. A limit of nothing, which no GPU can hold, would look like the best of all answers.
+LEAST_W: Final = np.array(((0.0,), (1e-3,), (1e-3,)))
 REFUSALS_KEPT_MAX: Final = 256  # reasons counted apart; some carry names that come from the wire
 SENTENCES_MAX: Final = 8  # about the GPUs of one node: an operator reads no more, its agent's log has all
 REFUSAL_MAX_CHARS: Final = 300  # some quote what comes from the wire
@@ -95,7 +96,7 @@ class Board:
         self._boots: list[list[str]] = [[] for _ in range(nodes)]
         self._newest = [_Newest()] * nodes
         self._false_name = ("", NEVER_S)  # the newest that came, in a sentence, and when
-        self._power_w, self._limit_w = np.full((2, count), np.nan)
+        self._power_w, self._limit_w, self.enforced_w = np.full((3, count), np.nan)
         self._topology = topology
         self._min_w = topology.gpu_min_w.copy()
         self._max_w = topology.gpu_max_w.copy()
@@ -105,6 +106,7 @@ class Board:
         self._proven_w = np.full(count, NO_LIMIT_W)
         self._doubts = no_doubts(count)
         self._rivals = Rivals(topology.node_names, epoch)
+        self._silence = Silence(nodes, epoch)
         # A node that has not told counts at its most, as it would if it had no fallback.
         self._fallback_w = np.bincount(topology.gpu_node, topology.gpu_max_w, nodes)
         self._gain = settings.block_w_per_gpu_w
@@ -152,23 +154,21 @@ class Board:
     def _fallen_back_w(self, facts: Facts, members: slice) -> float:
         """What a node draws at most when its agent was left alone, W.
 
-        No device goes below its least, nor below what power smoothing keeps up.
+        No device goes below its least, nor below what power smoothing keeps up. Of a module, agents tell the
+        share of each GPU.
         """
-        limits_w: dict[int, float] = {}
-        floors_w: dict[int, float] = {}
+        fallen_back_w = 0.0
         configured_w = zip(
             self._topology.gpu_min_w[members].tolist(),
             self._topology.gpu_max_w[members].tolist(),
             strict=True,
         )
-        for number, (gpu, (min_w, max_w)) in enumerate(zip(facts.gpus, configured_w, strict=True)):
-            module = gpu.module if gpu.module >= 0 else ~number  # one limit a module, or its own
+        for gpu, (min_w, max_w) in zip(facts.gpus, configured_w, strict=True):
             most_w = believed_max_w(gpu.max_w, max_w)
             least_w = gpu.min_w if 0.0 < gpu.min_w <= most_w else min_w
             floor_w = 0.0 if gpu.smoothing is None else gpu.smoothing.floor_w or 0.0
-            limits_w[module] = max(gpu.fallback_w, least_w, limits_w.get(module, 0.0))
-            floors_w[module] = floors_w.get(module, 0.0) + min(max(floor_w, 0.0), most_w)
-        return sum(max(limit_w, floors_w[module]) for module, limit_w in limits_w.items())
+            fallen_back_w += max(gpu.fallback_w, least_w, min(floor_w, most_w))
+        return fallen_back_w
 
     def conditions(self, now_s: float) -> Iterator[tuple[str, str]]:
         """What is wrong with the agents as a whole, by key and text."""
@@ -239,6 +239,7 @@ class Board:
         self._node_seq[node] = report.seq if ours else 0
         self._node_leased[node] = ours and report.mode == "leased"
         self._rivals.put(report, now_s)
+        self._silence.put(node, report, min(bound_s, now_s) if heard else None, now_s)
         self._node_table[node] = report.table if report.table_epoch == self._epoch else 0
         misfits = self._take(report, node)
         self._levers.put_report(report, node)
@@ -261,14 +262,16 @@ class Board:
             self._misfits[node] = self._constrain(report, members)
         for sentence in self._misfits[node]:
             self.refuse(sentence)
+        gpus = report.gpus
         told_w = np.array(
-            ([gpu.power_w for gpu in report.gpus], [gpu.limit_w for gpu in report.gpus]), dtype=np.float64
+            ([gpu.power_w for gpu in gpus], [gpu.limit_w for gpu in gpus], [gpu.enforced_w for gpu in gpus]),
+            dtype=np.float64,
         )  # None, not readable, has become NaN
         most_w = np.maximum(self._max_w[members], self._topology.gpu_max_w[members])
         cannot_be = (told_w > BELIEVED_MAX_RATIO * most_w) | (told_w < LEAST_W)
         if np.count_nonzero(cannot_be):
             told_w[cannot_be] = np.nan
-        self._power_w[members], self._limit_w[members] = told_w
+        self._power_w[members], self._limit_w[members], self.enforced_w[members] = told_w
         return self._misfits[node]
 
     def _constrain(self, report: Report, members: slice) -> list[str]:
@@ -290,9 +293,13 @@ class Board:
         ]
 
     def heard(self, name: str) -> tuple[float, int, bool]:
-        """Of a node: a moment its readings are not older than, its newest order of ours, whether leased."""
+        """Of a node: when it was heard last, its newest order of ours, whether leased by us."""
         node = self._index[name]
-        return float(self._node_at_s[node]), int(self._node_seq[node]), bool(self._node_leased[node])
+        return self._silence.heard_s(node), int(self._node_seq[node]), bool(self._node_leased[node])
+
+    def is_led_by_another(self, name: str, now_s: float) -> bool:
+        """Whether a node obeys another controller that lives."""
+        return self._silence.is_led_by_another(self._index[name], now_s)
 
     def snapshot(self, now_s: float, now_utc_s: float) -> Snapshot:
         if self._gpus is None:

@@ -1,12 +1,12 @@
 """Dry contacts: a relay closes somewhere, a PLC shows it as a bit, and a level of shedding is called.
 
 A contact calls for as long as it is closed. One that cannot be read is what it last was, or closed where the
-configuration says that a lost contact calls; either way an alarm names it. After a start it is not lost
-before it could be found: a restart must not shed a block. A relay that was closed all the while is seen with
-the first reading, and until then the limit that it had called is inherited like any other.
+configuration says that a lost contact calls; either way an alarm names it. A restart knows which contacts
+called: those go on calling until they are read. Any other is not lost before it could be found, because a
+restart must not shed a block.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from typing import Final
 
@@ -25,14 +25,21 @@ class Contacts:
         config: None: none.
         on_change: called when one has closed or opened.
         now_s: of the start.
+        called: names of those that called before it.
     """
 
-    def __init__(self, config: ShedConfig | None, on_change: Callable[[], None], now_s: float) -> None:
+    def __init__(
+        self,
+        config: ShedConfig | None,
+        on_change: Callable[[], None],
+        now_s: float,
+        called: Collection[str] = (),
+    ) -> None:
         self._contacts = () if config is None else config.contacts
         self._requests = [
             ShedRequest(contact.name, config.level(contact.level)) for contact in self._contacts if config
         ]
-        self._closed = [False] * len(self._contacts)
+        self._closed = [contact.name in called for contact in self._contacts]
         self._newest: list[Measurement] = [UNKNOWN] * len(self._contacts)
         self._on_change = on_change
         self._seen = [False] * len(self._contacts)
@@ -68,7 +75,8 @@ class Contacts:
             if lost:
                 calls = contact.lost_calls or self._closed[index]
                 counts = f"closed: level {contact.level} is called" if calls else "open"
-                yield f"contact {contact.name}", f"cannot be read, counts as {counts}"
+                cannot = "cannot be read" if self._seen[index] else "has not been read since the start"
+                yield f"contact {contact.name}", f"{cannot}, counts as {counts}"
 
     def _lost(self, now_s: float) -> Sequence[bool]:
         return [

@@ -136,6 +136,7 @@ class FoundGpu(NamedTuple):
     max_w: float = 0.0
     chassis: str = ""
     slot: int = -1
+    persistence: bool | None = None  # False: its limit is lost whenever the last program closes the driver
 
 
 class Host(NamedTuple):
@@ -515,6 +516,19 @@ class Grouping:
                 "unknown nodes",
                 f"agents speak as {names}: {RULES[Kind.STRANGER].cost.format(most_kw=most_kw)}",
             )
+        off = self._without_persistence()
+        if off:
+            text = (
+                f"persistence mode is off on {sum(off.values())} GPUs of {_named(list(off))}: limits are lost"
+                " whenever the last program closes the driver; enable nvidia-persistenced there"
+            )
+            yield "persistence", text
+
+    def _without_persistence(self) -> dict[str, int]:
+        """How many GPUs of a configured node, by its name."""
+        newest = {node: self._processes[node][-1].gpus for node in self._plan.nodes if self._processes[node]}
+        off = {node: sum(gpu.persistence is False for gpu in gpus) for node, gpus in newest.items()}
+        return {node: count for node, count in off.items() if count}
 
     def told(self) -> dict[str, Any]:
         """All that was found and what does not agree, for `grouping.json`."""
@@ -556,4 +570,5 @@ def _found(gpu: GpuFacts) -> FoundGpu:
         gpu.max_w,
         "" if place is None else place.chassis_serial[:TEXT_MAX_CHARS],
         -1 if place is None else place.slot,
+        gpu.persistence,
     )

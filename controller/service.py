@@ -30,7 +30,7 @@ from controller.board import Board
 from controller.clock import now_s, now_utc_s
 from controller.config import BlockConfig, ConfigError, GatewayConfig, load_config, settings_of
 from controller.contacts import Contacts
-from controller.core import law, watch
+from controller.core import frequency, law, watch
 from controller.core.model import NEVER_S, Decision, Measurement, Site, Snapshot
 from controller.endless import RELOAD, Life, ending, run_and_leave
 from controller.field import Taker
@@ -41,6 +41,7 @@ from controller.grouping import Grouping, plan_of
 from controller.incumbent import Newcomer, incumbent
 from controller.journal import Journal
 from controller.notify import notify
+from controller.other_limits import OtherLimits
 from controller.pure_gateway import PureGateway
 from controller.reload import is_sound
 from controller.site.desk import SiteDesk
@@ -76,6 +77,7 @@ class Controller:
         self._woken = asyncio.Event()  # these first: what is kept speaks up as soon as it is read
         self._wished = False
         self._steps = Steps(settings, config.state_dir)
+        self._others = OtherLimits(settings)
         self._late_s: deque[float] = deque(maxlen=BEATS_KEPT)
         self._tick_s: deque[float] = deque(maxlen=BEATS_KEPT)
         self._beats = self._skipped = 0
@@ -107,7 +109,7 @@ class Controller:
         self._link = self._new_link()
         self._site.attach(self._link)
         facility = self._site.facility
-        self._contacts = Contacts(config.shed, self._wake, now_s())
+        self._contacts = Contacts(config.shed, self._wake, now_s(), self._store.kept.contacts)
         self._points = block_points(config)
         self._gateway = Gateway(
             config,
@@ -191,15 +193,22 @@ class Controller:
             self._board.put_proven({one.node: one.limit_w for one in self._backstop.proven(began_s)})
         if self._is_due("grouping", GROUPING_S, began_s) and self._grouping.look(began_s):
             self._board.put_doubts(self._grouping.doubts)
-        self._board.sheds = (*self._contacts.requests(began_s), *self._site.sheds)
+        closed = self._contacts.requests(began_s)
+        self._board.sheds = (*closed, *self._site.sheds)
         snapshot = self._board.snapshot(began_s, now_utc_s())
         decision = law.tick(self._settings, before, snapshot)
         self._tick_s.append(now_s() - began_s)
         self._state = decision.state
         self._call(snapshot, decision)
-        self._store.keep_decision(decision)
+        self._store.keep_decision(
+            decision,
+            snapshot.now_utc_s,
+            frequency.to_inherit(self._settings.frequency, decision.state.frequency),
+            tuple(request.source for request in closed),
+        )
         self._send(snapshot, decision)
         self._steps.beat(snapshot)
+        self._others.ordered(decision.gpu_limits_w, snapshot.now_s)
         if self._grid is not None and decision.state.frequency is not None:
             metered = snapshot.meter.is_usable(snapshot.now_s, self._settings.meter_age_max_s)
             block_w = snapshot.meter.value if metered else None
@@ -273,7 +282,8 @@ class Controller:
             heard_s, seq, leased = self._board.heard(node)
             now, ledger, wait_s = now_s(), self._state.ledger, self._settings.ack_wait_s
             does = obeys(ledger, self._nodes[node], seq, now, leased=leased, wait_s=wait_s)
-            return Heard(now - max(heard_s, started_s), does)
+            # Whoever leads it has it under control: its BMC is not ours to hold, nor to keep held.
+            return Heard(now - max(heard_s, started_s), does or self._board.is_led_by_another(node, now))
 
         return Backstop(config.backstop, nodes, hear, config.state_dir)
 
@@ -389,7 +399,7 @@ class Controller:
             **block_status(
                 self._settings, snapshot, decision, self._board.last_refusal, self._board.gpu_faults
             ),
-            "alarms": self._gateway.tell(self._conditions(now, decision, shed_words(shed))),
+            "alarms": self._gateway.tell(self._conditions(snapshot, decision, shed_words(shed))),
             "links": [broker, *self._gateway.links(), *map(dict, self._site.links(now))],
             "site": self._site.told(now, decision),
             "facility": self._gateway.told(),
@@ -414,8 +424,9 @@ class Controller:
             {"block": told["block"], "at_utc_s": told["at_utc_s"], **self._grouping.told()}
         )
 
-    def _conditions(self, now: float, decision: Decision, called: str) -> Iterator[tuple[str, str]]:
+    def _conditions(self, snapshot: Snapshot, decision: Decision, called: str) -> Iterator[tuple[str, str]]:
         """What is wrong, by key and text: causes before effects. `called`: a shed level, and by whom."""
+        now = snapshot.now_s
         if called:
             yield "shed", called
         for key, fault in (
@@ -441,6 +452,7 @@ class Controller:
         yield from (
             (f"notice {node}", "; ".join(said)) for node, said in self._board.gpu_notices.items() if said
         )
+        yield from self._others.conditions(snapshot, decision.state.shares.desired_w, self._board.enforced_w)
         yield from ((alarm.key, alarm.text) for alarm in decision.alarms)
 
     def _beat_status(self) -> dict[str, float]:

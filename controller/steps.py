@@ -3,13 +3,15 @@
     asked       something asked for the level (a contact, a signal, a command)
     decided     the law had made its decision
     sent        the call was written to the broker's connection
+    received    the last of the agents that were called had it
     confirmed   the last GPU was read at what the call leaves it, or below
     moved       the meter showed the block within 2 % of the level's power
 
 All by this host's monotonic clock, since `asked`. What a node did in between it says itself, by its own clock
 and as a length of time: from the arrival of the call to its last limit read back. The longest of them is
-`obeyed`, where every node's is known. Nobody's wall clock is believed, so what lies between `sent` and a
-node's arrival shows as the rest only.
+`obeyed`, where every node's is known. An answer also says how long the call had been there when it was sent;
+so the node had the call at the latest so long before the answer came. That moment is too late by the way back
+of the answer, never too early, and the last of them is `received`. Nobody's wall clock is believed.
 
 A step that has not been seen when `GIVE_UP_S` has passed is not in the histograms; its line says null, and
 names whoever was not seen to do as called.
@@ -30,7 +32,7 @@ from controller.core.model import Bools, Decision, Floats, Settings, ShedCall, S
 from controller.lines import Lines
 from protocols.agent_link import Report
 
-STEPS: Final = ("decided", "sent", "confirmed", "obeyed", "moved")
+STEPS: Final = ("decided", "sent", "received", "confirmed", "obeyed", "moved")
 BUCKETS_S: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
 GIVE_UP_S: Final = 10.0
 NOT_SEEN_S: Final = -1.0  # as agents say it
@@ -64,11 +66,13 @@ class _Open:
     limit_w: float
     source: str
     asked_s: float
+    decided_s: float
     at_utc_s: float
     before_w: float | None
     most_w: Floats  # (n) what the call leaves a GPU
     waiting: Bools  # (n) is to go there by the call, and was not read there yet
     read_w: Floats  # (n) its limit in the newest answer; NaN: not known
+    received_s: dict[int, float] = field(default_factory=dict)  # by node that has answered
     obeyed_in_s: dict[int, float] = field(default_factory=dict)  # by node that has answered
     since_asked_s: dict[str, float] = field(default_factory=dict)
 
@@ -119,6 +123,7 @@ class Steps:
             level.limit_w,
             callers,
             asked_s,
+            decided_s,
             snapshot.now_utc_s,
             snapshot.meter.value if metered else None,
             most_w=decision.gpu_limits_w + READ_BACK_TOLERANCE_W,
@@ -142,10 +147,18 @@ class Steps:
             at_once = report.seq == one.call.seq and not one.waiting[gpus].any()
             believed = at_once and report.obeyed_in_s <= GIVE_UP_S
             one.obeyed_in_s[node] = report.obeyed_in_s if believed else NOT_SEEN_S
+            self._received(one, node, report, now_s)
         if not one.waiting.any():
             self._took("confirmed", now_s)
             if min(one.obeyed_in_s.values()) >= 0.0:
                 one.since_asked_s["obeyed"] = max(one.obeyed_in_s.values())
+
+    def _received(self, one: _Open, node: int, report: Report, now_s: float) -> None:
+        """A node has answered; whoever answers a later order only does not say when the call was there."""
+        of_the_call = report.seq == one.call.seq and 0.0 <= report.came_ago_s <= now_s - one.decided_s
+        one.received_s[node] = now_s - report.came_ago_s if of_the_call else NOT_SEEN_S
+        if len(one.received_s) == one.call.nodes.sum() and min(one.received_s.values()) >= 0.0:
+            self._took("received", max(one.received_s.values()))
 
     def beat(self, snapshot: Snapshot) -> None:
         """After every beat: has the power moved, is it time to give up?"""

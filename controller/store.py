@@ -7,6 +7,9 @@ file or the new one. Against loss of power a thread syncs them, at most once in 
 wait for a disk, and after a loss of power the block holds its failsafe limit until the site has spoken
 anyway. A disk that fails is a fault to show, and is tried again.
 
+Beside the limit that binds stands what else must not be forgotten because the site does not say it again: a
+response to the grid's frequency, the cooling capacity when last heard, and dry contacts that call.
+
 Limits are kept with both clocks. Within one boot of the host the monotonic one decides, so that a wall
 clock that was stepped meanwhile neither ends nor stretches a limit. After a reboot only the wall clock
 is left, which may be years off: no window is inherited for longer than it was meant to last.
@@ -16,13 +19,15 @@ import fcntl
 import os
 import tempfile
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 import structlog
 
-from controller.core.model import FOREVER_S, NEVER_S, Carried, Decision, Running, Setpoint
+from controller.core.frequency_model import Underway
+from controller.core.model import FOREVER_S, NEVER_S, NO_LIMIT_W, Carried, Decision, Running, Setpoint
 
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 SYNC_S: Final = 1.0
@@ -57,6 +62,11 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     base_at_s: float = NEVER_S
     up_w_per_s: float | None = None
     length_s: float = FOREVER_S  # of the window that binds
+    at_s: float = NEVER_S  # when this was decided, by both clocks
+    at_utc_s: float = NEVER_S
+    response: Underway | None = None  # to the grid's frequency
+    cooling_w: float = NO_LIMIT_W  # no more than was last heard
+    contacts: tuple[str, ...] = ()  # that call a level of shedding, by name
 
 
 class StoreError(Exception):
@@ -130,11 +140,21 @@ class Store:
                 kept.base_w,
                 kept.base_at_s,
                 kept.up_w_per_s,
+                kept.cooling_w,
+                kept.response,
             )
             return carried, running
         left_s = min(kept.ends_utc_s - now_utc_s, kept.length_s)
         ends_at_s = min(now_s + left_s, FOREVER_S)
-        carried = Carried(kept.limit_w, kept.budget_w, kept.source, ends_at_s, up_w_per_s=kept.up_w_per_s)
+        carried = Carried(
+            kept.limit_w,
+            kept.budget_w,
+            kept.source,
+            ends_at_s,
+            up_w_per_s=kept.up_w_per_s,
+            cooling_w=kept.cooling_w,
+            response=_moved(kept.response, (now_s - kept.at_s) - max(0.0, now_utc_s - kept.at_utc_s)),
+        )
         opened = (
             Running(s, now_s + min(s.ends_utc_s - now_utc_s, _length_s(s)))
             for s in (entry.setpoint for entry in kept.running)
@@ -152,13 +172,28 @@ class Store:
         self._set_aside(self.book_path, why)
         self.book = None
 
-    def keep_decision(self, decision: Decision) -> None:
-        """The binding limit and the windows that are open, if they changed or could not be written."""
+    def keep_decision(
+        self,
+        decision: Decision,
+        now_utc_s: float,
+        response: Underway | None = None,
+        contacts: tuple[str, ...] = (),
+    ) -> None:
+        """What binds, and the windows that are open, if they changed or could not be written.
+
+        Args:
+            decision: of this beat.
+            now_utc_s: by the wall clock.
+            response: to the grid's frequency; None: none is under way.
+            contacts: names of those that call.
+        """
         kept, running = self.kept, decision.state.running
-        said = (decision.binding.power_w, decision.budget_w, decision.binding.source)
-        base = decision.state.base
+        base, cooling_w = decision.state.base, decision.state.cooling_w
+        said = (decision.binding.power_w, decision.budget_w, decision.binding.source, response, contacts)
+        known = (kept.limit_w, kept.budget_w, kept.source, kept.response, kept.contacts)
         measured = base.measured_at_s - kept.base_at_s < BASE_KEPT_S
-        if said == (kept.limit_w, kept.budget_w, kept.source) and running == self._running and measured:
+        measured &= cooling_w >= kept.cooling_w  # more of it can wait for the next write
+        if said == known and running == self._running and measured:
             if self.fault and decision.state.at_s - self._tried_at_s >= RETRY_S:
                 self._tried_at_s = decision.state.at_s
                 self._write()
@@ -177,6 +212,11 @@ class Store:
             ends_at_s=max((entry.ends_at_s for entry in mine), default=FOREVER_S),
             ends_utc_s=max((entry.setpoint.ends_utc_s for entry in mine), default=FOREVER_S),
             length_s=max((_length_s(entry.setpoint) for entry in mine), default=FOREVER_S),
+            at_s=decision.state.at_s,
+            at_utc_s=now_utc_s,
+            response=response,
+            cooling_w=cooling_w,
+            contacts=contacts,
         )
 
     def _replace(self, **changes: Any) -> None:
@@ -256,6 +296,15 @@ def refusal(setting: str, folder: Path, error: OSError) -> str:
             " (docs/operations.md, Installing)"
         )
     return f"{setting} {folder}: {error.strerror}; choose another {setting}, or mend what is there"
+
+
+def _moved(response: Underway | None, by_s: float) -> Underway | None:
+    """On another monotonic clock."""
+    if response is None:
+        return None
+    return replace(
+        response, raised_at_s=response.raised_at_s + by_s, ready_from_s=response.ready_from_s + by_s
+    )
 
 
 def _length_s(setpoint: Setpoint) -> float:

@@ -29,7 +29,7 @@ BEFORE_S: Final = 1.0
 DELIVERED_RATIO: Final = 0.98
 FALLEN_RATIO: Final = 0.98  # of the way down: what is left is the law's own fine tuning
 TOLD_MAX: Final = 1000
-STEPS: Final = ("decided", "sent", "obeyed", "confirmed", "moved")
+STEPS: Final = ("decided", "sent", "received", "obeyed", "confirmed", "moved")
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,9 @@ RECORD: Final = np.dtype(
         ("chassis_serial", "S16"),
         ("uuid", "S48"),
         ("name", "S88"),
-        ("reserved", "S24"),
+        ("module_gpus", "<u4"),
+        ("refresh_us", "<u4", (3,)),
+        ("reserved", "S8"),
     ]
 )
 
@@ -241,11 +243,15 @@ class GpuMemory:
     def enforced_mw(self) -> NDArray[np.uint32]:
         """What the boards really enforce, shape (gpu_count,): the lower of requested and out-of-band limit.
 
-        An inert GPU enforces the highest limit there is, whatever its driver shows.
+        An inert GPU enforces the highest limit there is, whatever its driver shows. GPUs that share the limit
+        of their module have equal parts of it here.
         """
         lower: NDArray[np.uint32] = np.minimum(self.gpus["requested_mw"], self.gpus["oob_limit_mw"])
         enforced: NDArray[np.uint32] = np.where(self.gpus["inert"], self.gpus["max_mw"], lower)
-        return enforced
+        sharing = np.maximum(1, self.gpus["module_gpus"])
+        first = np.arange(len(self.gpus)) // sharing * sharing
+        shared: NDArray[np.uint32] = enforced[first] // sharing
+        return shared
 
     def clock_limit_hz(self) -> NDArray[np.float64]:
         """The SM clock that no board passes, shape (gpu_count,): lock or highest clock."""
@@ -261,6 +267,12 @@ class GpuMemory:
         floor_ratio = np.where(override == NONE, preset, override) / 10_000
         on = (self.gpus["smoothing_supported"] != 0) & (self.gpus["smoothing_enabled"] != 0)
         return np.where(on, floor_ratio * self.gpus["smoothing_ceiling_w"], 0.0)
+
+    def share_limits(self, module_gpus: int) -> None:
+        """Let GPUs in a row have one limit, that of their module: the sum of what was theirs."""
+        self.gpus["power_scopes"], self.gpus["module_gpus"] = MODULE_SCOPE, module_gpus
+        for column in ("min_mw", "max_mw", "default_mw", "requested_mw"):
+            self.gpus[column] *= module_gpus
 
     def add_smoothing(self, ceiling_w: float, *, privilege: int = 1) -> None:
         """Give all GPUs the power smoothing of a GB300, switched off. `ceiling_w`: total module power."""

@@ -83,7 +83,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Gpu(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One GPU as the driver tells it. `fault` is empty when all is well, else a sentence.
+    """One GPU as the driver tells it, or its share of its module. `fault` is empty, or a sentence.
 
     What stands at its default is not sent: most of it, most of the time.
     """
@@ -119,7 +119,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     gpus: tuple[Gpu, ...]
     table_epoch: Count = 0  # of the shed table in memory, and its version; 0: none
     table: Count = 0
-    obeyed_in_s: float = -1.0  # from the arrival of the order or call in force to its last limit read back
+    came_ago_s: float = -1.0  # how long the order or call in force had been here when this was sent
+    obeyed_in_s: float = -1.0  # from its arrival to its last limit read back
     refused: dict[str, Count] = {}  # orders refused since this agent's start, by reason
     rivals_s: float = -1.0  # how long ago a controller other than the one in force was heard; below 0: never
 
@@ -160,7 +161,7 @@ class GpuFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     found_w: float | None = None  # its limit when this agent first saw it
     clock_min_mhz: Mhz = 0
     clock_max_mhz: Mhz = 0  # 0: unknown
-    module: int = -1  # number of the module in this node whose limit it shares; below 0: it has its own
+    module: int = -1  # in this node, of which the powers here are its share; below 0: it has its own limit
     mig: bool = False
     persistence: bool | None = None
     place: Place | None = None

@@ -14,7 +14,7 @@ The block is safe only if the fallback limits of all nodes together fit under th
 
 What few hosts need:
 
-    gpus: {count: 4, per_module: 2}  # GPUs in a row that share one limit, where it is the module's
+    gpus: {count: 4, per_module: 2}  # GPUs in a row that share one limit, where it is the module's; else 1
     clock_lock_mhz: [345, 1410]      # the site's own lock: our ceilings stay below, release brings it back
     profiles: [6]                    # workload power profiles to request beside those found (Blackwell)
     smoothing: {preset: 1}           # preset of power smoothing to make the active one (Blackwell)
@@ -100,7 +100,15 @@ class MqttConfig(_Strict):
 
 class GpusConfig(_Strict):
     count: Annotated[int, Field(ge=1, le=GPUS_MAX)]
-    per_module: Annotated[int, Field(ge=1, le=8)] = 1
+    per_module: Annotated[int, Field(ge=1, le=8)] | None = None  # None: not said, see `shares`
+
+    @model_validator(mode="after")
+    def _whole_modules(self) -> "GpusConfig":
+        if self.count % (self.per_module or 1):
+            raise ValueError(
+                f"count is {self.count}, per_module {self.per_module}: give a count of whole modules"
+            )
+        return self
 
 
 class SmoothingConfig(_Strict):

@@ -2,7 +2,7 @@
 
 NVML cannot say which limit a site had set before us; who wants it back must remember it. JSON lines, forced
 to disk, appended and never changed; what a line is about shows in its keys:
-    limit_w                  found at an agent's start, per GPU
+    limit_w                  found at an agent's start, per GPU; `module`: that of its module, whole
     profiles, preset         found before we requested ours; `asked`: what we request
     ceiling_mhz, host_boot   a clock ceiling of ours is about to be set, this one first (0: there is none any
                              more); void once the host has booted again, which clears all locks
@@ -47,6 +47,7 @@ class Found:
 
     gpu: int
     limit_w: float | None = None
+    module: bool = False  # that limit is its module's
     profiles: tuple[int, ...] | None = None
     asked: tuple[int, ...] = field(default=())
     preset: int | None = None
@@ -61,6 +62,7 @@ def limit_line(reading: Reading) -> dict[str, Any]:
         "default_w": device.default_w,
         "min_w": device.min_w,
         "max_w": device.max_w,
+        "module": device.module,
     }
 
 
@@ -85,7 +87,7 @@ class Record:
     def __init__(self, state_dir: Path, boot: str) -> None:
         self._state_dir = state_dir
         self._boot = boot
-        self._owed: dict[tuple[str, bool, bool], dict[str, Any]] = {}
+        self._owed: dict[tuple[str, bool, bool, bool], dict[str, Any]] = {}
         self._touching = threading.Lock()  # `_owed`
         self._writing = threading.Lock()
         self._again_at_s = 0.0
@@ -94,7 +96,7 @@ class Record:
     def add(self, lines: Iterable[dict[str, Any]]) -> None:
         with self._touching:
             for line in lines:
-                kind = (line["uuid"], "asked" in line, "ceiling_mhz" in line)
+                kind = (line["uuid"], "asked" in line, "ceiling_mhz" in line, bool(line.get("module")))
                 if "ceiling_mhz" in line:
                     self._owed[kind] = line  # the newest counts,
                 else:
@@ -204,6 +206,7 @@ class _Line(msgspec.Struct, frozen=True):
     uuid: str
     gpu: int
     limit_w: float | None = None
+    module: bool = False
     profiles: tuple[int, ...] | None = None
     asked: tuple[int, ...] | None = None
     preset: int | None = None
@@ -245,8 +248,8 @@ def _replace(path: Path, lines: Iterable[bytes]) -> None:
 
 
 def _take(one: Found, line: _Line, host_boot: str) -> None:
-    if one.limit_w is None:
-        one.limit_w = line.limit_w
+    if one.limit_w is None or (line.module and not one.module):  # its own could be read and never be set
+        one.limit_w, one.module = line.limit_w, line.module
     if line.asked is not None:
         one.asked = tuple(sorted({*one.asked, *line.asked}))
         if one.profiles is None:

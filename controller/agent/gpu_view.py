@@ -28,7 +28,10 @@ NEVER_OURS: Final = Ceiling(None)
 
 @dataclass(slots=True)
 class GpuView:
-    """One GPU as last seen. `reading` is None while it cannot be read."""
+    """One GPU as last seen. `reading` is None while it cannot be read.
+
+    Powers and limits are as the driver has them: of its module, where that has the limit.
+    """
 
     device: Device | None = None
     reading: Reading | None = None  # None: the last sweep did not reach it
@@ -37,6 +40,7 @@ class GpuView:
     read_fault: str = ""
     write_fault: str = ""
     clock_fault: str = ""
+    module_fault: str = ""  # whose limit it is, is not as node.yaml has it
     notice_text: str = ""  # something to know that is no fault; shown for a moment
     notice_until_s: float = 0.0
     written_at_s: float = -1.0  # end of the last write
@@ -44,6 +48,7 @@ class GpuView:
     confirmed_generation: int = 0
     refused_w: float | None = None  # limit that could not be written
     write_again_at_s: float = 0.0
+    hangs: bool = False  # a write of its limit has not returned, as far as is known: it may take effect yet
     contest: Contest = contest.NONE_YET
     ceiling: Ceiling = NEVER_OURS
     clock_again_at_s: float = 0.0
@@ -67,7 +72,7 @@ class GpuView:
             self._began_anew(result)
         self.reading, self.read_fault = result, ""
         if began_at_s > self.written_at_s:
-            self.limit_w = result.limit_w
+            self.limit_w, self.hangs = result.limit_w, False
         last = self.learned.last
         if last is None or began_at_s - last.at_s >= levers.LEARN_PERIOD_S:
             self.learned = levers.learn(self.learned, _seen(result, began_at_s))
@@ -81,9 +86,9 @@ class GpuView:
             self.limit_w = None  # the write may have taken effect, or still may: unknown until read again
             self._refuse(asked_w, result.sentence, now_s)
             if result.code == TIMEOUT:  # the lane calls no GPU that hangs: as soon as it may, it shall
-                self.write_again_at_s = now_s
+                self.write_again_at_s, self.hangs = now_s, True
             return
-        written_w, self.limit_w = result
+        (written_w, self.limit_w), self.hangs = result, False
         if not same_limit(written_w, self.limit_w):
             self.contest = contest.reasserted(self.contest, now_s)
             self._refuse(asked_w, contest.not_taken(written_w, self.limit_w), now_s)
@@ -91,6 +96,10 @@ class GpuView:
         self.write_fault, self.confirmed_w, self.refused_w = "", self.limit_w, None
         self.confirmed_generation = self.generation
         self.learned = levers.pulled_limit(self.learned, self.limit_w, now_s)
+
+    def was_concerned(self, now_s: float) -> None:
+        """Another GPU of its module was written, and what this one shows since then is not known."""
+        self.written_at_s, self.limit_w = now_s, None
 
     def may_write(self, limit_w: float, now_s: float) -> bool:
         """Not too soon after the same limit was refused, and not too often over somebody else's."""
@@ -156,22 +165,22 @@ class GpuView:
 
     def fault(self) -> str:
         """What is wrong, in a sentence; empty when all is well."""
-        return self.read_fault or self.write_fault or self.clock_fault
+        return self.read_fault or self.write_fault or self.clock_fault or self.module_fault
 
-    def notice(self, now_s: float) -> str:
-        """What else should be known, in a sentence."""
+    def notice(self, now_s: float, held_ratio: float = 1.0) -> str:
+        """What else should be known, in a sentence. `held_ratio`: its share of the limit, see `shares`."""
         if now_s < self.notice_until_s:
             return self.notice_text
         reading = self.reading
         if reading is None:
             return ""
         held_down = contest.held_down(reading.limit_w, reading.enforced_w)
-        floor_w = self.floor_w()
-        if held_down or not floor_w or floor_w <= reading.limit_w:
+        floor_w, limit_w = self.floor_w(), held_ratio * reading.limit_w
+        if held_down or not floor_w or floor_w <= limit_w:
             return held_down
         return (
             f"power smoothing keeps it at {floor_w:.0f} W whatever the limit: "
-            f"{floor_w - reading.limit_w:.0f} W above its limit"
+            f"{floor_w - limit_w:.0f} W above its limit"
         )
 
     def note(self, text: str, now_s: float) -> None:
@@ -182,6 +191,9 @@ class GpuView:
             self.ceiling, self.first_w, self.confirmed_w, self.profiles = NEVER_OURS, None, None, None
             self.learned, self.contest = levers.NOTHING_YET, contest.NONE_YET
             self.early.clear()
+        elif self.device is not None and self.device.module is not result.device.module:
+            self.first_w, self.confirmed_w, self.learned = None, None, levers.NOTHING_YET  # of another thing
+            self.contest = contest.NONE_YET
         if result.generation != self.generation:
             self.generation = result.generation
             self.ceiling = Ceiling(self.ceiling.asked_mhz, sure=False)

@@ -43,6 +43,8 @@ from math import inf
 from types import MappingProxyType
 from typing import Final, NamedTuple, Protocol
 
+from controller.agent.shares import ANY, Modules, Range, wanted_w
+
 # One lease may run out by bad luck; for two of them twelve renewals must be lost in a row.
 SUCCESSION_LEASES: Final = 2.0
 
@@ -269,7 +271,8 @@ def shed(
 def beat(settings: LeaseSettings, lease: Lease, found_w: Sequence[float | None], now_s: float) -> Lease:
     """Let time pass: leases lapse, the fallback ramp goes down.
 
-    `found_w` is the requested limit of each GPU as last read, None where it could not be read.
+    `found_w` is the requested limit of each GPU as last read, of a module its share; None where it could not
+    be read.
     """
     if now_s >= lease.until_s:
         mode = _after(lease.mode, Event.LAPSED)
@@ -287,19 +290,18 @@ def beat(settings: LeaseSettings, lease: Lease, found_w: Sequence[float | None],
     return lease._replace(held_w=held_w, ramped_at_s=max(now_s, lease.ramped_at_s))
 
 
-def due(
-    lease: Lease, found: Sequence[Found | None], modules: Sequence[Sequence[int]] = ()
-) -> tuple[Write, ...]:
+def due(lease: Lease, found: Sequence[Found | None], modules: Modules = ()) -> tuple[Write, ...]:
     """What must be written so that the GPUs hold what they should; decreases first.
 
     A GPU that cannot be read is written while leased, where the order says its limit. Where nothing may be
     raised it gets a write that can only lower: a broken power sensor must not keep a limit up.
 
-    `modules`: GPUs that share one limit; it is the lowest of what they should hold.
+    `modules`: GPUs that share one limit, see `shares`; `found` is of the module then, and so is the write. It
+    is due for each of its GPUs that can be read, and one of them will do.
     """
     may_raise = _may_raise(lease)
     writes: list[tuple[float, Write]] = []
-    for gpu, (held_w, seen) in enumerate(zip(_shared(lease.held_w, modules), found, strict=True)):
+    for gpu, (held_w, seen) in enumerate(zip(*_of_modules(lease.held_w, found, modules), strict=True)):
         if held_w is None:
             continue
         if seen is None:
@@ -429,15 +431,22 @@ def _may_raise(lease: Lease) -> bool:
     return lease.mode is not Mode.FALLBACK and not lease.lowers_only
 
 
-def _shared(held_w: tuple[float | None, ...], modules: Sequence[Sequence[int]]) -> tuple[float | None, ...]:
+def _of_modules(
+    held_w: Sequence[float | None], found: Sequence[Found | None], modules: Modules
+) -> tuple[Sequence[float | None], Sequence[Found | None]]:
+    """What the limit of every GPU should be, and is: its module's; none of its own where another shows it."""
     if not modules:
-        return held_w
-    shared_w = list(held_w)
+        return held_w, found
+    sums_w, seen = list(held_w), list(found)
     for members in modules:
-        known_w = [w for w in (held_w[gpu] for gpu in members) if w is not None]
+        shown = [one for one in (found[gpu] for gpu in members) if one is not None]
+        allowed = Range(shown[0].min_w, shown[0].max_w) if shown else ANY
+        wanted = wanted_w(held_w, members, allowed)
         for gpu in members:
-            shared_w[gpu] = min(known_w, default=None)
-    return tuple(shared_w)
+            left_alone = wanted is None or (shown and found[gpu] is None)
+            sums_w[gpu] = None if left_alone else sum(wanted or ())
+            seen[gpu] = shown[0] if shown else None
+    return sums_w, seen
 
 
 def _after(mode: Mode, event: Event) -> Mode:

@@ -22,6 +22,7 @@ from controller.agent.found_limits import ceiling_line, limit_line, settings_lin
 from controller.agent.gpu_view import NEVER_AGAIN_S, NEVER_OURS, GpuView
 from controller.agent.hearing import Ear
 from controller.agent.lease import Ceiling, Lease, LeaseSettings, Mode, Write, beat, due, due_clocks
+from controller.agent.shares import WHOLE, Modules, Range, Share, module_with, modules_of, shares
 from controller.clock import now_s
 from protocols import agent_link
 from protocols.nvml import (
@@ -39,6 +40,17 @@ FACTS_PERIOD_S: Final = 10.0
 FACTS_LOOK_S: Final = 1.0  # how soon a change of facts is told
 SLOW_PERIOD_S: Final = 10.0  # a GPU is described anew so often: some five calls each
 SET_UP_AGAIN_S: Final = 60.0  # profiles that were refused
+APART_AFTER_S: Final = 2.0  # GPUs of one module show one limit in every sweep; only a slow driver might lag
+
+# What is wrong with `gpus.per_module`.
+UNSAID: Final = (
+    "the driver limits it by its module, and whether GPUs share one it does not say: give `gpus.per_module`"
+    " in node.yaml (1: each has its own)"
+)
+APART: Final = (
+    "shows another limit than the GPUs that node.yaml has in one module with it, so each is limited alone:"
+    " correct `gpus.per_module`"
+)
 
 log = structlog.get_logger(__name__)
 
@@ -70,16 +82,21 @@ class Agent:
         self._ear = Ear(config.node, self._settings, lambda: self.on_change(), observe=observe)  # noqa: PLW0108
         self._keys = range(driver.first, driver.first + driver.gpu_count)
         self._reads: Calls = {key: partial(driver.read, gpu) for gpu, key in enumerate(self._keys)}
-        self._modules: tuple[tuple[int, ...], ...] = ()
+        self._modules: Modules = ()
+        self._apart: set[int] = set()  # GPUs whose modules are not as in node.yaml
+        self._differ_since_s: dict[tuple[int, ...], float] = {}  # modules whose GPUs show several limits
         self._record = found_limits.Record(config.state_dir, self._boot)
-        self._recorded: set[str] = set()  # UUIDs whose found limit is in the record, be it not on disk yet
+        # UUIDs whose found limit, or that of its module, is in the record, be it not on disk yet
+        self._recorded: set[tuple[str, bool]] = set()
         self._recorded_mhz: dict[str, int] = {} if observe else self._what_was_left()  # ceilings, by UUID
         self._suspected: set[str] = set()  # UUIDs that were looked at for a lock of the site
         self._applied: Lease = self.lease  # what the writes under way are for
         self._applied_came_at_s = 0.0
         self._asked_w: dict[int, float] = {}  # of the writes under way, by NVML index
+        self._concerned: dict[int, tuple[int, ...]] = {}  # and which GPUs hold that limit then
         self._asked_mhz: dict[int, int] = {}
         self._acknowledged = (0, 0)  # newest order written and read back
+        self._acknowledged_came_at_s = 0.0
         self._obeyed_in_s = -1.0  # from its arrival to its last limit read back
         self._told: list[object] = []
         self._facts_at_s = self._facts_look_at_s = 0.0
@@ -99,6 +116,10 @@ class Agent:
 
     def reads(self) -> Calls:
         return self._reads
+
+    def sensor_reads(self) -> Calls:
+        """Its powers with the driver's time stamps, for whoever looks how often they are renewed."""
+        return {key: partial(self._driver.read_sensors, gpu) for gpu, key in enumerate(self._keys)}
 
     def swept(self, results: Results, began_at_s: float) -> None:
         """Take in a sweep of all GPUs. Raises DriverGoneError."""
@@ -131,8 +152,12 @@ class Agent:
         """Let time pass for the lease; asks for writes where something is due."""
         self.beaten_at_s = now
         before = self.lease
+        self._look_for_strays(now)
         found = [view.found() for view in self.views]
-        found_w = [None if seen is None else seen.limit_w for seen in found]
+        found_w = [
+            None if seen is None else share.held_ratio * seen.limit_w
+            for seen, share in zip(found, self._shares(before), strict=True)
+        ]
         after = self._ear.lease = beat(self._settings, before, found_w, now)
         if after.mode is not before.mode:
             self._acknowledged = (0, 0)
@@ -158,7 +183,7 @@ class Agent:
 
     def report(self, now: float) -> bytes | None:
         """None: no GPU was ever readable; silence is what the controller counts worst."""
-        gpus = telling.described(self.views, now)
+        gpus = telling.described(self.views, now, self._shares(self._applied), self._unsure())
         if not gpus:
             return None
         ear, lease = self._ear, self.lease
@@ -177,6 +202,7 @@ class Agent:
             gpus=gpus,
             table_epoch=0 if table is None else table.epoch,
             table=0 if table is None else table.version,
+            came_ago_s=now - self._acknowledged_came_at_s if seq else -1.0,
             obeyed_in_s=self._obeyed_in_s,
             refused={refusal.name.lower(): count for refusal, count in lease.refused.items()},
             rivals_s=-1.0 if lease.rival_at_s < 0 else max(0.0, now - lease.rival_at_s),
@@ -189,11 +215,14 @@ class Agent:
             return None
         self._facts_look_at_s = now + FACTS_LOOK_S
         present: list[object] = [(view.device, view.smoothing, view.profiles) for view in self.views]
+        present.append(self._modules)
         if now < self._facts_at_s and present == self._told:
             return None
         self._told, self._facts_at_s = present, now + FACTS_PERIOD_S
         return agent_link.encode(
-            telling.facts(self.config, self._driver.driver_version, self._boot, self.views, now)
+            telling.facts(
+                self.config, self._driver.driver_version, self._boot, self.views, self._modules, now
+            )
         )
 
     def log_faults(self) -> int:
@@ -223,49 +252,56 @@ class Agent:
         """
         lines = self._to_record()
         self._record.add(lines)
-        self._recorded |= {line["uuid"] for line in lines}
+        self._recorded |= {(line["uuid"], line["module"]) for line in lines}
         return self._record.write if self._record.is_due(now_s()) else None
 
     def limit_writes(self, now: float) -> Calls:
-        """Limits that are due, decreases first; of a module only one."""
+        """Limits that are due, decreases first; of a module one, the sum of what its GPUs should hold."""
         self._applied, self._applied_came_at_s = self.lease, self._ear.newest_at_s
         self._asked_w.clear()
+        self._concerned.clear()
         writes: Calls = {}
-        met: set[tuple[int, ...]] = set()
-        for write in due(self._applied, [view.found() for view in self.views], self._modules):
+        found = [view.found() for view in self.views]
+        for members, write in self._one_of_each(due(self._applied, found, self._modules)).items():
             view = self.views[write.gpu]
             if not view.may_write(write.limit_w, now):
                 continue
-            shared = self._sharing_limit(write.gpu)
-            if shared in met:
-                continue
-            met.add(shared)
             view.about_to_write(write.limit_w, now)
             key = self._keys[write.gpu]
-            self._asked_w[key] = write.limit_w
+            self._asked_w[key], self._concerned[key] = write.limit_w, members
             writes[key] = partial(_write, self._driver, write)
         return writes
 
+    def _one_of_each(self, writes: Sequence[Write]) -> dict[tuple[int, ...], Write]:
+        """One write by the GPUs that hold its limit then, in the order given: by one that takes writes."""
+        chosen: dict[tuple[int, ...], Write] = {}
+        for write in writes:
+            members = module_with(self._modules, write.gpu)
+            first = chosen.setdefault(members, write)
+            if self.views[first.gpu].write_fault and not self.views[write.gpu].write_fault:
+                chosen[members] = write
+        return chosen
+
     def read_backs(self) -> Calls:
-        """After the writes: what the driver shows now. No write waits for it."""
+        """After the writes: what the driver shows now, of all GPUs concerned. No write waits for it."""
         return {
-            key: partial(_read_back, self._driver, self._sharing_limit(key - self._keys.start))
-            for key in self._asked_w
+            self._keys[gpu]: partial(self._driver.read_limit_w, gpu)
+            for members in self._concerned.values()
+            for gpu in members
         }
 
     def limits_wrote(self, written: Results, found: Results, now: float) -> None:
         """`written`: the limits after clamping, or faults; `found`: limits by GPU as read back, or faults."""
         for key, asked_w in self._asked_w.items():
             fault = next((one for one in (written[key], found[key]) if isinstance(one, NvmlFault)), None)
-            if fault is not None:
-                self.views[key - self._keys.start].wrote(asked_w, fault, now)
-                continue
-            for gpu, limit_w in found[key].items():
-                self.views[gpu].wrote(asked_w, (written[key], limit_w), now)
-
-    def _sharing_limit(self, gpu: int) -> tuple[int, ...]:
-        """All GPUs that hold one limit with this one, itself among them."""
-        return next((members for members in self._modules if gpu in members), (gpu,))
+            for gpu in self._concerned[key]:
+                view, shown = self.views[gpu], found[self._keys[gpu]]
+                if self._keys[gpu] == key:
+                    view.wrote(asked_w, (written[key], shown) if fault is None else fault, now)
+                elif fault is None and not isinstance(shown, NvmlFault):
+                    view.wrote(asked_w, (written[key], shown), now)
+                else:
+                    view.was_concerned(now)
 
     def clock_writes(self, now: float) -> Calls:
         """Ceilings that are due. No ceiling goes above the site's own lock, and release brings that back."""
@@ -304,6 +340,7 @@ class Agent:
             return False  # the lease may have lapsed while the driver was busy
         is_new = self._acknowledged != self._applied.newest
         if is_new:
+            self._acknowledged_came_at_s = self._applied_came_at_s
             self._obeyed_in_s = now - self._applied_came_at_s
         self._acknowledged = self._applied.newest
         return is_new or bool(self._asked_w or self._asked_mhz)
@@ -357,7 +394,7 @@ class Agent:
         """A GPU is seen for the first time, after it began anew, or described anew."""
         device = view.device
         assert device is not None
-        self._modules = telling.modules(self.config, self.views)
+        self._group()
         if before is None or before.uuid != device.uuid:
             left_mhz = self._recorded_mhz.get(device.uuid, 0)
             view.ceiling = Ceiling(left_mhz, sure=False) if left_mhz else NEVER_OURS
@@ -370,13 +407,55 @@ class Agent:
                 remedy="enable nvidia-persistenced",
             )
 
+    def _group(self) -> None:
+        """Who shares a limit with whom, as far as the driver and node.yaml tell it."""
+        by_module = [view.device is not None and view.device.module for view in self.views]
+        per_module = None if self.config.gpus is None else self.config.gpus.per_module
+        self._modules = modules_of(by_module, per_module or 1, self._apart)
+        for gpu, view in enumerate(self.views):
+            unsaid = by_module[gpu] and per_module is None and len(self.views) > 1
+            view.module_fault = APART if gpu in self._apart else UNSAID if unsaid else ""
+            shares_one = len(module_with(self._modules, gpu)) > 1
+            if shares_one and view.device is not None and not view.device.module:
+                self._driver.limit_by_module(gpu)  # another GPU of its module has been found to need that
+
+    def _look_for_strays(self, now: float) -> None:
+        """GPUs that show several limits for long are not of one module: its sum would be each one's."""
+        for members in self._modules:
+            limits_w = [self.views[gpu].limit_w for gpu in members]
+            if len({round(limit_w * 1000) for limit_w in limits_w if limit_w is not None}) < 2:
+                self._differ_since_s.pop(members, None)
+            elif now - self._differ_since_s.setdefault(members, now) >= APART_AFTER_S:
+                log.error("not of one module", node=self.config.node, gpus=members, limits_w=limits_w)
+                self._apart.update(members)
+        if any(gpu in self._apart for members in self._modules if len(members) > 1 for gpu in members):
+            self._group()
+
+    def _shares(self, lease: Lease) -> tuple[Share, ...]:
+        """What of the driver's numbers is each GPU's."""
+        if not self._modules:
+            return (WHOLE,) * len(self.views)
+        devices = [view.device for view in self.views]
+        allowed = [None if one is None else Range(one.min_w, one.max_w) for one in devices]
+        return shares(lease.held_w, allowed, self._modules)
+
+    def _unsure(self) -> frozenset[int]:
+        """GPUs of modules in which a write hangs: it may change what the others show, at any moment."""
+        return frozenset(
+            gpu
+            for members in self._modules
+            if any(self.views[one].hangs for one in members)
+            for gpu in members
+        )
+
     def _to_record(self) -> list[dict[str, Any]]:
         if self.lease.mode is Mode.OBSERVE:
             return []
         return [
             limit_line(view.reading)
             for view in self.views
-            if view.reading is not None and view.reading.device.uuid not in self._recorded
+            if view.reading is not None
+            and (view.reading.device.uuid, view.reading.device.module) not in self._recorded
         ]
 
     def _unrecorded_mhz(self) -> list[tuple[Device, int]]:
@@ -440,11 +519,6 @@ def _write(driver: Nvml, write: Write) -> float:
     """Returns the limit written, or kept, after clamping, W."""
     ask = driver.lower_limit_w if write.lower_only else driver.set_limit_w
     return ask(write.gpu, write.limit_w)
-
-
-def _read_back(driver: Nvml, gpus: Sequence[int]) -> dict[int, float]:
-    """Returns what the driver shows, W by GPU."""
-    return {gpu: driver.read_limit_w(gpu) for gpu in gpus}
 
 
 def _write_clocks(driver: Nvml, gpu: int, ceiling_mhz: int, site_mhz: tuple[int, int] | None) -> int:

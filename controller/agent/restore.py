@@ -8,6 +8,8 @@ It does what it says at once, since who types it wants it done; `--dry-run` show
 while an agent runs. Limits rise by it: the controller counts this host at its maximum once its agent is
 silent, so nothing is promised that this could break.
 
+A limit that GPUs share was found once: with the first of them that was met.
+
 What was put back goes from the record; what could not be, and what is not there, stays on it. A board that is
 not there is told and is no failure: it may never come back.
 
@@ -16,7 +18,8 @@ be read throughout; 2 nothing was tried.
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -78,6 +81,7 @@ def _restore(config: NodeConfig, *, dry_run: bool) -> int:
     if not found and not found_limits.unreadable(config.state_dir):
         raise ConfigError(f"{config.state_dir}: nothing is recorded there: no agent has written any limit")
     driver = Nvml()
+    _share_found(config, driver, found)
     rows = {
         uuid: list(restored(config, driver, uuid, one, dry_run=dry_run))
         for uuid, one in sorted(found.items(), key=lambda item: item[1].gpu)
@@ -101,6 +105,16 @@ def _restore(config: NodeConfig, *, dry_run: bool) -> int:
     failures.append("not all could be put back: what is left stays on record, try again")
     sys.stderr.write("".join(f"{failure}\n" for failure in failures))
     return EXIT_FAILED
+
+
+def _share_found(config: NodeConfig, driver: Nvml, found: Mapping[str, Found]) -> None:
+    """Of a module, what its first GPU was found at: a later one may have met what we had set by then."""
+    per_module = (None if config.gpus is None else config.gpus.per_module) or 1
+    limits_w: dict[int, float] = {}
+    for uuid, one in found.items():
+        with suppress(NvmlFault):  # told where it is to be put back
+            if one.module and one.limit_w is not None:
+                one.limit_w = limits_w.setdefault(driver.index_of(uuid) // per_module, one.limit_w)
 
 
 def restored(config: NodeConfig, driver: Nvml, uuid: str, one: Found, *, dry_run: bool) -> Iterator[Row]:

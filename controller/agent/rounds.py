@@ -7,6 +7,7 @@ Tasks, none of which waits for anything that may not come:
     apply   writes what is due as soon as it is: an order, a ramp, a limit that somebody else changed. What
             comes in while it writes is written next, all nodes together
     links   one per node: orders come in by callback, the newest report waits for the wire
+    observe where nothing is written: how long calls take, and how often sensors renew
 
 All nodes share one lane of reads and one of writes: the driver lets callers queue anyway.
 """
@@ -23,6 +24,7 @@ import structlog
 from controller.agent.lanes import Lane, Stuck
 from controller.agent.lease import Mode
 from controller.agent.node import Agent, Calls, DriverGoneError
+from controller.agent.observing import Observer
 from controller.clock import now_s
 from controller.endless import Life
 from controller.notify import notify
@@ -64,6 +66,11 @@ class Rounds:
         stuck = Stuck()
         self._reads = Lane("nvml read", deadline_s=config.call_deadline_s, stuck=stuck)
         self._writes = Lane("nvml write", deadline_s=config.call_deadline_s, stuck=stuck)
+        self._observer: Observer | None = None
+        agents = [agent for agent, _ in nodes]
+        if agents[0].lease.mode is Mode.OBSERVE:
+            lane = Lane("nvml observe", deadline_s=config.call_deadline_s, stuck=stuck)
+            self._observer = Observer(agents, lane)
         self._changed: dict[Agent, Link] = {}
         self._wake = asyncio.Event()
         self._applying_since_s: float | None = None
@@ -90,6 +97,8 @@ class Rounds:
             "watch": self._watch_for_ever,
             "apply": self._apply_for_ever,
         }
+        if self._observer is not None:
+            parts["observe"] = self._observer.run
         try:
             await life.live(parts)
         except BaseExceptionGroup as ended:
@@ -116,6 +125,8 @@ class Rounds:
     async def _sweep(self, group: Sequence[tuple[Agent, Link]]) -> None:
         began_at_s = now_s()
         calls = _joined(agent.reads() for agent, _ in group)
+        if self._observer is not None:
+            calls = self._observer.timed(calls)
         results: dict[int, Any] = {}
         for keys in _parts(list(calls)):
             if self._applying_since_s is not None:

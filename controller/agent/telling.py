@@ -1,54 +1,76 @@
 """What the agent tells of its GPUs: a short report ten times a second, the lasting facts now and then.
 
 A GPU that has never been read is given the widest limits among the others: nobody knows better, and its
-controller must count with the worst.
+controller must count with the worst. All powers and limits are a GPU's own, or its share of its module's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from controller.agent.config import NodeConfig
 from controller.agent.gpu_view import GpuView
 from controller.agent.levers import lever
+from controller.agent.shares import WHOLE, Modules, Range, Share
 from protocols import agent_link, nvml
 
 
-def described(views: Sequence[GpuView], now_s: float) -> tuple[agent_link.Gpu, ...]:
-    """All GPUs as a report tells them; empty while not one has been read since the start."""
-    unread = [view for view in views if view.device is None]
-    widest = (0.0, 0.0)
-    if unread:
-        devices = [view.device for view in views if view.device is not None]
-        if not devices:
+def described(
+    views: Sequence[GpuView],
+    now_s: float,
+    shares: Sequence[Share] = (),
+    unsure: Collection[int] = (),
+) -> tuple[agent_link.Gpu, ...]:
+    """All GPUs as a report tells them; empty while not one has been read since the start.
+
+    Args:
+        views: what is known of each GPU.
+        now_s: this moment.
+        shares: of each GPU, of what its driver tells; empty: all of it.
+        unsure: GPUs whose limit may change by itself; it is told as not known.
+    """
+    parts = shares or (WHOLE,) * len(views)
+    ranges = [_range(view, share) for view, share in zip(views, parts, strict=True)]
+    widest = Range(0.0, 0.0)
+    if None in ranges:
+        known = [one for one in ranges if one is not None]
+        if not known:
             return ()
-        widest = (min(device.min_w for device in devices), max(device.max_w for device in devices))
-    return tuple(_described(view, widest, now_s) for view in views)
+        widest = Range(min(one.min_w for one in known), max(one.max_w for one in known))
+    return tuple(
+        _described(view, share, allowed or widest, now_s, sure=gpu not in unsure)
+        for gpu, (view, share, allowed) in enumerate(zip(views, parts, ranges, strict=True))
+    )
 
 
-def _described(view: GpuView, widest: tuple[float, float], now_s: float) -> agent_link.Gpu:
-    device, reading = view.device, view.reading
-    min_w, max_w = widest if device is None else (device.min_w, device.max_w)
+def _range(view: GpuView, share: Share) -> Range | None:
+    device, ratio = view.device, share.range_ratio
+    return None if device is None else Range(ratio * device.min_w, ratio * device.max_w)
+
+
+def _described(view: GpuView, share: Share, allowed: Range, now_s: float, *, sure: bool) -> agent_link.Gpu:
+    reading, (min_w, max_w) = view.reading, allowed
+    limit_w = share.held_ratio * view.limit_w if sure and view.limit_w is not None else None
     asked_mhz, sure = view.ceiling
     ceiling_mhz = asked_mhz if asked_mhz and sure else 0
     if reading is None:
         return agent_link.Gpu(
             power_w=None,
-            limit_w=view.limit_w,
+            limit_w=limit_w,
             enforced_w=None,
             min_w=min_w,
             max_w=max_w,
             fault=view.fault(),
-            notice=view.notice(now_s),
+            notice=view.notice(now_s, share.held_ratio),
             ceiling_mhz=ceiling_mhz,
             floor_w=view.floor_w(),
         )
     return agent_link.Gpu(
-        power_w=reading.power_w,
-        limit_w=view.limit_w,
-        enforced_w=reading.enforced_w,
+        power_w=share.held_ratio * reading.power_w,
+        limit_w=limit_w,
+        enforced_w=share.held_ratio * reading.enforced_w,
         min_w=min_w,
         max_w=max_w,
         fault=view.fault(),
-        notice=view.notice(now_s),
+        notice=view.notice(now_s, share.held_ratio),
         clock_mhz=reading.clock_mhz,
         ceiling_mhz=ceiling_mhz,
         capped=reading.capped,
@@ -58,11 +80,16 @@ def _described(view: GpuView, widest: tuple[float, float], now_s: float) -> agen
 
 
 def facts(
-    config: NodeConfig, driver_version: str, boot: str, views: Sequence[GpuView], now_s: float
+    config: NodeConfig,
+    driver_version: str,
+    boot: str,
+    views: Sequence[GpuView],
+    modules: Modules,
+    now_s: float,
 ) -> agent_link.Facts:
     """What this node is; two of it are equal but for `at_s` while nothing changes."""
     fallback_w = config.fallback_limits_w(len(views))
-    module_of = {gpu: module for module, gpus in enumerate(modules(config, views)) for gpu in gpus}
+    module_of = {gpu: (number, gpus) for number, gpus in enumerate(modules) for gpu in gpus}
     return agent_link.Facts(
         node=config.node,
         boot=boot,
@@ -72,32 +99,26 @@ def facts(
         waiting_max_s=config.waiting_max_s,
         fallback_ramp_w_per_s=config.fallback_ramp_w_per_s,
         gpus=tuple(
-            _facts(config, view, fallback_w[gpu], module_of.get(gpu, -1)) for gpu, view in enumerate(views)
+            _facts(config, view, fallback_w[gpu], *module_of.get(gpu, (-1, (gpu,))))
+            for gpu, view in enumerate(views)
         ),
     )
 
 
-def modules(config: NodeConfig, views: Sequence[GpuView]) -> tuple[tuple[int, ...], ...]:
-    """GPUs by the module whose limit they share; empty where every GPU has its own."""
-    if not any(view.device is not None and view.device.module for view in views):
-        return ()
-    per_module = 1 if config.gpus is None else config.gpus.per_module
-    gpus = tuple(range(len(views)))
-    return tuple(gpus[first : first + per_module] for first in range(0, len(views), per_module))
-
-
-def _facts(config: NodeConfig, view: GpuView, fallback_w: float, module: int) -> agent_link.GpuFacts:
-    device = view.device
+def _facts(
+    config: NodeConfig, view: GpuView, fallback_w: float, module: int, members: tuple[int, ...]
+) -> agent_link.GpuFacts:
+    device, sharing = view.device, len(members)
     if device is None:
         return agent_link.GpuFacts(fallback_w=fallback_w, module=module)
     return agent_link.GpuFacts(
         fallback_w=fallback_w,
         uuid=device.uuid,
         name=device.name,
-        min_w=device.min_w,
-        max_w=device.max_w,
-        default_w=device.default_w,
-        found_w=view.first_w,
+        min_w=device.min_w / sharing,
+        max_w=device.max_w / sharing,
+        default_w=device.default_w / sharing,
+        found_w=None if view.first_w is None else view.first_w / sharing,
         clock_min_mhz=device.clock_min_mhz,
         clock_max_mhz=device.clock_max_mhz,
         module=module,

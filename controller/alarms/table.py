@@ -161,6 +161,10 @@ BLOCK: Final = _cascade(
           "somebody records and repeats, or a bridge between brokers loops: only the controller may publish"
           " on `powerblock/BLOCK/agent/+/order` (access list of the broker)",
           on_delay_s=3.0),  # a link that was cut for seconds delivers late, once
+    Entry("persistence", LOW, "persistence mode is off on some GPUs: their driver forgets limits",
+          "never switches it. While an agent runs it holds the driver open; when it is the last program that"
+          " ends, its GPUs go back to their default limits, and count at their most once it is silent",
+          "`systemctl enable --now nvidia-persistenced` on these hosts"),
     Entry("fallback", MEDIUM,
           "were all agents left alone at once, the block could draw more than its feed carries",
           "nothing: agents fall back by what their own files say",
@@ -178,6 +182,14 @@ BLOCK: Final = _cascade(
           "find the other writer: an administrator, a scheduler's node agent, a DCGM policy, the BMC. What a"
           " GPU holds below its limit is work lost, and no other GPU is given it",
           off_delay_s=10.0),  # agents say it for a second each time
+    Entry("other limits", MEDIUM,
+          "GPUs hold limits that this block has not ordered: how many in the whole block, and how much power"
+          " that is",
+          "limits below the orders cost work and no promise: that power is kept for these GPUs, and no other"
+          " is given it. Limits above are counted, and others give way",
+          "`notice …` and `gpu …` name the GPUs and what their agents see: another writer, the BMC, heat, a"
+          " driver that does not take limits. End it, or lower what the block expects of these GPUs",
+          on_delay_s=3.0, off_delay_s=10.0),  # agents write theirs again at once, six times a minute
     Entry("gpu …", MEDIUM, "this GPU cannot be read, or does not take its limit",
           "counts it at what it may hold; one that cannot be read tells nothing, is ordered to its least,"
           " and after ten seconds counts at its most",

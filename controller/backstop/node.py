@@ -31,6 +31,8 @@ from protocols.redfish import OFF, Bmc, Lever, RedfishFault, Unreachable, discov
 LOOK_S: Final = 0.5  # a quarter of the shortest `after_s`; 144 hosts cost the loop half a percent
 REARM_S: Final = 6 * 3600.0  # a password that was changed is noticed within a shift
 RETRY_MAX_S: Final = 30.0  # for a BMC that does not answer: a booting one takes minutes
+DOUBLINGS_MAX: Final = 10  # of the shortest pause; a BMC that is dead for a night fails a thousand times
+FAULT_MAX_CHARS: Final = 160  # of an exception: it may quote what a BMC said
 OVER_RATIO: Final = 1.1  # a limit bounds an average: 616 W were seen under 600 W
 READ_BACK_MAX_S: Final = 5.0  # a BMC that answers in 2 s is asked at least twice
 SAME_W: Final = 0.5  # limits are whole watts
@@ -150,11 +152,17 @@ class NodeBackstop:
             self.fault = await work[phase]()
         except RedfishFault as fault:
             self.fault, self._failures = str(fault), failures + 1
+        except Exception as error:  # what one BMC says must not cost another host its proof
+            told = f"{error!r:.{FAULT_MAX_CHARS}}"
+            self.fault = f"{self._bmc.name}: a fault of this program, see its log: {told}"
+            self._failures = failures + 1
+            if self.fault != before:
+                log.exception("a BMC broke the program", node=self.node)
         if self.fault and self.fault != before:
             log.warning("backstop fault", node=self.node, why=self.fault)
         is_quiet = phase is Phase.WATCHING and not self._failures
         usual_s = REARM_S if is_quiet else self._config.reread_s
-        wait_s = min(usual_s * 2.0**self._failures, max(RETRY_MAX_S, usual_s))
+        wait_s = min(usual_s * 2.0 ** min(self._failures, DOUBLINGS_MAX), max(RETRY_MAX_S, usual_s))
         self._next_at_s = now_s() + wait_s * random.uniform(0.9, 1.0)  # noqa: S311  BMCs in step with each other
 
     # -- what ------------------------------------------------------------------------------------------------

@@ -30,8 +30,9 @@ class Heard:
     """What the controller knows of one agent at this moment.
 
     Attributes:
-        silent_s: since its newest report; before the first one, since the controller began to listen.
-        obeys: leased by this controller, and no order unconfirmed for too long; see `obeys`.
+        silent_s: since it was heard last; before the first time, since the controller began to listen.
+        obeys: leased by this controller, and no order unconfirmed for too long, see `obeys`; or leased by
+            another controller that lives.
         limit_w: what each GPU is to be held at while it is silent, if that is less than configured.
     """
 

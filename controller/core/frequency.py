@@ -13,6 +13,9 @@ Blindness never activates. Blind while active, it holds until `sustain_s` has ru
 promised is kept, and a dead meter does not curtail the block for ever. Blind covers a silent meter and one
 that answers for ever with the same bits.
 
+A restart ends nothing of that: what was held goes on, and so do its times, whoever was down meanwhile. An
+instrument that is still being connected to counts as blind only after `FOUND_S`.
+
 The limit this makes is a bound like any other: the lowest of all binds, and limits do not add up.
 """
 
@@ -27,9 +30,11 @@ from controller.core.frequency_model import (
     Heard,
     Phase,
     Sample,
+    Underway,
 )
 from controller.core.model import FOREVER_S, NO_LIMIT_W, Alarm, Limit, Measurement, Ramp
 
+SOURCE: Final = "frequency: "  # of its limit; the product follows
 SAMPLES_MIN: Final = 2  # one is a spike until the next one agrees
 CLOSEST_S: Final = 0.008  # no unit reports faster than 120/s; closer samples came in one bunch
 BELIEVED_HZ_PER_S: Final = 10.0  # more than twice what islands were seen to do; a phase jump shows more
@@ -40,6 +45,7 @@ RISE_ELAPSED_MAX_S: Final = 0.1  # lateness may never add power
 SILENT_ALARM_S: Final = 1.0
 BASELINE_AGE_MAX_S: Final = 10.0
 WILD_TOLD_S: Final = 10.0  # how long a refused sample stays on the panel
+FOUND_S: Final = 30.0  # after a start; a gateway that still has our last session takes no new one before
 
 
 class _Seen(NamedTuple):
@@ -51,9 +57,44 @@ class _Seen(NamedTuple):
     lowest_hz: float
 
 
-def start(settings: FrequencySettings, now_s: float) -> FrequencyState:  # noqa: ARG001  as all of the core has it
-    """Not armed: the frequency must have been seen at rest, or a restart in mid-event would shed twice."""
-    return FrequencyState(now_s, Phase.WAITING, Heard())
+def start(settings: FrequencySettings, now_s: float, underway: Underway | None = None) -> FrequencyState:
+    """Not armed: the frequency must have been seen at rest, or a restart in mid-event would shed twice.
+
+    What was under way goes on where it stood. Its times are no longer than they ever were meant to be, as a
+    clock of before may have been a wrong one.
+    """
+    waiting = FrequencyState(now_s, Phase.WAITING, Heard())
+    if underway is None:
+        return waiting
+    waiting = waiting._replace(ready_from_s=min(underway.ready_from_s, now_s + settings.rearm_s))
+    if underway.shed_w <= 0.0:
+        return waiting
+    recovers = underway.phase is Phase.RECOVERING and not settings.droop  # which looks before it lets go
+    return waiting._replace(
+        phase=Phase.RECOVERING if recovers else Phase.ACTIVE,
+        share=underway.shed_w / settings.committed_w,
+        baseline_w=underway.baseline_w,
+        raised_at_s=min(underway.raised_at_s, now_s),
+        found_by_s=now_s + FOUND_S,
+    )
+
+
+def to_inherit(settings: FrequencySettings | None, state: FrequencyState | None) -> Underway | None:
+    """What a restart is to know; None: nothing is under way, or was ever committed."""
+    if settings is None or state is None or (state.share <= 0.0 and state.ready_from_s <= state.at_s):
+        return None
+    shed_w = state.share * settings.committed_w
+    return Underway(state.phase, state.baseline_w, shed_w, state.raised_at_s, state.ready_from_s)
+
+
+def just_begun(settings: FrequencySettings, limit_w: float, now_s: float) -> Underway:
+    """A response of which nothing was kept but its limit: it may have all of its time before it.
+
+    A step has shed what it sheds. A droop may have shed next to nothing: it must not follow a frequency that
+    stays where it is upwards.
+    """
+    shed_w = settings.committed_w * (ARM_SHARE_MAX if settings.droop else 1.0)
+    return Underway(Phase.ACTIVE, limit_w + shed_w, shed_w, now_s, now_s + settings.rearm_s)
 
 
 def step(
@@ -82,7 +123,7 @@ def limit(settings: FrequencySettings, state: FrequencyState) -> Limit | None:
         return None
     return Limit(
         max(0.0, state.baseline_w - state.share * settings.committed_w),
-        f"frequency: {settings.product}",
+        f"{SOURCE}{settings.product}",
         protection=True,
         ramp=Ramp(down_w_per_s=NO_LIMIT_W, up_w_per_s=settings.release_w_per_s),
     )
@@ -221,10 +262,18 @@ def _act(
         return state._replace(share=seen.least, raised_at_s=now_s, crossed_at_s=FOREVER_S)
     if seen is not None and settings.droop:
         return _fallen(settings, state, seen.most, elapsed_s)
-    back = seen is None or settings.release_hz is None or seen.lowest_hz >= settings.release_hz
-    if back and now_s - state.raised_at_s >= settings.sustain_s:
+    if now_s - state.raised_at_s >= settings.sustain_s and _may_end(settings, state, seen, now_s):
         return state._replace(phase=Phase.RECOVERING)
     return state
+
+
+def _may_end(settings: FrequencySettings, state: FrequencyState, seen: _Seen | None, now_s: float) -> bool:
+    """Whether nothing but its time holds it: the frequency is back, was never to be, or cannot be seen."""
+    if not settings.droop and settings.release_hz is None:
+        return True
+    if seen is None:
+        return now_s >= state.found_by_s
+    return settings.release_hz is not None and seen.lowest_hz >= settings.release_hz
 
 
 def _recover(

@@ -136,3 +136,15 @@ class FrequencyState(NamedTuple):
     draw_w: float | None = None  # block power as last known
     draw_at_s: float = NEVER_S
     activations: int = 0
+    found_by_s: float = NEVER_S  # until then silence is no blindness: a start has to find the instrument
+
+
+@dataclass(frozen=True, slots=True)
+class Underway:
+    """What of a response a restart inherits. In watts, since the commitment may be another one by then."""
+
+    phase: Phase
+    baseline_w: float
+    shed_w: float  # held below the baseline; 0: it is over, and not armed again yet
+    raised_at_s: float
+    ready_from_s: float

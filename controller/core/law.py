@@ -31,11 +31,12 @@ from controller.core import (
     shed,
     watch,
 )
-from controller.core.frequency_model import FrequencyState
+from controller.core.frequency_model import FrequencySettings, FrequencyState
 from controller.core.model import (
     NEVER_S,
     NO_LIMIT_W,
     BaseLoad,
+    Bools,
     Carried,
     Clocks,
     Decision,
@@ -94,11 +95,12 @@ def start(
             sums=(),
         ),
         shedding=shed.start(settings),
-        frequency=None if settings.frequency is None else frequency.start(settings.frequency, now_s),
+        frequency=None if settings.frequency is None else _inherited(settings.frequency, carried, now_s),
         clocks=clocks.start(count),
         seen_at_s=np.full(count, now_s),
+        seen_w=np.zeros(count),
         gpus_revision=-1,
-        cooling_w=NO_LIMIT_W,
+        cooling_w=NO_LIMIT_W if carried is None else carried.cooling_w,
         watch=watch.start(),
     )
 
@@ -119,31 +121,27 @@ def tick(settings: Settings, state: State, snapshot: Snapshot) -> Decision:
     fresh = (now_s - gpus.node_at_s <= settings.report_age_max_s)[gpu_node]
     readable = fresh & ~np.isnan(gpus.limit_w)
     seen_at_s = np.where(readable, gpus.node_at_s[gpu_node], state.seen_at_s)
+    seen_w = np.where(readable, gpus.limit_w, state.seen_w)
     power_w = np.where(fresh, gpus.power_w, np.nan)
     reported = gpus.revision != state.gpus_revision
     base = base_load.update(settings, state.base, snapshot, power_w, reported=reported)
     base_w = base_load.upper_w(settings, base, now_s) + gain * gpus.stray_w
-    orders, standing = ledger.take_in(settings, state.ledger, gpus, seen_at_s, readable, now_s)
+    orders, standing = ledger.take_in(settings, state.ledger, gpus, seen_at_s, seen_w, readable, now_s)
     shares, held_w = state.shares, np.maximum(standing.held_w, gpus.floor_w)
     if reported:
         slowed = clocks.slowed(state.clocks, now_s)
         shares = sharing.observe(shares, gpus, power_w, held_w, slowed, now_s)
-    disobedience_w = watch.disobedience_w(shares.excess_w, held_w)
-    held_w = held_w + disobedience_w
+    excess_w = watch.disobedience_w(shares.excess_w, held_w)
+    held_w = held_w + excess_w
+    obedience = _obedience(state.obedience, gpus, standing, excess_w, now_s)
+    heard = _heard(settings, fresh, readable, standing, obedience, seen_at_s, now_s)
 
     # the limits, and the ramp towards the lowest
-    cooled = snapshot.cooling.is_usable(now_s, settings.cooling_age_max_s)
-    cooling_w = snapshot.cooling.value if cooled else state.cooling_w
+    cooling_w = snapshot.cooling.value if _is_cooled(settings, snapshot) else state.cooling_w
     response = _response(settings, state, snapshot, base)
     sheds = (*snapshot.sheds, *schedule.called(running))
-    limits = tuple(
-        _limits(settings, snapshot, sheds, response, running, ended, links, carried, cooling_w, cooled=cooled)
-    )
+    limits = tuple(_limits(settings, snapshot, sheds, response, running, ended, links, carried, cooling_w))
     binding = min(limits, key=ramp.power_w)
-    obedience = _obedience(state.obedience, gpus, standing, disobedience_w, now_s)
-    controllable = readable & (_owes_s(standing, obedience, now_s) <= settings.ack_wait_s)
-    bound = controllable & (now_s - obedience.kept_at_s <= watch.EXCESS_LASTS_S)
-    heard = sharing.Heard(fresh, readable, controllable, bound, seen_at_s)
     now = shed.Now(shares, base, base_w, standing, held_w, heard)
     pace = ramp.step(
         state.pace,
@@ -178,7 +176,6 @@ def tick(settings: Settings, state: State, snapshot: Snapshot) -> Decision:
     counted_w = np.maximum(held_w, np.minimum(next_w, present_w))
     shortfall_w = max(0.0, gain * float(counted_w.sum()) + base_w - pace.budget_w)
     plan_short_w = shed.short_w(settings, shedding, now) if settings.shed_levels else np.zeros(0)
-    least_w = shed.reached_w(settings, sharing.wanted(settings, snapshot, shares).min_w, now)
     seen = watch.Seen(
         base=base,
         shares=shares,
@@ -189,7 +186,7 @@ def tick(settings: Settings, state: State, snapshot: Snapshot) -> Decision:
         budget_w=pace.budget_w,
         shortfall_w=shortfall_w,
         plan_short_w=plan_short_w,
-        least_w=float(least_w),
+        least_w=float(shed.reached_w(settings, sharing.wanted(settings, snapshot, shares).min_w, now)),
         response=response,
     )
     watched = watch.look(settings, state.watch, snapshot, seen)
@@ -214,6 +211,7 @@ def tick(settings: Settings, state: State, snapshot: Snapshot) -> Decision:
         frequency=response,
         clocks=want.clocks,
         seen_at_s=seen_at_s,
+        seen_w=seen_w,
         gpus_revision=gpus.revision,
         cooling_w=cooling_w,
         watch=watched,
@@ -234,20 +232,30 @@ def tick(settings: Settings, state: State, snapshot: Snapshot) -> Decision:
 
 
 def _obedience(
-    before: Obedience, gpus: Gpus, standing: Standing, disobedience_w: Floats, now_s: float
+    before: Obedience, gpus: Gpus, standing: Standing, excess_w: Floats, now_s: float
 ) -> Obedience:
     """What was confirmed may be undone: by another writer, a driver that reloads, a board that ignores it."""
     taken = gpus.limit_w <= standing.ordered_w + ledger.READ_BACK_TOLERANCE_W
     return Obedience(
         taken_at_s=np.where(taken, now_s, before.taken_at_s),
-        kept_at_s=np.where(disobedience_w == 0.0, now_s, before.kept_at_s),
+        kept_at_s=np.where(excess_w == 0.0, now_s, before.kept_at_s),
     )
 
 
-def _owes_s(standing: Standing, obedience: Obedience, now_s: float) -> Floats:
-    """How long every GPU has not held what it was ordered, (n) s."""
-    owes_s: Floats = np.maximum(standing.waited_s, now_s - obedience.taken_at_s)
-    return owes_s
+def _heard(
+    settings: Settings,
+    fresh: Bools,
+    readable: Bools,
+    standing: Standing,
+    obedience: Obedience,
+    seen_at_s: Floats,
+    now_s: float,
+) -> sharing.Heard:
+    """Who is within reach, who takes his orders, and who keeps to them."""
+    owes_s = np.maximum(standing.waited_s, now_s - obedience.taken_at_s)
+    controllable = readable & (owes_s <= settings.ack_wait_s)
+    bound = controllable & (now_s - obedience.kept_at_s <= watch.EXCESS_LASTS_S)
+    return sharing.Heard(fresh, readable, controllable, bound, seen_at_s)
 
 
 def _want(
@@ -274,13 +282,11 @@ def _limits(
     links: tuple[Link, ...],
     carried: Carried | None,
     cooling_w: float,
-    *,
-    cooled: bool,
 ) -> Iterator[Limit]:
     """Everything that bounds block power now. A new kind of limit is one more `yield`."""
     yield Limit(settings.feed_rating_w, "feed rating", protection=True)
     if settings.cooling_blind_w is not None:
-        if cooled:
+        if _is_cooled(settings, snapshot):
             yield Limit(cooling_w, "cooling capacity", protection=True)
         elif cooling_w < settings.cooling_blind_w:  # it was failing when it fell silent
             yield Limit(cooling_w, "cooling capacity when last heard", protection=True)
@@ -311,6 +317,11 @@ def _limits(
     )
 
 
+def _is_cooled(settings: Settings, snapshot: Snapshot) -> bool:
+    """Whether the capacity of the cooling plant is known now."""
+    return snapshot.cooling.is_usable(snapshot.now_s, settings.cooling_age_max_s)
+
+
 def _response(settings: Settings, state: State, snapshot: Snapshot, base: BaseLoad) -> FrequencyState | None:
     """The frequency response; its baseline is what the meter showed in the mean of the last second."""
     if settings.frequency is None or state.frequency is None:
@@ -320,6 +331,14 @@ def _response(settings: Settings, state: State, snapshot: Snapshot, base: BaseLo
         recent_w = base.meter_w[base.meter_at_s > snapshot.now_s - DRAW_WINDOW_S]
         draw_w = float(recent_w.mean()) if len(recent_w) else snapshot.meter.value
     return frequency.step(settings.frequency, state.frequency, snapshot.frequency, draw_w, snapshot.now_s)
+
+
+def _inherited(settings: FrequencySettings, carried: Carried | None, now_s: float) -> FrequencyState:
+    """The frequency response as it stood. Where nothing but its limit was kept, its times begin anew."""
+    underway = None if carried is None else carried.response
+    if carried is not None and underway is None and carried.source.startswith(frequency.SOURCE):
+        underway = frequency.just_begun(settings, carried.limit_w, now_s)
+    return frequency.start(settings, now_s, underway)
 
 
 def _way_up_w_per_s(settings: Settings, carried: Carried | None) -> float:
@@ -341,7 +360,11 @@ def _links(
 
 
 def _still_carried(carried: Carried | None, links: tuple[Link, ...], now_s: float) -> Carried | None:
-    """An inherited limit stands until all of the site has spoken or its own window has run out."""
+    """An inherited limit stands until all of the site has spoken or its own window has run out.
+
+    What is not the site's to say is inherited by itself and goes on beside it: a frequency response, the
+    cooling capacity when last heard, contacts that call.
+    """
     blind = any(link.mode in failsafe.BLIND for link in links)
     if carried is None or not blind or now_s >= carried.ends_at_s:
         return None

@@ -3,9 +3,9 @@
 An order is a wish until its GPU has been read back at or under it, and its power follows a little later.
 So the ledger keeps one row per order that might still be in force somewhere. A row is void for a GPU once
 a *later* row was acknowledged there and `settle_s` has passed. What a GPU may hold is the highest of its
-rows that are not void, or what it reports if that is more, or, once it has been silent for longer than a
-host needs to reboot, the most that the device can do, as far as its BMC does not hold it below that. A bound
-that a BMC shows may be of any GPU of its host: it counts while all of them are silent.
+rows that are not void, or what it reported last if that is more, or, once it has been silent for longer
+than a host needs to reboot, the most that the device can do, as far as its BMC does not hold it below that.
+A bound that a BMC shows may be of any GPU of its host: it counts while all of them are silent.
 
 A lost order, a late one, an agent that died between writing and answering: all are the same case here.
 """
@@ -34,7 +34,13 @@ def start(settings: Settings, now_s: float) -> Ledger:
 
 
 def take_in(
-    settings: Settings, ledger: Ledger, gpus: Gpus, seen_at_s: Floats, readable: Bools, now_s: float
+    settings: Settings,
+    ledger: Ledger,
+    gpus: Gpus,
+    seen_at_s: Floats,
+    seen_w: Floats,
+    readable: Bools,
+    now_s: float,
 ) -> tuple[Ledger, Standing]:
     """Mark what the agents confirmed, drop the rows that are void for every GPU, and say where all stand."""
     if _is_quiet(ledger):
@@ -43,7 +49,7 @@ def take_in(
         ledger = _acknowledged(settings, ledger, gpus, now_s)
         ledger, held_w = _without_void(ledger, ledger.acked_at_s + settings.settle_s <= now_s)
         waited_s = _waited_s(ledger, now_s)
-    ordered_w, held_w = held_w, np.fmax(held_w, gpus.limit_w)
+    ordered_w, held_w = held_w, np.maximum(np.fmax(held_w, gpus.limit_w), seen_w)
     silent = now_s - seen_at_s > settings.silent_max_after_s
     if np.count_nonzero(silent):
         most_w = np.maximum(gpus.max_w, settings.topology.gpu_max_w)  # whatever the device says of itself

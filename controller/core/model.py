@@ -22,7 +22,7 @@ import numpy.typing as npt
 from controller.core.bounds import FOREVER_S as FOREVER_S  # noqa: PLC0414  part of this interface
 from controller.core.bounds import NEVER_S as NEVER_S  # noqa: PLC0414
 from controller.core.bounds import NO_LIMIT_W as NO_LIMIT_W  # noqa: PLC0414
-from controller.core.frequency_model import FrequencySettings, FrequencyState
+from controller.core.frequency_model import FrequencySettings, FrequencyState, Underway
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -277,6 +277,8 @@ class Carried:
     base_w: float = 0.0  # base load as last measured, and when: it ages like any other
     base_at_s: float = NEVER_S
     up_w_per_s: float | None = None  # as agreed with whoever held the aim down last; None: as the block's
+    cooling_w: float = NO_LIMIT_W  # capacity when last heard
+    response: Underway | None = None  # to the frequency of the grid
 
 
 class Running(NamedTuple):
@@ -432,6 +434,7 @@ class State(NamedTuple):
     frequency: FrequencyState | None  # None: nothing was committed
     clocks: Clocks
     seen_at_s: Floats  # (n) when the GPU's limit was last read
+    seen_w: Floats  # (n) and what it was; 0: never
     gpus_revision: int
     cooling_w: float  # capacity when last heard
     watch: Watch

@@ -2,8 +2,8 @@
 
 An alarm is a condition that has held for its delay, beat by beat. Delays are short enough for a person
 to trust the panel and long enough for one lost message to pass unseen. Nothing here changes a limit, with
-one exception: power that a GPU draws above the limit it holds is handed back to the law as an excess, and
-is counted from then on like everything else.
+one exception: power that a GPU draws above the limit it holds is handed back to the law as an excess, is
+counted from then on like everything else, and once it lasts the others give way to it.
 """
 
 from collections.abc import Callable, Iterator
@@ -285,6 +285,9 @@ def _gpus(settings: Settings, snapshot: Snapshot, seen: Seen) -> Iterator[Condit
     yield Condition(
         "excess",
         excess_w > EXCESS_RATIO * gpus.limit_w,
-        lambda gpu: f"GPU {gpu_name(gpu)} draws {excess_w[gpu]:.0f} W above its limit",
+        lambda gpu: (
+            f"GPU {gpu_name(gpu)} draws {excess_w[gpu]:.0f} W above its limit: it counts at that, others give"
+            " way"
+        ),
         gpu_name,
     )

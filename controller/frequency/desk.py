@@ -146,6 +146,8 @@ class FrequencyDesk:
     def after_beat(self, state: FrequencyState, block_w: float | None, budget_w: float) -> None:
         """The response as the beat left it, block power as last measured, and what is promised."""
         before, self._state = self._state, state
+        if before is None:
+            self._known_share = state.share  # what goes on over a restart is no news
         self._block_w, self._budget_w = block_w, budget_w
         if before is not None and state.share >= self._known_share + RECORD_SHARE:
             began_at_s = self._crossed_at_s(before, state)

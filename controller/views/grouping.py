@@ -10,7 +10,7 @@ Who has not told anything yet agrees with nobody: such nodes are counted, and na
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -83,7 +83,20 @@ def render(told: Told, missing: Sequence[str]) -> RenderableType:
     for why, names in by_why.items():
         more = f" and {len(names) - NODES_NAMED_MAX} more" if len(names) > NODES_NAMED_MAX else ""
         parts.append(Text(f"not checked, {why}: {', '.join(names[:NODES_NAMED_MAX])}{more}", style="dim"))
-    return Group(*parts)
+    return Group(*parts, *_persistence(told["nodes"]))
+
+
+def _persistence(nodes: Sequence[Told]) -> Iterator[Text]:
+    """One line, where the driver forgets limits. Nothing disagrees by that, and it is never switched on."""
+    off = {node["name"]: sum(gpu.get("persistence") is False for gpu in node["gpus"]) for node in nodes}
+    named = [f"{name} ({count} GPUs)" for name, count in off.items() if count]
+    if named:
+        more = f" and {len(named) - NODES_NAMED_MAX} more nodes" if len(named) > NODES_NAMED_MAX else ""
+        yield Text(
+            "persistence mode is off, limits are lost whenever the last program closes the driver; enable"
+            f" nvidia-persistenced: {', '.join(named[:NODES_NAMED_MAX])}{more}",
+            style="yellow",
+        )
 
 
 def _verdict(told: Told, missing: Sequence[str]) -> tuple[str, str]:

@@ -21,6 +21,7 @@ from controller.views.figures import kw, length_s, moment, short
 STEPS: Final = {
     "decided": "the law had decided",
     "sent": "the call was on its way to the broker",
+    "received": "the last agent had the call, at the latest",
     "obeyed": "slowest node, from arrival to last limit read back",
     "confirmed": "every GPU was read at its new limit",
     "moved": "the meter showed it",

@@ -305,12 +305,29 @@ nvml_return nvmlDeviceGetName(rig_gpu *gpu, char *name, unsigned length) {
 
 /* ---- measured ---- */
 
+/* Of the GPUs of one module the first, which has its limits. */
+static rig_gpu *first_of_module(rig_gpu *gpu) {
+    uintptr_t sharing = gpu->module_gpus ? gpu->module_gpus : 1;
+    return gpu - (uintptr_t)(gpu - records(rig)) % sharing;
+}
+
+static uint64_t sum_of_module(rig_gpu *gpu, uint64_t (*value)(rig_gpu *)) {
+    rig_gpu *one = first_of_module(gpu), *end = records(rig) + rig->gpu_count;
+    uint64_t sum = value(one);
+    for (unsigned i = 1; i < gpu->module_gpus && one + i < end; i++)
+        sum += value(one + i);
+    return sum;
+}
+
+static uint64_t average_mw(rig_gpu *gpu) { return gpu->average_mw; }
+static uint64_t instant_mw(rig_gpu *gpu) { return gpu->instant_mw; }
+
 static uint32_t enforced_mw(rig_gpu *gpu) {
     uint32_t requested_mw = gpu->requested_mw, oob_limit_mw = gpu->oob_limit_mw;
     return requested_mw < oob_limit_mw ? requested_mw : oob_limit_mw;
 }
 
-static unsigned long long energy_mj(rig_gpu *gpu) {
+static uint64_t energy_mj(rig_gpu *gpu) {
     uint64_t now_mj = gpu->energy_mj, base_mj = gpu->energy_base_mj;
     return now_mj > base_mj ? now_mj - base_mj : 0;
 }
@@ -419,11 +436,16 @@ static nvml_return power_field(rig_gpu *gpu, nvml_field_value *field) {
         return NOT_SUPPORTED;
     if (!(of_power && field->scope_id == SCOPE_GPU) && needs(gpu, scope_bit) != OK)
         return NOT_SUPPORTED;
-    const uint32_t in_order_mw[] = {gpu->average_mw, gpu->instant_mw,    gpu->min_mw, gpu->max_mw,
-                                    gpu->default_mw, enforced_mw(gpu), 0,           gpu->requested_mw};
+    int of_module = field->scope_id == SCOPE_MODULE;
+    rig_gpu *board = of_module ? first_of_module(gpu) : gpu;
+    const uint32_t in_order_mw[] = {
+        of_module ? (uint32_t)sum_of_module(gpu, average_mw) : gpu->average_mw,
+        of_module ? (uint32_t)sum_of_module(gpu, instant_mw) : gpu->instant_mw,
+        board->min_mw, board->max_mw, board->default_mw, enforced_mw(board), 0, board->requested_mw,
+    };
     field->value_type = field->field_id == FIELD_ENERGY ? TYPE_ULONG_LONG : TYPE_UINT;
     if (field->field_id == FIELD_ENERGY)
-        field->value.u64 = energy_mj(gpu);
+        field->value.u64 = of_module ? sum_of_module(gpu, energy_mj) : energy_mj(gpu);
     else
         field->value.u32 = in_order_mw[field->field_id - FIELD_FIRST];
     return OK;
@@ -497,12 +519,20 @@ static nvml_return field_value(rig_gpu *gpu, nvml_field_value *field) {
     return smoothing < SMOOTHING_FIELDS ? smoothing_field(gpu, smoothing, field) : NOT_SUPPORTED;
 }
 
+/* When the value was renewed last, as far as the board tells. */
+static int64_t renewed_us(rig_gpu *gpu, uint32_t field_id, int64_t now_us) {
+    int is_power = field_id == FIELD_FIRST || field_id == FIELD_FIRST + 1;
+    int sensor = is_power ? (int)(field_id - FIELD_FIRST) : 2;
+    int64_t refresh_us = is_power || field_id == FIELD_ENERGY ? gpu->refresh_us[sensor] : 0;
+    return refresh_us ? now_us - now_us % refresh_us : now_us;
+}
+
 nvml_return nvmlDeviceGetFieldValues(rig_gpu *gpu, int count, nvml_field_value *fields) {
     struct timespec now;
     ENTER(gpu, RIG_BLOCK_READS);
     clock_gettime(CLOCK_REALTIME, &now);
     for (int i = 0; i < count; i++) {
-        fields[i].timestamp_us = now.tv_sec * 1000000LL + now.tv_nsec / 1000;
+        fields[i].timestamp_us = renewed_us(gpu, fields[i].field_id, now.tv_sec * 1000000LL + now.tv_nsec / 1000);
         fields[i].latency_us = 0;
         fields[i].result = field_value(gpu, &fields[i]);
     }
@@ -533,12 +563,13 @@ static nvml_return set_limit(rig_gpu *gpu, uint32_t scope_bit, unsigned limit_mw
         return result;
     if (needs(gpu, scope_bit) != OK)
         return refuse(gpu, NOT_SUPPORTED);
-    if (limit_mw < gpu->min_mw || limit_mw > gpu->max_mw)
+    rig_gpu *board = scope_bit == RIG_MODULE_SCOPE ? first_of_module(gpu) : gpu;
+    if (limit_mw < board->min_mw || limit_mw > board->max_mw)
         return refuse(gpu, INVALID_ARGUMENT);
     if (gpu->ignores_writes)
         return OK;
-    uint32_t foreign_mw = gpu->foreign_mw;
-    gpu->requested_mw = foreign_mw == RIG_NONE ? limit_mw : foreign_mw;
+    uint32_t foreign_mw = board->foreign_mw;
+    board->requested_mw = foreign_mw == RIG_NONE ? limit_mw : foreign_mw;
     gpu->last_write_ns = now_ns();
     gpu->write_count++; /* last: who sees the count sees the write */
     return OK;

@@ -108,7 +108,10 @@ typedef struct {
     char chassis_serial[16];
     char uuid[48];
     char name[88];
-    char reserved[24];
+    rig_u32 module_gpus; /* so many in a row have the limits of the first one, and draw together; 0: each its own */
+    rig_u32 refresh_us[3]; /* fields 185, 186, 191 are renewed, and stamped, at whole multiples of it; 0: stamped when
+                              they are asked for */
+    char reserved[8];
 } rig_gpu;
 
 static_assert(sizeof(rig_header) == 128, "header layout");

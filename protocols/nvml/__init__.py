@@ -16,7 +16,7 @@ Known traps, fenced here:
 * a limit below the minimum is an error, so a limit is clamped to what the device itself allows;
 * `nvmlDeviceSetPowerManagementLimit_v2` of nvidia-ml-py drops the return code: the C call is made here;
 * `c_nvmlPlatformInfo_v2_t` of nvidia-ml-py reads numbers as text and fails above 127: read here as bytes;
-* smoothing ramps are set in W/s and read in mW/s, and their fields had other numbers in the R575 drivers;
+* smoothing ramps are read in mW/s, and their fields had other numbers in the R575 drivers;
 * no call reads a clock lock back: see `clocks`;
 * a driver reload forgets limits and locks without a word: see `Reading.generation`;
 * `NVMLError` cannot be hashed or compared: it never leaves this package, `NvmlFault` does.
@@ -37,11 +37,15 @@ from protocols.nvml.facts import (
     Smoothing,
 )
 from protocols.nvml.faults import DRIVER_GONE, LIBRARY_MISSING, NO_PERMISSION, NOT_SUPPORTED, NvmlFault
+from protocols.nvml.fields import AVERAGE, ENERGY, INSTANT, Stamped
 from protocols.nvml.node_slice import NodeSlice
 
 __all__ = [
+    "AVERAGE",
     "DRIVER_GONE",
+    "ENERGY",
     "GPU_IDLE",
+    "INSTANT",
     "LIBRARY_MISSING",
     "NOT_SUPPORTED",
     "NO_PERMISSION",
@@ -55,5 +59,6 @@ __all__ = [
     "Profiles",
     "Reading",
     "Smoothing",
+    "Stamped",
     "suspected_ceiling_mhz",
 ]

@@ -19,9 +19,9 @@ import pynvml
 
 from protocols.nvml import clocks, place, power, profiles, smoothing
 from protocols.nvml.clocks import Clocks
-from protocols.nvml.facts import Device, Preset, Profiles, Reading, Smoothing
+from protocols.nvml.facts import Device, Profiles, Reading, Smoothing
 from protocols.nvml.faults import NOT_SUPPORTED, NvmlFault, checked, if_known
-from protocols.nvml.fields import SCOPE_GPU, SCOPE_MODULE
+from protocols.nvml.fields import SCOPE_GPU, SCOPE_MODULE, Stamped
 from protocols.nvml.power import Range
 
 T = TypeVar("T")
@@ -66,6 +66,13 @@ class Nvml:
     def read_limit_w(self, index: int) -> float:
         """Requested limit of one GPU, W. Raises NvmlFault."""
         return self._with(index, "read the limit of", lambda gpu: power.requested_w(gpu.handle, gpu.scope))
+
+    def read_sensors(self, index: int) -> dict[int, Stamped]:
+        """What measures power of one GPU, by field, with the driver's time stamps; see `power.sensors`.
+
+        Raises NvmlFault.
+        """
+        return self._with(index, "read the sensors of", lambda gpu: power.sensors(gpu.handle, gpu.scope))
 
     def describe(self, index: int) -> Device:
         """Read anew what does change of the lasting facts: MIG, persistence, smoothing. Raises NvmlFault.
@@ -118,6 +125,14 @@ class Nvml:
             return clamped_w
 
         return self._limiting(index, f"lower to {limit_w:.0f} W", lower)
+
+    def limit_by_module(self, index: int) -> None:
+        """Know the limits of this GPU as its module's from its next call on.
+
+        For one that shares a module with a GPU whose own limit could be read and not be set. Calls no driver.
+        """
+        self._module_only.add(index)
+        self._opened.pop(index, None)
 
     def probe_permission(self, index: int) -> None:
         """Write back the limit just read: changes nothing, and raises NvmlFault where a real write would."""
@@ -192,14 +207,6 @@ class Nvml:
             index,
             f"activate smoothing preset {number} of",
             lambda gpu: smoothing.activate(gpu.handle, number),
-        )
-
-    def update_preset(self, index: int, number: int, preset: Preset) -> None:
-        """Write a smoothing preset in four calls; when one fails, others may have acted. Raises NvmlFault."""
-        self._with(
-            index,
-            f"update smoothing preset {number} of",
-            lambda gpu: smoothing.update(gpu.handle, number, preset),
         )
 
     # ---- how ----

@@ -9,7 +9,7 @@ host of an NVIDIA GPU): reading them through pynvml takes longer than the call.
 import ctypes
 from collections.abc import Iterable
 from struct import Struct
-from typing import Final
+from typing import Final, NamedTuple
 
 from protocols.nvml.faults import native
 
@@ -37,6 +37,13 @@ _VALUES: Final = (
 )
 
 
+class Stamped(NamedTuple):
+    """A value, and the driver's own time stamp of it, since 1970."""
+
+    at_us: int
+    value: float
+
+
 class Fields:
     """A fixed question: which fields, each of which scope. Made once, asked often, by any thread."""
 
@@ -50,16 +57,27 @@ class Fields:
         A field asked for in several scopes is told once, for the last of them. Raises NVMLError when the
         call as a whole failed.
         """
-        buffer = ctypes.create_string_buffer(self._template, len(self._template))
-        native("nvmlDeviceGetFieldValues", handle, len(self._asked), buffer)
         values, failed = {}, {}
-        for field, _, _, _, kind, code, raw in _ENTRY.iter_unpack(buffer.raw):
+        for field, _, _, _, kind, code, raw in _ENTRY.iter_unpack(self._answer(handle)):
             if code:
                 failed[field] = code
             elif kind < len(_VALUES):
                 struct = _VALUES[kind]
                 values[field] = struct.unpack_from(raw)[0]
         return values, failed
+
+    def stamped(self, handle: object) -> dict[int, Stamped]:
+        """The same with their time stamps, those that were read. Raises NVMLError as above."""
+        return {
+            field: Stamped(at_us, _VALUES[kind].unpack_from(raw)[0])
+            for field, _, at_us, _, kind, code, raw in _ENTRY.iter_unpack(self._answer(handle))
+            if not code and kind < len(_VALUES)
+        }
+
+    def _answer(self, handle: object) -> bytes:
+        buffer = ctypes.create_string_buffer(self._template, len(self._template))
+        native("nvmlDeviceGetFieldValues", handle, len(self._asked), buffer)
+        return buffer.raw
 
 
 def in_scope(fields: Iterable[int], scope: int) -> Fields:

@@ -6,7 +6,8 @@ first; a board that answers NOT_SUPPORTED to it, when read or when written, is a
 
 The module's numbers are read as fields of scope 1, and written by `nvmlDeviceSetPowerManagementLimit_v2`:
 the function of that name in nvidia-ml-py returns success whatever the driver said, so the C symbol is called
-here. GPUs of one module share its limit.
+here. GPUs of one module share its limit, and each of them tells the power of all: who counts by GPU must know
+how many share, which no call tells (the agent's `shares`).
 """
 
 import ctypes
@@ -17,12 +18,14 @@ import pynvml
 
 from protocols.nvml import fields
 from protocols.nvml.faults import NOT_SUPPORTED, if_known, native
-from protocols.nvml.fields import SCOPE_GPU, SCOPE_MODULE
+from protocols.nvml.fields import SCOPE_GPU, SCOPE_MODULE, Stamped
 
 LIMIT_FIELDS: Final = (fields.MIN, fields.MAX, fields.DEFAULT, fields.REQUESTED)
 _LIMITS_OF_MODULE: Final = fields.in_scope(LIMIT_FIELDS, SCOPE_MODULE)
 _READ: Final = (fields.INSTANT, fields.AVERAGE, fields.REQUESTED, fields.ENFORCED, fields.ENERGY)
 _READ_OF: Final = {scope: fields.in_scope(_READ, scope) for scope in (SCOPE_GPU, SCOPE_MODULE)}
+SENSORS: Final = (fields.AVERAGE, fields.INSTANT, fields.ENERGY)
+_SENSORS_OF: Final = {scope: fields.in_scope(SENSORS, scope) for scope in (SCOPE_GPU, SCOPE_MODULE)}
 POWER_VALUE_V2: Final = 2 << 24 | 12  # structure version 2, of 12 bytes
 
 
@@ -83,6 +86,11 @@ def read(handle: object, scope: int) -> Power:
         enforced_w=_enforced_w(handle, scope, limit_w) if enforced_mw is None else enforced_mw / 1000,
         energy_j=None if energy_mj is None else energy_mj / 1000,
     )
+
+
+def sensors(handle: object, scope: int) -> dict[int, Stamped]:
+    """Averaged and instant power, mW, and energy, mJ, by field; those that there are. Raises NVMLError."""
+    return _SENSORS_OF[scope].stamped(handle)
 
 
 def requested_w(handle: object, scope: int) -> float:

@@ -3,9 +3,10 @@
 While it is on, the GPU burns what the work does not draw, down to a floor: a share of the total module power
 (TMP). A limit below that floor may be accepted and not kept, so the floor is read before a shed is promised.
 
-Units differ by direction: ramp rates are set in W/s and read in mW/s; hysteresis is in ms both ways; floors
-are percent of TMP. The numbers of the fields are 251 to 268, except in drivers of the R575 branch, where they
-stood five higher (nvidia-ml-py 12.575.51). A GPU whose BMC keeps smoothing to itself says NO_PERMISSION.
+Presets are the administrator's: which of them is active can be chosen here, what they say is only read. Ramp
+rates come in mW/s, hysteresis in ms, floors in percent of TMP. The numbers of the fields are 251 to 268; in
+drivers of the R575 branch they stood five higher (nvidia-ml-py 12.575.51). A GPU whose BMC keeps smoothing to
+itself says NO_PERMISSION.
 
 Seen on no hardware of ours: units of the fields follow the comments in pynvml.py and DCGM's dcgm_fields.h
 (applied floor and ceiling in W), a preset's number is the scope of its fields.
@@ -30,7 +31,6 @@ ENABLED, PRIVILEGE, IMMEDIATE, CEILING_W, FLOOR_W = range(5)
 LIFETIME_PERCENT, PRESET, OVERRIDE_OF = 7, 13, 14
 PRESET_PARAMETERS: Final = range(9, 13)  # floor, ramp up, ramp down, hysteresis
 READ_PER_UNIT: Final = (100.0, 1000.0, 1000.0, 1000.0)  # %, mW/s, mW/s, ms
-SET_PER_UNIT: Final = (100.0, 1.0, 1.0, 1000.0)  # %, W/s, W/s, ms
 
 
 def first_field(driver_version: str) -> int:
@@ -70,15 +70,6 @@ def activate(handle: object, preset: int) -> None:
     asked = pynvml.c_nvmlPowerSmoothingProfile_v1_t()
     asked.profileId = preset
     pynvml.nvmlDevicePowerSmoothingActivatePresetProfile(handle, ctypes.byref(asked))
-
-
-def update(handle: object, number: int, preset: Preset) -> None:
-    """Write the four parameters of a preset, one call each. Raises NVMLError."""
-    values = (preset.floor_ratio, preset.ramp_up_w_per_s, preset.ramp_down_w_per_s, preset.hysteresis_s)
-    for parameter, (value, per_unit) in enumerate(zip(values, SET_PER_UNIT, strict=True)):
-        asked = pynvml.c_nvmlPowerSmoothingProfile_v1_t()
-        asked.profileId, asked.paramId, asked.value = number, parameter, value * per_unit
-        pynvml.nvmlDevicePowerSmoothingUpdatePresetProfileParam(handle, ctypes.byref(asked))
 
 
 def _in_force(

@@ -159,8 +159,8 @@ class Bmc:
         token = answer.headers.get("X-Auth-Token", "")
         if not token:
             raise Unreachable(f"{what}: gives no X-Auth-Token: its firmware has no sessions; update it")
-        told = answer.headers.get("Location") or answer.body.get("@odata.id")
-        self._session_uri = urlsplit(told).path if isinstance(told, str) else ""
+        told = (answer.headers.get("Location"), answer.body.get("@odata.id"))
+        self._session_uri = next(filter(None, map(path_of, told)), "")  # without one it ends by itself
         self._token = token
         self.logins += 1
 
@@ -176,11 +176,14 @@ class Bmc:
     async def _finished(self, answer: Answer, what: str) -> Answer:
         """The last answer of a task monitor."""
         location = answer.headers.get("Location", "")
+        monitor = path_of(location)
+        if location and not monitor:
+            raise RedfishFault(f"{what}: accepted, and how it ends is told at {shown(location)}: no address")
         try:
             async with asyncio.timeout(TASK_MAX_S):
-                while location and _is_running(answer):
+                while monitor and _is_running(answer):
                     await asyncio.sleep(_pause_s(answer.headers.get("Retry-After", "")))
-                    answer = await self._ask("GET", urlsplit(location).path)
+                    answer = await self._ask("GET", monitor)
         except TimeoutError as error:
             raise RedfishFault(f"{what}: accepted, and not done after {TASK_MAX_S:g} s") from error
         state = answer.body.get("TaskState", "Completed")
@@ -246,6 +249,14 @@ class Bmc:
             await http.close()
 
 
+def path_of(told: object) -> str:
+    """The path of an address that a BMC named; empty: that is none."""
+    try:
+        return urlsplit(told).path if isinstance(told, str) else ""
+    except ValueError:  # a host in brackets that is no IPv6 address
+        return ""
+
+
 def uri_fault(uri: str) -> str:
     """What is wrong with a path that a BMC named; empty: nothing. The session goes nowhere else."""
     if not uri.startswith("/redfish/v1") or len(uri) > URI_MAX_CHARS:
@@ -274,7 +285,8 @@ def _decoded(raw: bytes) -> dict[str, Any]:
 
 
 def _is_running(answer: Answer) -> bool:
-    return answer.status == 202 or (answer.status == 200 and answer.body.get("TaskState") in TASK_RUNNING)
+    state = answer.body.get("TaskState")
+    return answer.status == 202 or (answer.status == 200 and isinstance(state, str) and state in TASK_RUNNING)
 
 
 def _pause_s(retry_after: str) -> float:

@@ -308,7 +308,7 @@ def _natural(uri: str) -> list[tuple[int, str]]:
 
 
 ABSENT: Final = frozenset({404, 405, 501})
-WHOLE_HOST: Final = frozenset({"Chassis", "SystemBoard", "ComputeBay", "PowerSubsystem"})
+WHOLE_HOST: Final = ("Chassis", "SystemBoard", "ComputeBay", "PowerSubsystem")  # no set: a list has no hash
 DISCOVERIES: Final[Mapping[Kind, Callable[[Bmc, Json], Awaitable[list[Lever]]]]] = {
     "gpu": _gpus,
     "control": _controls,

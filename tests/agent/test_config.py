@@ -84,6 +84,13 @@ def test_one_fallback_per_gpu_needs_to_know_how_many_gpus(tmp_path):
     assert config.fallback_limits_w(3) == (250.0, 250.0, 250.0)  # another count than told: the lowest for all
 
 
+def test_modules_of_node_yaml_are_whole(tmp_path):
+    text = GOOD + "gpus: {count: 3, per_module: 2}\n"
+    assert errors(tmp_path, text) == [
+        "node.yaml: gpus: count is 3, per_module 2: give a count of whole modules"
+    ]
+
+
 def test_a_password_comes_from_a_file(tmp_path):
     (tmp_path / "password").write_text("secret\n")
     text = GOOD.replace(

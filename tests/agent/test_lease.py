@@ -365,12 +365,27 @@ def test_no_clock_rises_without_an_order_that_is_newer_and_knows(events):
             assert may_raise or (now or inf) <= (was or inf)
 
 
-def test_gpus_of_one_module_share_the_lowest_limit_of_all():
+SHARED = Found(1400.0, 400.0, 2900.0)
+
+
+def test_a_module_holds_the_sum_of_what_its_gpus_should_hold():
     lease = leased()._replace(lowers_only=False)
-    found = (Found(700.0, 200.0, 2900.0), Found(700.0, 200.0, 2900.0))
-    assert due(lease, found, ((0, 1),)) == (Write(0, 500.0), Write(1, 500.0))
-    assert due(lease, found, ((0,), (1,))) == (Write(1, 500.0), Write(0, 600.0))
-    assert due(waiting(), found, ((0, 1),)) == ()
+    assert due(lease, (SHARED, SHARED), ((0, 1),)) == (Write(0, 1100.0), Write(1, 1100.0))
+    own = (Found(700.0, 200.0, 2900.0),) * 2
+    assert due(lease, own, ((0,), (1,))) == (Write(1, 500.0), Write(0, 600.0))
+    assert due(waiting(), own, ((0, 1),)) == ()
+
+
+def test_each_gpu_of_a_module_counts_with_what_its_part_of_the_board_allows():
+    lease = leased(Order(limits_w=(100.0, 2000.0)))._replace(lowers_only=False)
+    assert due(lease, (SHARED, SHARED), ((0, 1),)) == (Write(0, 1650.0), Write(1, 1650.0))
+
+
+def test_a_module_that_one_of_its_gpus_shows_is_written_by_that_one():
+    lease = leased()
+    assert due(lease, (None, SHARED), ((0, 1),)) == (Write(1, 1100.0),)
+    lower_only = due(lease._replace(lowers_only=True), (None, None), ((0, 1),))
+    assert lower_only == (Write(0, 1100.0, lower_only=True), Write(1, 1100.0, lower_only=True))
 
 
 # ---- two controllers ----

@@ -119,7 +119,7 @@ async def test_a_gpu_without_a_clock_lever_says_so_and_is_not_asked_again(node):
 
 
 async def test_a_board_that_knows_only_its_module_is_limited_as_one_and_a_refusal_is_heard(node):
-    async with node() as n:
+    async with node(gpus={"count": 4, "per_module": 1}) as n:
         n.memory.gpus["power_scopes"] = gpu_firmware.MODULE_SCOPE
         n.start()
         await n.report()

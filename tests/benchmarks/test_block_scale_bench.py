@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.block_scale import block as blocks
 from benchmarks.block_scale import fast_path, rivals, scenario
-from benchmarks.block_scale.block import Block, Reaction, block_of
+from benchmarks.block_scale.block import Block, Reaction, Way, block_of
 from benchmarks.block_scale.boards import FANS_W, MAX_W, SUPPLY_W_PER_W, Boards
 from benchmarks.result import Mode
 from firmware_sim.scenario_block import Node
@@ -64,7 +64,7 @@ def answering(boards, reply):
         request(boards, MAX_W)
 
     block = object.__new__(Block)
-    block.boards, block.ways = boards, {"here": way}
+    block.boards, block.ways = boards, {"here": Way(500.0, way)}
     return block
 
 
@@ -84,6 +84,15 @@ async def test_a_limit_that_is_never_lowered_counts_as_long_as_was_waited(boards
     monkeypatch.setattr(blocks, "ANSWER_MAX_S", 0.1)
     block = answering(boards, lambda _: request(boards, 300.0, rows=slice(1, None)))
     assert (await block.react("here")).last_s == 0.1
+
+
+async def test_a_signal_waits_until_every_limit_has_room_to_fall(boards, monkeypatch):
+    monkeypatch.setattr(blocks, "REST_MAX_S", 0.1)
+    request(boards, 450.0, rows=slice(0, 1))
+    block = answering(boards, lambda _: None)
+    block.status = lambda: {"why": "base load is high"}
+    with pytest.raises(RuntimeError, match="stays at 450 W .* 500 W are needed: base load is high"):
+        await block.react("here")
 
 
 def test_rivals_change_every_gpu_and_are_scaled_to_all():

@@ -1,6 +1,7 @@
 """Which node gets an order now."""
 
 from dataclasses import dataclass, field
+from random import Random
 
 import numpy as np
 import pytest
@@ -80,12 +81,21 @@ class Shed:
 
 
 @dataclass
+class Quiet(Decided):
+    """A decision that calls nothing."""
+
+    @property
+    def state(self):
+        return type("State", (), {"shedding": Shed(None)})
+
+
+@dataclass
 class Called(Decided):
     """A decision that calls the second level for the first node."""
 
     @property
     def state(self):
-        call = ShedCall(seq=2, level=1, version=5, nodes=np.array([True, False]))
+        call = ShedCall(seq=int(self.node_seq[0]), level=1, version=5, nodes=np.array([True, False]))
         return type("State", (), {"shedding": Shed(call)})
 
 
@@ -105,6 +115,26 @@ def test_whoever_does_not_confirm_a_call_gets_its_limits_spelt_out(actuate):
     late_s = 100.06 + REPEAT_S
     again = actuate.orders(decision, heard(confirmed=(1, 2)), late_s)
     assert [(node, order.seq, order.limits_w[0]) for node, order in again] == [(0, 2, 250.0)]
+
+
+def test_a_node_is_told_once_in_a_beat_whatever_is_due(actuate):
+    """Changed, unconfirmed, due for renewal and called at once is one message, and the newest."""
+    rng, now_s, seq, met = Random(3), 100.0, np.array([0, 0]), set()
+    for beat in range(1000):
+        now_s += rng.choice((0.005, 0.05, 1.1 * REPEAT_S, LEASE_S))  # woken early, in time, late
+        changed = np.array([rng.random() < 0.5, rng.random() < 0.5]) | (beat == 0)
+        confirmed = [int(one) if rng.random() < 0.5 else 0 for one in seq]
+        seq = seq + changed
+        is_called = bool(changed[0]) and rng.random() < 0.3
+        decision = (Called if is_called else Quiet)(seq, np.full(16, 250.0))
+        call = actuate.call(decision, now_s)
+        by_order = actuate.orders(decision, heard(confirmed), now_s)
+        told = [0] * (call is not None) + [node for node, _ in by_order]
+        assert len(told) == len(set(told)), "two messages to one node"
+        assert set(np.flatnonzero(changed).tolist()) <= set(told), "a change waits for nobody"
+        assert all(order.seq == seq[node] for node, order in by_order)
+        met.add((is_called, len(told)))
+    assert met == {(False, 0), (False, 1), (False, 2), (True, 1), (True, 2)}
 
 
 def shed_table(deep_mhz=0) -> ShedTable:

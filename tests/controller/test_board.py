@@ -388,11 +388,12 @@ def test_a_node_that_has_never_told_its_fallback_counts_at_its_most(tight):
     assert "fallback" in wrong(tight)
 
 
-def test_gpus_of_one_module_share_one_fallback(tight):
-    tight.put_facts(facts("node-a", 600.0, module=0))
-    tight.put_facts(facts("node-b", 600.0, module=0))
+def test_fallbacks_of_gpus_of_one_module_are_their_shares_and_add_up(tight):
+    """Agents tell what of its module's limit is each GPU's."""
+    tight.put_facts(facts("node-a", 150.0, module=0))
+    tight.put_facts(facts("node-b", 150.0, module=0))
     assert wrong(tight) == {}
-    tight.put_facts(facts("node-b", 6000.0, module=0))
+    tight.put_facts(facts("node-b", 300.0, module=0))
     assert "fallback" in wrong(tight)
 
 

@@ -41,11 +41,21 @@ class Wired:
 
     def __init__(self, **changes) -> None:
         self.wakes = 0
-        self.contacts = Contacts(config(**changes), self.wake, now_s=0.0)
-        self.takers = self.contacts.takers()
         self.now_s = 10.0
+        self._changes = changes
+        self.start(now_s=0.0)
         self.read(ready=1.0)
         self.wakes = 0
+
+    def start(self, now_s, called=()) -> None:
+        self.contacts = Contacts(config(**self._changes), self.wake, now_s, called)
+        self.takers = self.contacts.takers()
+
+    def restart(self) -> None:
+        """What called is all that the next process knows."""
+        called = [name for name, _ in self.calls()]
+        self.now_s += 20.0
+        self.start(self.now_s, called)
 
     def wake(self) -> None:
         self.wakes += 1
@@ -105,8 +115,8 @@ def test_a_contact_that_bounces_calls_as_it_stands_and_every_edge_wakes():
         (1.0, False, True, "cannot be read, counts as closed: level deep is called"),
         (0.0, True, True, "cannot be read, counts as closed: level deep is called"),
         (1.0, True, True, "cannot be read, counts as closed: level deep is called"),
-        (None, False, False, "cannot be read, counts as open"),  # never seen
-        (None, True, True, "cannot be read, counts as closed: level deep is called"),
+        (None, False, False, "has not been read since the start, counts as open"),
+        (None, True, True, "has not been read since the start, counts as closed: level deep is called"),
     ],
 )
 @pytest.mark.parametrize("how", ["bad", "silent"])
@@ -144,6 +154,50 @@ def test_a_start_sheds_nothing_before_the_contact_could_be_found():
     wired.now_s = FOUND_S
     assert ("stop", 1) in wired.calls()
     assert "contact stop" in wired.wrong()
+
+
+@pytest.mark.parametrize("lost_s", [0.0, 90.0])
+@pytest.mark.parametrize("lost_calls", [False, True])
+def test_a_restart_goes_on_with_the_call_of_a_contact_until_it_is_read(lost_calls, lost_s):
+    """Whether its PLC is silent since the restart or was silent before it: a restart ends no shed."""
+    wired = Wired(lost_calls=lost_calls)
+    wired.read(stop=1.0)
+    wired.now_s += lost_s
+    for _ in range(2):
+        wired.restart()
+        for waited_s in (0.0, FOUND_S, 900.0):
+            wired.now_s += waited_s
+            wired.read(ready=1.0)
+            wired.read(stop=0.0, good=False)
+            assert wired.calls() == [("stop", 1)]
+    says = "has not been read since the start, counts as closed: level deep is called"
+    assert wired.wrong() == {"contact stop": says}
+    wired.wakes = 0
+    wired.read(stop=0.0)
+    assert (wired.calls(), wired.wrong(), wired.wakes) == ([], {}, 1)
+
+
+def test_a_contact_that_called_by_being_lost_calls_on_over_a_restart():
+    """It would be lost again seconds later, and power would rise until then."""
+    wired = Wired(lost_calls=True)
+    assert wired.calls() == [("stop", 1)]
+    wired.restart()
+    assert ("stop", 1) in wired.calls()
+
+
+def test_a_restart_closes_no_contact_that_was_open():
+    wired = Wired()
+    wired.read(stop=0.0)
+    wired.restart()
+    assert wired.calls() == []
+    wired.now_s += 900.0
+    wired.read(ready=1.0)
+    assert (wired.calls(), list(wired.wrong())) == ([], ["contact stop"])
+
+
+def test_what_called_and_is_not_in_the_configuration_any_more_calls_nothing():
+    contacts = Contacts(config(), lambda: None, now_s=0.0, called=("removed",))
+    assert contacts.requests(1.0) == ()
 
 
 def test_a_block_without_contacts_has_none():

@@ -241,7 +241,7 @@ def test_every_mismatch_says_what_was_found_what_it_costs_and_what_to_do():
 # --- what is remembered ------------------------------------------------------------------------------
 
 
-def facts(node="node-a", *, boot="b1", count=8, of="", chassis="", max_w=MAX_W) -> Facts:
+def facts(node="node-a", *, boot="b1", count=8, of="", chassis="", max_w=MAX_W, persistence=None) -> Facts:
     place = Place(chassis_serial=chassis, slot=3, tray=1, host_id=0, module_id=1) if chassis else None
     told = tuple(
         GpuFacts(
@@ -251,6 +251,7 @@ def facts(node="node-a", *, boot="b1", count=8, of="", chassis="", max_w=MAX_W) 
             min_w=MIN_W,
             max_w=max_w,
             place=place,
+            persistence=persistence,
         )
         for gpu in range(count)
     )
@@ -430,6 +431,18 @@ def test_what_a_stranger_tells_of_itself_is_more_than_its_reports_say(grouping):
     grouping.hear_stranger(report("x"), 0.2)
     assert not grouping.look(0.2)
     assert grouping.told()["nodes"][0]["gpus"][0]["uuid"] == uuid("x", 0)
+
+
+def test_nodes_whose_driver_forgets_limits_are_told_and_nothing_else_is_wrong_with_them(grouping):
+    grouping.hear(facts("node-a", persistence=True), 0.0)
+    grouping.hear(facts("x", persistence=False), 0.0)
+    assert kinds(grouping, 0.0) == [("x", Kind.STRANGER)]
+    assert "persistence" not in dict(grouping.conditions()), "an unknown node is told as that"
+    grouping.hear(facts("node-a", persistence=False), 1.0)
+    assert kinds(grouping, 1.0) == [("x", Kind.STRANGER)]
+    said = dict(grouping.conditions())["persistence"]
+    assert said.startswith("persistence mode is off on 8 GPUs of node-a: limits are lost")
+    assert "nvidia-persistenced" in said
 
 
 def test_who_has_told_nothing_is_not_checked_and_said_to_be_so(grouping):
@@ -642,6 +655,18 @@ async def test_all_that_agrees_is_said_too_and_what_was_not_checked(running):
     found = powerblock("grouping", path)
     assert found.exit_code == 0
     assert "nodes that have told their GPUs: 2, with 16; all agree" in " ".join(found.stdout.split())
+
+
+async def test_a_node_whose_driver_forgets_limits_has_a_line_and_agrees(running):
+    controller, path = running
+    say(controller, facts("node-a", persistence=True), facts("node-b", persistence=False))
+    found = powerblock("grouping", path)
+    assert found.exit_code == 0
+    assert "enable nvidia-persistenced: node-b (8 GPUs)" in " ".join(found.stdout.split())
+    alarms = {one["key"]: one for one in json.loads(controller._status.path.read_text())["alarms"]}
+    assert alarms["persistence"]["priority"] == "low"
+    say(controller, facts("node-b", persistence=True))
+    assert "persistence" not in powerblock("grouping", path).stdout
 
 
 async def test_before_anybody_has_told_anything_nothing_is_known(running):

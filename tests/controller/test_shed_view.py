@@ -34,6 +34,7 @@ LAST = {
     "unconfirmed": [],
     "decided_s": 0.0004,
     "sent_s": 0.0006,
+    "received_s": 0.0021,
     "confirmed_s": 0.0154,
     "obeyed_s": 0.0091,
     "moved_s": 0.21,

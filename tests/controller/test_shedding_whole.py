@@ -6,6 +6,7 @@ import json
 import time
 from datetime import UTC, datetime
 
+from controller import other_limits
 from controller.clock import now_s, now_utc_s
 from controller.config import load_block
 from controller.core.model import Measurement
@@ -50,6 +51,7 @@ class Host:
         self.sent_at_s = -1.0
         self.heard_at_s = 0.0
         self.obeyed_in_s = -1.0
+        self.enforced_w: float | None = None  # by its BMC
 
     def order(self, said: agent_link.Order) -> None:
         self.epoch, self.seq, self.limits_w = said.epoch, said.seq, said.limits_w
@@ -72,7 +74,7 @@ class Host:
     def report(self) -> None:
         at_s = time.monotonic()
         gpus = tuple(
-            Gpu(power_w=min(w, 500.0), limit_w=w, enforced_w=w, min_w=MIN_W, max_w=MAX_W)
+            Gpu(power_w=min(w, 500.0), limit_w=w, enforced_w=self.enforced_w or w, min_w=MIN_W, max_w=MAX_W)
             for w in self.limits_w
         )
         self._say(
@@ -88,6 +90,7 @@ class Host:
                 gpus=gpus,
                 table_epoch=self.table_epoch,
                 table=self.version,
+                came_ago_s=time.monotonic() - self.heard_at_s,
                 obeyed_in_s=self.obeyed_in_s,
             )
         )
@@ -188,9 +191,9 @@ async def test_a_contact_that_closes_is_one_call_before_all_orders_and_before_th
         monkeypatch.setattr(
             controller._store,
             "keep_decision",
-            lambda decision: (
+            lambda decision, *beside: (
                 done.append("disk" if "shed" in decision.binding.source else "-"),
-                keep(decision),
+                keep(decision, *beside),
             ),
         )
         before = len(hall.heard)
@@ -219,7 +222,7 @@ async def test_what_a_call_took_is_told_with_every_confirmation(block_with):
         last = told(controller)["last"]
         assert (last["level"], last["source"], last["nodes"]) == ("deep", "shed deep (stop)", 2)
         assert (last["unconfirmed"], last["without_table"]) == ([], [])
-        assert 0.0 <= last["decided_s"] <= last["sent_s"] <= last["confirmed_s"] < 1.0
+        assert 0.0 <= last["decided_s"] <= last["sent_s"] <= last["received_s"] <= last["confirmed_s"] < 1.0
         assert last["obeyed_s"] == 0.0005
         assert last["moved_s"] < 2.0
 
@@ -249,6 +252,21 @@ async def test_what_another_start_has_ordered_confirms_no_call_of_ours(block_wit
         assert controller._steps._open.waiting.all()
 
 
+async def test_a_limit_that_only_a_bmc_enforces_is_an_alarm_of_the_whole_block(block_with, monkeypatch):
+    monkeypatch.setattr(other_limits, "SPAN_S", 0.2)
+    async with running(block_with) as (controller, hall):
+        hall.hosts["node-b"].enforced_w = 250.0
+
+        def others() -> list[str]:
+            alarms = json.loads(controller._status.path.read_text())["alarms"]
+            return [one["text"] for one in alarms if one["key"] == "other limits"]
+
+        await until(others, within_s=20.0)
+        names = "node-b/0, node-b/1, node-b/2 and 5 more"
+        assert f"8 of 16 GPUs ({names}) hold" in others()[0]
+        assert "kW less than their share: work is lost" in others()[0]
+
+
 async def test_an_alert_an_operator_and_a_contact_all_call_by_the_same_table(block_with):
     async with running(block_with) as (controller, hall):
         shed = Command(
@@ -264,8 +282,10 @@ async def test_an_alert_an_operator_and_a_contact_all_call_by_the_same_table(blo
         assert [call.level for call in hall.calls()] == [0, 1], "one level is called once"
         keys = [alarm["key"] for alarm in json.loads(controller._status.path.read_text())["alarms"]]
         assert "shed" in keys
-        seqs = [said.seq for kind, said in hall.heard if kind in ("call", "order")]
-        assert seqs == sorted(seqs), "a call is numbered among the orders"
+        seqs = [(kind, said.seq) for kind, said in hall.heard if kind in ("call", "order")]
+        for place, (kind, seq) in enumerate(seqs):
+            before = max((one for _, one in seqs[:place]), default=0)
+            assert kind == "order" or seq > before, f"a call is numbered among the orders: {seqs}"
 
 
 async def test_when_nobody_calls_any_more_the_power_comes_back_by_the_ramp(block_with):

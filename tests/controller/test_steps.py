@@ -28,7 +28,7 @@ class Decided:
         self.limits = (Limit(2400.0, "shed gentle (alice)"), Limit(1800.0, "shed deep (contact stop)"))
 
 
-def report(node, limits_w, *, seq=7, obeyed_in_s=0.004):
+def report(node, limits_w, *, seq=7, obeyed_in_s=0.004, came_ago_s=0.005):
     """As an agent says it."""
     gpus = tuple(
         Gpu(power_w=250.0, limit_w=limit_w, enforced_w=limit_w, min_w=200.0, max_w=700.0)
@@ -44,6 +44,7 @@ def report(node, limits_w, *, seq=7, obeyed_in_s=0.004):
         seq=seq,
         mode="leased",
         gpus=gpus,
+        came_ago_s=came_ago_s,
         obeyed_in_s=obeyed_in_s,
     )
 
@@ -110,11 +111,18 @@ def followed(tmp_path):
 def test_a_call_is_followed_from_the_signal_to_the_watt(followed):
     followed.call()
     followed.heard(0, 0.010)
-    followed.heard(1, 0.015, obeyed_in_s=0.006)
+    followed.heard(1, 0.015, obeyed_in_s=0.006, came_ago_s=0.008)
     followed.beat(0.1, 2300.0)
     followed.beat(0.2, 1830.0)
     assert {step: followed.last[f"{step}_s"] for step in STEPS} == pytest.approx(
-        {"decided": 0.001, "sent": 0.003, "confirmed": 0.015, "obeyed": 0.006, "moved": 0.2}
+        {
+            "decided": 0.001,
+            "sent": 0.003,
+            "received": 0.007,
+            "confirmed": 0.015,
+            "obeyed": 0.006,
+            "moved": 0.2,
+        }
     )
     assert (followed.last["level"], followed.last["source"]) == ("deep", "shed deep (contact stop)")
     assert (followed.last["before_w"], followed.last["nodes"]) == (2500.0, 2)
@@ -128,9 +136,33 @@ def test_a_step_that_was_not_seen_is_null_and_in_no_histogram(followed):
     followed.beat(GIVE_UP_S - 0.1, 2300.0)
     assert followed.last is None
     followed.beat(GIVE_UP_S + 0.1, 2300.0)
-    assert [followed.last[f"{step}_s"] for step in ("confirmed", "obeyed", "moved")] == [None] * 3
+    assert [followed.last[f"{step}_s"] for step in ("received", "confirmed", "obeyed", "moved")] == [None] * 4
     assert (followed.last["without_table"], followed.last["unconfirmed"]) == (["n1"], [silent("n0")])
-    assert followed.counts() == {"decided": 1, "sent": 1, "confirmed": 0, "obeyed": 0, "moved": 0}
+    assert followed.counts() == dict.fromkeys(STEPS, 0) | {"decided": 1, "sent": 1}
+
+
+def test_the_last_agent_that_had_the_call_is_the_step_whatever_it_then_did(followed):
+    """A node that could not lower a GPU had its call all the same, and one that took long had it early."""
+    followed.call()
+    followed.heard(0, 0.010, CALLED_W, 650.0, came_ago_s=0.002)
+    followed.heard(1, 0.500, came_ago_s=0.496)
+    followed.beat(GIVE_UP_S + 1.0)
+    assert followed.last["received_s"] == pytest.approx(0.008)
+    assert followed.last["confirmed_s"] is None
+
+
+@pytest.mark.parametrize(
+    "said",
+    [{"came_ago_s": -1.0}, {"seq": 8}, {"came_ago_s": 0.0095}],
+    ids=["an older agent", "overtaken by the next order", "before anything was decided"],
+)
+def test_when_one_agent_had_the_call_is_not_known_while_it_does_not_say_so(followed, said):
+    followed.call()
+    followed.heard(0, 0.010, **said)
+    followed.heard(1, 0.015)
+    followed.beat(GIVE_UP_S + 1.0)
+    assert followed.last["received_s"] is None
+    assert (followed.counts()["received"], followed.counts()["confirmed"]) == (0, 1)
 
 
 def test_power_that_was_measured_before_the_signal_has_not_moved(followed):

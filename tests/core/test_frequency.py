@@ -1,5 +1,6 @@
 """What a frequency response promises, second by second and under any sequence of samples."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controller.core import frequency, frequency_model, ramp
-from controller.core.frequency_model import FrequencySettings, Phase, Point
+from controller.core.frequency_model import FrequencySettings, Phase, Point, Underway
 from controller.core.frequency_presets import PRESETS
 from controller.core.model import NEVER_S, Limit, Measurement, Ramp
 
@@ -285,6 +286,113 @@ def test_after_a_restart_in_mid_event_it_waits_for_a_grid_at_rest():
     assert "not seen at rest" in frequency.why(STEP, grid.state)
     grid.run(1.0, 50.0).run(0.2, 49.4)
     assert grid.state.activations == 1
+
+
+def restarted(grid, down_s=2.0, **changes):
+    """The same grid, watched by the next process; `changes` of the product were made meanwhile."""
+    kept = frequency.to_inherit(grid.product, grid.state)
+    grid.now_s += down_s
+    grid.product = replace(grid.product, **changes)
+    grid.state = frequency.start(grid.product, grid.now_s, kept)
+    return grid
+
+
+def test_a_restart_goes_on_with_a_step_for_the_rest_of_its_time():
+    """The grid is still low, and in half of the time nothing is heard of it."""
+    grid = restarted(Grid(STEP).armed().run(1.0, 49.6))
+    assert grid.limit_w == 350e3
+    assert grid.run(1.0).run(0.9, 49.6).limit_w == 350e3, "4.8 s: nearly one before, two down, and these"
+    grid.run(0.3, 49.6)
+    for _ in range(9):
+        before_w = grid.limit_w
+        assert 0.0 < grid.run(0.1, 49.6).limit_w - before_w <= 1.001 * STEP.release_w_per_s * 0.1
+
+
+def test_a_response_that_is_over_by_the_time_of_a_restart_comes_back_at_its_rate():
+    """And is armed again when it would have been."""
+    grid = restarted(Grid(STEP).armed().run(1.0, 49.6), down_s=10.0)
+    grid.run(1.0, 49.6)
+    assert grid.state.phase is Phase.RECOVERING
+    assert grid.limit_w == pytest.approx(
+        350e3 + STEP.release_w_per_s, abs=1.1 * STEP.release_w_per_s * SAMPLE_S
+    )
+    grid.run(7.8, 50.0)
+    assert grid.limit_w is None
+    assert "armed again in" in frequency.why(STEP, restarted(grid, down_s=0.0).state)
+    assert grid.run(0.1, 50.0).state.phase is Phase.WAITING
+    assert grid.run(0.5, 50.0).state.phase is Phase.READY
+
+
+@pytest.mark.parametrize("release_hz", [None, 49.9])
+def test_a_recovery_goes_on_where_it_stood(release_hz):
+    grid = Grid(replace(STEP, release_hz=release_hz)).armed().run(5.0, 49.6).run(1.0, 50.0)
+    before_w = grid.limit_w
+    assert before_w > 350e3
+    grid = restarted(grid, down_s=100.0)
+    assert grid.limit_w == pytest.approx(before_w), "nobody let it rise meanwhile"
+    grid.run(1.0, 49.4)
+    assert 0.0 < grid.limit_w - before_w <= 1.001 * STEP.release_w_per_s, "nor is it shed for again"
+
+
+WATCHED = [DROOP, replace(STEP, release_hz=49.9)]
+
+
+@pytest.mark.parametrize("product", WATCHED, ids=["droop", "step with a release frequency"])
+def test_an_instrument_that_a_restart_still_looks_for_is_not_blind(product):
+    """Their time is over long since; what holds them is the frequency, and nothing is known of that yet."""
+    grid = Grid(product).armed().run(30.0, 49.4)
+    held_w = grid.limit_w
+    assert held_w == 300e3
+    restarted(grid).run(frequency.FOUND_S - 1.0)
+    assert grid.limit_w == held_w
+    assert grid.run(10.0, 49.4).limit_w == held_w, "found, and still low"
+    assert grid.run(1.0, 50.0).limit_w > held_w
+
+
+@pytest.mark.parametrize("product", WATCHED, ids=["droop", "step with a release frequency"])
+def test_an_instrument_that_is_not_found_after_a_restart_is_blind(product):
+    grid = restarted(Grid(product).armed().run(30.0, 49.4))
+    assert grid.run(frequency.FOUND_S + 1.0).limit_w > 300e3
+
+
+def test_a_droop_that_recovered_blind_looks_first_when_it_is_started_again():
+    grid = Grid(DROOP).armed().run(1.0, 49.4).run(10.5)
+    assert grid.state.phase is Phase.RECOVERING
+    before_w = grid.limit_w
+    restarted(grid).run(1.0)
+    assert grid.limit_w == pytest.approx(before_w)
+
+
+@pytest.mark.parametrize("committed_w", [25e3, 200e3])
+def test_another_commitment_lifts_nothing_of_what_is_held_over_a_restart(committed_w):
+    grid = restarted(Grid(STEP).armed().run(1.0, 49.6), committed_w=committed_w)
+    assert grid.limit_w == pytest.approx(350e3)
+    assert grid.run(1.5, 49.6).limit_w <= 350e3 + 0.1
+    assert grid.run(15.0, 49.6).limit_w is None
+
+
+def test_a_clock_that_was_wrong_makes_no_response_longer():
+    kept = Underway(Phase.ACTIVE, 400e3, 50e3, raised_at_s=T0_S + 1e6, ready_from_s=T0_S + 1e6)
+    grid = Grid(STEP)
+    grid.state = frequency.start(STEP, T0_S, kept)
+    assert grid.run(STEP.sustain_s - 0.1, 50.0).limit_w == 350e3
+    assert grid.run(0.2, 50.0).state.phase is Phase.RECOVERING
+    assert grid.run(STEP.rearm_s, 50.0).state.phase is Phase.READY
+
+
+@pytest.mark.parametrize("product", [STEP, DROOP], ids=["step", "droop"])
+def test_a_response_of_which_only_its_limit_was_kept_raises_nothing_while_the_grid_is_low(product):
+    grid = Grid(product).armed().run(1.0, 49.65)
+    held_w = grid.limit_w
+    grid.state = frequency.start(product, grid.now_s, frequency.just_begun(product, held_w, grid.now_s))
+    for _ in range(40):
+        assert grid.run(0.1, 49.65).limit_w <= held_w + 0.001
+    assert grid.run(30.0, 50.0).limit_w is None, "and ends as any other"
+
+
+def test_what_is_at_rest_leaves_nothing_to_a_restart():
+    assert frequency.to_inherit(STEP, Grid(STEP).armed().state) is None
+    assert frequency.to_inherit(None, None) is None
 
 
 def test_it_is_not_armed_before_block_power_was_measured():

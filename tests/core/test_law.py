@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from controller.core import law, watch
+from controller.core import frequency, law, watch
 from controller.core.frequency_model import FrequencySettings, Point
 from controller.core.model import (
     FOREVER_S,
@@ -270,6 +270,38 @@ def test_a_cooling_plant_that_falls_silent_while_failing_lifts_nothing():
     assert block.decision.budget_w <= 1800.0
 
 
+def restarted(block: Block, **forgotten) -> Block:
+    """The next process on the same block, with what the last one has left on disk."""
+    last, frequency_w = block.decision, block.settings.frequency
+    carried = Carried(
+        last.binding.power_w,
+        last.budget_w,
+        last.binding.source,
+        up_w_per_s=last.state.pace.up_w_per_s,
+        cooling_w=last.state.cooling_w,
+        response=frequency.to_inherit(frequency_w, last.state.frequency),
+    )
+    state = law.start(block.settings, block.now_s, replace(carried, **forgotten))
+    again = Block(block.settings, state, at_s=block.now_s)
+    again.limit_w, again.seq, again.history = block.limit_w, np.ones(2, dtype=np.int64), block.history
+    return again
+
+
+def test_a_plant_that_failed_before_a_restart_and_is_not_heard_yet_lifts_nothing():
+    """The site has spoken long before the plant is read, and knows nothing of it."""
+    block = Block(settings(cooling_blind_w=3500.0))
+    for _ in range(60):
+        block.tick(site=block.site(), cooling=good(1800.0, block.now_s))
+    for _ in range(2):
+        block = restarted(block)
+        for _ in range(200):
+            assert block.tick(site=block.site()).budget_w <= 1800.0
+        assert block.decision.binding.source == "cooling capacity when last heard"
+    for _ in range(200):
+        block.tick(site=block.site(), cooling=good(3000.0, block.now_s))
+    assert block.decision.binding.power_w == 3000.0
+
+
 def test_one_unreadable_gpu_does_not_delay_a_curtailment():
     """The fall starts at what the meter shows when the GPUs cannot be summed up."""
     for unreadable in (False, True):
@@ -450,6 +482,34 @@ def test_what_the_frequency_took_comes_back_at_the_rate_of_the_product():
     before_w = block.decision.budget_w
     hear(block, 50.0, 1.0)
     assert 0.0 < block.decision.budget_w - before_w <= RESPONSE.release_w_per_s * (1.0 + 2 * TICK_S)
+
+
+@pytest.mark.parametrize("forgotten", [{}, {"response": None}], ids=["as kept", "only its limit was kept"])
+def test_a_restart_in_the_middle_of_a_response_raises_nothing_before_the_response_is_over(forgotten):
+    """The site speaks all the while: it is not the site's to say."""
+    block = responding()
+    hear(block, 49.6, 0.5)
+    limit_w = block.decision.binding.power_w
+    block = restarted(block, **forgotten)
+    for _ in range(round((RESPONSE.sustain_s - 0.6) / TICK_S)):
+        hear(block, 49.6, TICK_S)
+        assert block.decision.budget_w <= limit_w
+    assert block.decision.binding.source == "frequency: test"
+    hear(block, 49.6, 1.0)
+    before_w = block.decision.budget_w
+    hear(block, 49.6, 2.0)
+    risen_w = block.decision.budget_w - before_w
+    assert 0.0 < risen_w <= 2.0 * RESPONSE.release_w_per_s * (1.0 + 2 * TICK_S)
+
+
+def test_what_responded_is_not_shed_for_again_by_a_restart():
+    block = responding()
+    hear(block, 49.6, 0.5)
+    limit_w = block.decision.binding.power_w
+    block = restarted(block)
+    hear(block, 49.6, 10.0)
+    assert block.decision.budget_w > limit_w
+    assert block.state.frequency.activations == 0
 
 
 def test_silence_of_the_frequency_takes_nothing():

@@ -155,3 +155,19 @@ def test_another_writer_who_is_corrected_within_a_beat_costs_the_others_nothing(
     before_w = block.go(40.0).gpu_limits_w.copy()
     block.go(2 * TICK_S, shown_w=first_at(WILD_W))
     assert block.go(1.0).gpu_limits_w == pytest.approx(before_w, abs=READ_BACK_TOLERANCE_W)
+
+
+def test_who_was_seen_with_more_and_can_be_read_no_longer_still_holds_it():
+    def gone(shown_w):
+        shown_w[0] = np.nan
+        return shown_w
+
+    def drawn(ordered_w):
+        return first_at(WILD_W)(ordered_w)
+
+    block = Held()
+    block.go(40.0)
+    block.go(3.0, shown_w=first_at(WILD_W), drawn_w=drawn)
+    for _ in range(25):
+        block.go(0.2, shown_w=gone, drawn_w=drawn)
+        assert block.true_w() <= LINE_W + 4.0

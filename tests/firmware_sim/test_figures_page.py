@@ -41,7 +41,7 @@ def test_every_figure_of_sheds_and_of_frequency_is_explained():
     fine = Fine([0.005 * step for step in range(400)], *([50.0] * 400 for _ in range(3)))
     told = [{f"{step}_s": 0.1 for step in emergency.STEPS}]
     figures = emergency.figures(fine, [emergency.Shed("deep", 40.0, 1.0, 2.0)], (49.7, 10.0), told)
-    assert len(figures) == 9
+    assert len(figures) == 10
     assert unexplained(figures) == set()
 
 

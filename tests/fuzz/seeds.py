@@ -121,7 +121,7 @@ LINK = [
     {
         "v": VERSION, "node": "n0", "boot": "b", "at_s": 42.0, "echo_sent_at_s": 100.5, "echo_age_s": 0.1, "epoch": 3,
         "seq": 7, "mode": "leased", "gpus": [NODE_GPU, NODE_GPU | {"fault": "gone", "power_w": None}],
-        "table_epoch": 3, "table": 9, "obeyed_in_s": 0.004, "echo_epoch": 3,
+        "table_epoch": 3, "table": 9, "came_ago_s": 0.005, "obeyed_in_s": 0.004, "echo_epoch": 3,
     },
 ]  # fmt: skip
 

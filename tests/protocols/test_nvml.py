@@ -255,6 +255,27 @@ def test_a_board_that_shows_a_gpu_limit_and_refuses_to_set_it_is_tried_as_a_modu
     assert memory.gpus["requested_mw"][0] == 300_000
 
 
+def test_gpus_of_one_module_tell_the_same_power_and_hold_one_limit(child, memory):
+    memory.share_limits(2)
+    memory.gpus["instant_mw"] = [300_000, 200_000, 100_000, 50_000]
+    shown = child(
+        "n = Nvml()\nshow([n.read(gpu).power_w for gpu in range(4)])\n"
+        "show([n.set_limit_w(1, 900), *(n.read_limit_w(gpu) for gpu in range(4))])\n"
+        "device = n.read(0).device\nshow([device.min_w, device.max_w])\n"
+    )
+    assert shown == [[500.0, 500.0, 150.0, 150.0], [900.0, 900.0, 900.0, 1400.0, 1400.0], [400.0, 1400.0]]
+    assert list(memory.enforced_mw()) == [450_000, 450_000, 700_000, 700_000]
+
+
+def test_a_gpu_whose_neighbour_is_limited_by_the_module_can_be_read_so_before_any_write(child, memory):
+    memory.gpus["power_scopes"] = gpu_firmware.GPU_SCOPE_READS | gpu_firmware.MODULE_SCOPE
+    shown = child(
+        "n = Nvml()\nshow(n.read(1).device.module)\nn.limit_by_module(1)\n"
+        "show([n.read(1).device.module, n.read(1).generation, n.set_limit_w(1, 300)])\n"
+    )
+    assert shown == [False, [True, 1, 300.0]]
+
+
 def test_a_gpu_with_limits_of_its_own_is_never_controlled_as_a_module(child, memory):
     memory.gpus["power_scopes"] = 7
     assert child("show(Nvml().read(0).device.module)") == [False]
@@ -315,17 +336,15 @@ def test_smoothing_tells_its_floor_in_watts_and_its_ramps_in_watts_per_second(ch
 
 
 @pytest.mark.parametrize("version", ["570.86.10", "575.51.03", "580.65.06"])
-def test_a_preset_is_written_and_read_in_one_unit_whatever_the_driver_counts_in(child, memory, version):
+def test_a_preset_is_activated_and_read_in_our_units_whatever_the_driver_counts_in(child, memory, version):
     memory.header["driver_version"][0] = version.encode()
     memory.add_smoothing(1459.0)
     memory.gpus["smoothing_enabled"] = 1
-    (smoothing,) = child(
-        "n = Nvml()\nn.update_preset(0, 3, Preset(0.5, 150.0, 75.0, 2.5))\nn.activate_preset(0, 3)\n"
-        "show(n.read_smoothing(0))"
-    )
+    memory.gpus["presets"][0][3] = 5000, 150_000, 75_000, 2_500
+    (smoothing,) = child("n = Nvml()\nn.activate_preset(0, 3)\nshow(n.read_smoothing(0))")
     assert (smoothing["preset"], smoothing["floor_w"]) == (3, 729)
     assert list(smoothing["in_force"].values()) == [0.5, 150.0, 75.0, 2.5]
-    assert list(memory.gpus["presets"][0][3]) == [5000, 150_000, 75_000, 2_500]
+    assert memory.gpus["smoothing_preset"][0] == 3
 
 
 def test_an_administrators_override_stands_above_the_preset(child, memory):

@@ -243,8 +243,9 @@ async def test_a_chassis_control_is_a_lever_of_the_whole_host_where_no_gpu_has_i
         one: control("Chassis"),
         two: control("CPU"),
     }
-    (lever,) = await discover(Told(tree), "control")
-    assert (lever.uri, lever.gpu, lever.bound_w) == (one, None, 500)
+    for other in ("CPU", [], {}, None):
+        (lever,) = await discover(Told({**tree, two: control(other)}), "control")
+        assert (lever.uri, lever.gpu, lever.bound_w) == (one, None, 500)
     with pytest.raises(RedfishFault, match="which of these carries the GPUs"):
         await discover(Told({**tree, two: control("Chassis")}), "control")
 
@@ -451,6 +452,75 @@ async def test_a_bmc_that_comes_back_is_used_again(ours, bmc):
     await bmc.start()
     assert len(await discover(ours, "gpu")) == 4
     assert bmc.logins == 2
+
+
+@pytest.fixture
+def misdirected(monkeypatch):
+    """Every `Location` that the BMC names is no address."""
+    exchange = http.Bmc._exchange
+
+    async def spoilt(self, *args) -> Answer:
+        answer = await exchange(self, *args)
+        if "Location" not in answer.headers:
+            return answer
+        return replace(answer, headers={**answer.headers, "Location": "https://[bmc]/redfish/v1/x"})
+
+    monkeypatch.setattr(http.Bmc, "_exchange", spoilt)
+
+
+async def test_a_session_whose_address_is_none_serves_and_is_ended_by_what_its_body_says(
+    ours, bmc, misdirected
+):
+    assert len(await discover(ours, "gpu")) == 4
+    await ours.close()
+    assert (bmc.logins, bmc.sessions) == (1, 0)
+
+
+async def test_a_task_whose_address_is_none_is_a_fault_of_this_change_alone(ours, bmc, misdirected):
+    lever = (await discover(ours, "gpu"))[0]
+    bmc.has_tasks = True
+    with pytest.raises(
+        RedfishFault, match=r"how it ends is told at https://\[bmc\]/redfish/v1/x: no address"
+    ):
+        await set_limit(ours, lever, 300)
+    bmc.has_tasks = False
+    assert (await set_limit(ours, lever, 300)).setpoint_w == 300
+
+
+@pytest.mark.parametrize(
+    ("told", "path"),
+    [
+        ("/redfish/v1/x", "/redfish/v1/x"),
+        ("https://bmc/redfish/v1/x?y=1", "/redfish/v1/x"),
+        ("https://bmc:port/redfish/v1/x", "/redfish/v1/x"),
+        ("https://[bmc]/x", ""),
+        ("https://[::1/x", ""),
+        ("https://bmc\u2100/x", ""),  # which means more than it shows, and is refused for it
+        ("", ""),
+        (None, ""),
+        ([], ""),
+    ],
+)
+def test_what_is_no_address_leads_nowhere(told, path):
+    assert http.path_of(told) == path
+
+
+@pytest.mark.parametrize("state", [[], {}, ["Running"], None, 7])
+async def test_a_task_in_no_state_that_there_is_has_not_been_done(ours, bmc, monkeypatch, state):
+    """A list has no hash: it cannot even be looked up among the states."""
+    lever = (await discover(ours, "gpu"))[0]
+    bmc.has_tasks = True
+    exchange = http.Bmc._exchange
+
+    async def spoilt(self, method, uri, *args) -> Answer:
+        answer = await exchange(self, method, uri, *args)
+        if "TaskMonitors" not in uri:
+            return answer
+        return replace(answer, status=200, body={"TaskState": state})
+
+    monkeypatch.setattr(http.Bmc, "_exchange", spoilt)
+    with pytest.raises(RedfishFault, match="accepted, then its task ended as"):
+        await set_limit(ours, lever, 300)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from controller.gateway import catalogue
 ROOT = Path(__file__).parents[2]
 SOON_S = 60.0  # a process starts in one to three seconds, and in ten on a machine that is busy
 POLL_S = 0.1
-RELOADS = int(os.environ.get("RELOADS", "4"))  # of either process; RELOADS=100 takes some minutes
+RELOADS = int(os.environ.get("RELOADS", "2"))  # of either process; RELOADS=100 takes some minutes
 MIB = 1024.0
 
 PROFILE = """title: bench

@@ -34,6 +34,9 @@ REAL_LIMIT_RATIO = 0.99  # of what the world asks for: ten times the noise of th
 OVER_BUDGET_RATIO = 0.01  # of the line: less is no alarm
 BASE_EXCESS_RATIO = 0.03  # of the feed rating: margin, and what two seconds of swinging GPUs hide in a mean
 BASE_TRACK_S = 4.0  # how long the base load may move before the estimate must have followed
+GIVES_WAY_S = 3.5  # an excess is smoothed over a second, and believed after two
+SEEN_TO_GIVE_S = 6.0  # the same at the meter, where a mean of a second and the settling of GPUs come on top
+GIVEN_RATIO = 0.01  # of the feed rating: what base load and swings do meanwhile
 ALARM_AFTER_S = 3.0
 # alarms that say why power may be above the line; any other is no excuse
 EXPLAINS = ("over budget", "shortfall", "agent", "lease", "gpu", "excess", "meter")
@@ -86,9 +89,12 @@ class Checkers:
     powers: deque = field(default_factory=deque)  # (t, block_w)
     bases: deque = field(default_factory=deque)  # (t, base_w)
     rooms: deque = field(default_factory=deque)  # (t, what the limits may sum up to), of a healed block
-    ceilings: deque = field(default_factory=deque)  # (t, MHz) of the last second, as they were set
+    ceilings: deque = field(default_factory=deque)  # (t, MHz) of the last second, as agents show them
     said: deque = field(default_factory=deque)  # (t, decision)
     steps: int = 0
+    roomy: deque = field(
+        default_factory=deque
+    )  # (t, above what was promised, what those who obey could give)
     over_since_s: float | None = None
     protected_at_s: float = 0.0  # last time protection bound, or a restart held the failsafe limit
     free_since_s: dict = field(default_factory=dict)
@@ -126,6 +132,7 @@ class Checkers:
             self.base_is_an_upper_estimate(moment, decision)
             self.ramps_are_contracts(moment, decision)
             self.what_cannot_be_done_is_said(moment, decision)
+            self.who_obeys_gives_way(moment)
             self.racks_stay_within_their_inlets(moment, decision)
             self.arrivals_are_kept(moment, decision)
             self.dead_man(moment)
@@ -303,6 +310,42 @@ class Checkers:
                 6, moment.now_s, f"{np.mean(recent):.0f} W drawn, {max(lines):.0f} W promised, no alarm"
             )
 
+    def who_obeys_gives_way(self, moment: Moment) -> None:
+        """1 and 6: a shortfall, said or seen at the meter, is what is left when nobody has more to give."""
+        self.roomy.append((moment.now_s, self._over_w(moment), self._could_give_w(moment)))
+        while self.roomy[0][0] < moment.now_s - SEEN_TO_GIVE_S:
+            self.roomy.popleft()
+        least_w = GIVEN_RATIO * self.settings.feed_rating_w
+        lately = [said for at, said in self.said if at >= moment.now_s - GIVES_WAY_S]
+        short_w = min((said.shortfall_w for said in lately), default=0.0)
+        could_w = min(
+            (could_w for at, _, could_w in self.roomy if at >= moment.now_s - GIVES_WAY_S), default=0.0
+        )
+        if moment.now_s - moment.started_at_s > SEEN_TO_GIVE_S and min(short_w, could_w) > least_w:
+            raise Broken(1, moment.now_s, f"{short_w:.0f} W short, others could give {could_w:.0f} W")
+        if moment.now_s - self.roomy[0][0] > SEEN_TO_GIVE_S - 0.5:
+            over_w = min(over_w for _, over_w, _ in self.roomy)
+            could_w = min(could_w for _, _, could_w in self.roomy)
+            if over_w > 0.0 and could_w > least_w:
+                raise Broken(
+                    1, moment.now_s, f"{over_w:.0f} W above the band, others could give {could_w:.0f} W"
+                )
+
+    def _over_w(self, moment: Moment) -> float:
+        """By how much the block has drawn more than promised lately, where that could be known; else 0."""
+        recent = [value for at, value in self.powers if at >= moment.now_s - 1.0]
+        lines = [said.budget_w for at, said in self.said if at >= moment.now_s - 1.5]
+        known = moment.meter_honest and moment.now_s - moment.measurable_at_s < 0.5
+        if not lines or not known:
+            return 0.0
+        return float(np.mean(recent)) - max(lines) * (1.0 + POWER_TOLERANCE_RATIO) - 0.02 * moment.base_w
+
+    def _could_give_w(self, moment: Moment) -> float:
+        """What the limits of GPUs that obey are above their least."""
+        decision = moment.decision
+        above_w = np.maximum(0.0, decision.gpu_limits_w - self._least_w(moment))
+        return self.settings.block_w_per_gpu_w * float(above_w[decision.state.shares.bound].sum())
+
     def silence_is_named(self, moment: Moment, decision: Decision) -> None:
         told = " ".join(alarm.key for alarm in decision.alarms)
         short = [said.shortfall_w for at, said in self.said if at >= moment.now_s - 2.5]
@@ -393,7 +436,7 @@ class Checkers:
         if was_mhz is None:
             return
         now_mhz = self.ceilings_mhz
-        self.ceilings.append((moment.now_s, was_mhz))
+        self.ceilings.append((moment.now_s, _shown_mhz(moment, was_mhz)))
         while self.ceilings[0][0] < moment.now_s - HANDED_OVER_S:
             self.ceilings.popleft()
         lifted = same & (was_mhz > 0) & ((now_mhz == 0) | (now_mhz > was_mhz))
@@ -572,3 +615,12 @@ class Checkers:
             next(entry for entry in reversed(trail) if entry[0] <= now_s - back + 0.001)
             for back in range(count - 1, -1, -1)
         ]
+
+
+def _shown_mhz(moment: Moment, true_mhz: np.ndarray) -> np.ndarray:
+    """Ceilings as a controller hears of them: an agent that does not act shows what it was told."""
+    shown_mhz = true_mhz.copy()
+    for agent in moment.agents:
+        if agent.inert and agent.up:
+            shown_mhz[agent.members] = [agent.shown_mhz(gpu) for gpu in range(len(agent.members))]
+    return shown_mhz

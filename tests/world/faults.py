@@ -100,6 +100,7 @@ def _network_bad(world: "World", _gpu: int, _agent: "Agent") -> Heal:
 
 def _gpu_disobeys(world: "World", gpu: int, _agent: "Agent") -> Heal:
     world.truth.wild[gpu] = True
+    world.truth.demand_w[gpu] = MAX_W
     return partial(world.truth.wild.__setitem__, gpu, False)
 
 
@@ -137,6 +138,21 @@ def _host_reboots(world: "World", _gpu: int, agent: "Agent") -> Heal:
     world.work_fully(agent.members)
     world.disturbed_at_s = world.now_s
     return lambda: agent.start(world.now_s)
+
+
+def _driver_forgets_and_blocks(world: "World", _gpu: int, agent: "Agent") -> Heal:
+    """It was reloaded, and takes no limit: what was confirmed holds no more, and everybody can see it."""
+    world.truth.forget_settings(agent.members)
+    world.work_fully(agent.members)
+    world.disturbed_at_s = world.now_s
+    agent.deaf_to_writes = True
+    return partial(setattr, agent, "deaf_to_writes", False)
+
+
+def _messages_lost(world: "World", _gpu: int, _agent: "Agent") -> Heal:
+    """Three of ten, in both directions; what arrives is neither late nor told twice."""
+    world.network.loss = 0.3
+    return partial(setattr, world.network, "loss", 0.0)
 
 
 def _racks_partitioned(world: "World", _gpu: int, _agent: "Agent") -> Heal:
@@ -261,9 +277,12 @@ INSTRUMENT = {
 """What can be wrong with the instrument of the grid's frequency; only in worlds with a commitment."""
 
 BLOCK_SCALE = {
-    "host reboots": Fault(2, 3.0, 12.0, _host_reboots),
+    "host reboots": Fault(1, 3.0, 12.0, _host_reboots),
+    "host reboots fast": Fault(1, 3.0, 3.0, _host_reboots, room_s=3.0),  # before the law gives it up
+    "three of ten lost": Fault(1, 2.0, 15.0, _messages_lost),
     "racks partitioned": Fault(3, 2.0, 2.0, _racks_partitioned),
     "agent acts not": Fault(2, 1.0, 12.0, _agent_acts_not),
+    "driver forgets and blocks": Fault(2, 1.0, 12.0, _driver_forgets_and_blocks),
     "lowered by another": Fault(2, 0.0, 0.0, _lowered_by_another),
     "stale flood": Fault(2, 1.0, 10.0, _stale_flood),
     "second controller": Fault(2, 0.5, 3.0, _second_controller),

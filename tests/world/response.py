@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 COMMITMENT = "frequency commitment"
 HONEST_S = 1.0  # for so long an instrument has told the truth before anything is expected of it
+SHARE_ROUNDING = 1e-9
 REST_SHARE = 0.05  # less is rest, and too little to be expected of anybody
 WANDER_HZ = 0.01  # five times the standard deviation of what the grid does by itself
 SAMPLE_S = 0.06  # two samples, late
@@ -85,13 +86,16 @@ class Response:
         self._hz: deque = deque()  # (at, true)
         self._drawn: deque = deque()  # (at, true)
         self._now_s = 0.0
+        self._before = None
+        self._activated_at_s = self._raised_at_s = -1e12
         self._begin(-1.0)
 
     def _begin(self, started_at_s: float) -> None:
-        """A controller that has just started owes nothing of before."""
+        """A controller that has just started goes on with what was held before, and counts activations anew."""
         self._started_at_s = started_at_s
-        self._before = None
-        self._activated_at_s = self._raised_at_s = -1e12
+        if self._before is not None:
+            at_s, state, *rest = self._before
+            self._before = (at_s, state._replace(activations=0), *rest)
         self._line_w, self._gentlest_w_per_s = None, self.settings.ramp.up_w_per_s
         self._given: deque = deque()  # (at, what the block drew and work left, line)
         self._work_w, self._still_since_s = None, -1e12
@@ -124,7 +128,7 @@ class Response:
         before = None if self._before is None else self._before[1]
         if state.activations > (0 if before is None else before.activations):
             self._activated(moment, decision)
-        if before is None or state.share > before.share:
+        if before is None or state.share > before.share + SHARE_ROUNDING:
             self._raised_at_s = now_s
             if before is not None:
                 self._is_wanted(state.share, now_s)
@@ -209,7 +213,8 @@ class Response:
         if abs(limit.power_w - asked_w) > 1.0 or not limit.protection:
             raise self._broken(f"{asked_w:.0f} W are asked, {limit} is stated")
         lag_s = self.settings.lead_s + 2 * self.settings.tick_s
-        if state.at_s - self._raised_at_s > lag_s and decision.budget_w > limit.power_w + 1.0:
+        lags_s = state.at_s - max(self._raised_at_s, self._started_at_s)
+        if lags_s > lag_s and decision.budget_w > limit.power_w + 1.0:
             raise self._broken(f"budget {decision.budget_w:.0f} W, {limit.power_w:.0f} W are asked")
 
     def _is_sustained(self, moment: "Moment", decision: Decision) -> None:
@@ -219,7 +224,7 @@ class Response:
         state, was = decision.state.frequency, self._before[1].share
         held_s = moment.now_s - self._raised_at_s
         stays = self.product.steps or moment.grid.blind_s > self.product.age_max_s + LATENESS_S
-        if stays and state.share < was and held_s < self.product.sustain_s - 0.001:
+        if stays and state.share < was - SHARE_ROUNDING and held_s < self.product.sustain_s - 0.001:
             raise self._broken(
                 f"fell from {was:.3f} to {state.share:.3f} after {held_s:.2f} s of {self.product.sustain_s:g} s"
             )
@@ -232,8 +237,11 @@ class Response:
         at_s, state, was, _ = self._before
         if decision.state.frequency.activations > state.activations:
             return
-        most_w = was.power_w + self.product.release_w_per_s * (moment.now_s - at_s) * 1.001 + 0.5
-        now_w = decision.state.frequency.baseline_w if limit is None else limit.power_w
+        elapsed_s = min(
+            moment.now_s - at_s, 2 * self.settings.tick_s
+        )  # lateness adds nothing, nor does a restart
+        most_w = was.power_w + self.product.release_w_per_s * elapsed_s * 1.001 + 0.5
+        now_w = state.baseline_w if limit is None else limit.power_w
         if now_w > most_w:
             raise self._broken(f"limit rose from {was.power_w:.0f} to {now_w:.0f} W, {most_w:.0f} W allowed")
 

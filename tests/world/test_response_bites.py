@@ -161,6 +161,17 @@ def test_a_response_that_comes_back_at_once(monkeypatch):
     assert "limit rose" in caught()
 
 
+def test_a_restart_that_forgets_what_was_held():
+    """The site says the first word after it, and lifts what it never asked for."""
+
+    def start(settings, now_s, carried=None, running=()):
+        if carried is not None:
+            carried = replace(carried, source="of before", response=None)
+        return law.start(settings, now_s, carried, running)
+
+    assert "limit rose" in caught(SimpleNamespace(start=start, tick=law.tick))
+
+
 def test_activations_in_quick_succession(monkeypatch):
     stepping(monkeypatch, lambda _settings, _before, after: after._replace(ready_from_s=NEVER_S))
     world = World(QUICK_SEED)

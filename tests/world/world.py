@@ -547,6 +547,8 @@ class World:
             base.upper_w,
             base.measured_at_s,
             decision.state.pace.up_w_per_s,
+            decision.state.cooling_w,
+            frequency.to_inherit(self.settings.frequency, decision.state.frequency),
         )
 
     def _utc_s(self) -> float:

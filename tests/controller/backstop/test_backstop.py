@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,7 @@ from controller.clock import now_s
 from controller.yaml_config import ConfigError
 from firmware_sim.gpu_firmware import GpuMemory
 from firmware_sim.redfish_bmc import RedfishBmc, self_signed
-from protocols.redfish import Lever, levers
+from protocols.redfish import Lever, Unreachable, levers, read
 from protocols.redfish import client as http
 from protocols.redfish.client import Answer
 from tests.bmcs import PASSWORD, QUICK_S, USER, gpus, simulated
@@ -300,6 +300,66 @@ async def test_a_bad_bmc_proves_nothing_is_named_and_is_tried_again(block, fault
         assert not shown_w(backstop) or min(shown_w(backstop)) >= 1200
         block.bmcs["n01"].fault = ""
         await until(lambda: shown_w(backstop) == (LIMIT_W,) * 4)
+
+
+async def test_a_bmc_that_breaks_the_program_is_named_and_costs_no_other_host_its_proof(
+    tmp_path, certificate, monkeypatch
+):
+    poison = ["a poison that nobody thought of " * 20]
+
+    async def broken(bmc, lever):
+        if poison and bmc.name == broken_one:
+            raise TypeError(poison[0])
+        return await read(bmc, lever)
+
+    async with blocks(tmp_path, certificate, 2) as block:
+        broken_one = f"BMC {block.bmcs['n01'].url.removeprefix('https://')}"
+        monkeypatch.setattr(node, "read", broken)
+        async with block.running() as backstop:
+            block.heard.update(dict.fromkeys(block.heard, SILENT))
+            await until(
+                lambda: "fault of this program" in dict(backstop.conditions()).get("backstop n01", "")
+            )
+            await until(lambda: shown_w(backstop, "n02") == (LIMIT_W,) * 4)
+            (proof,) = backstop.proven(now_s())
+            await until(lambda: backstop.proven(now_s())[0].read_at_s > proof.read_at_s)  # and again
+            told = dict(backstop.conditions())["backstop n01"]
+            assert f"{broken_one}: a fault of this program, see its log: TypeError('a poison" in told
+            assert len(told) < 400
+            poison.clear()
+            await until(lambda: shown_w(backstop, "n01") == (LIMIT_W,) * 4)
+            assert "fault" not in dict(backstop.conditions())["backstop n01"]
+
+
+async def test_a_bmc_that_says_where_its_session_is_and_that_is_no_address_is_used_all_the_same(
+    tmp_path, certificate, monkeypatch
+):
+    exchange = http.Bmc._exchange
+
+    async def spoilt(self, method, uri, *args) -> Answer:
+        answer = await exchange(self, method, uri, *args)
+        if method != "POST":
+            return answer
+        return replace(answer, headers={**answer.headers, "Location": "https://[bmc]/redfish/v1/x"}, body={})
+
+    monkeypatch.setattr(http.Bmc, "_exchange", spoilt)
+    async with blocks(tmp_path, certificate, 2) as block, block.running() as backstop:
+        block.heard.update(dict.fromkeys(block.heard, SILENT))
+        await until(lambda: all(shown_w(backstop, name) == (LIMIT_W,) * 4 for name in block.bmcs))
+
+
+async def test_a_bmc_that_has_been_dead_for_days_is_asked_on_at_the_same_pace(block):
+    bmc = OneControl("Disabled")
+    bmc.get = unreachable
+    made = backstop_of(block, bmc)
+    made._failures = 5000
+    await made._act()
+    assert made.fault == "nobody there"
+    assert 0.0 < made._next_at_s - now_s() <= node.RETRY_MAX_S
+
+
+async def unreachable(_uri: str) -> Answer:
+    raise Unreachable("nobody there")
 
 
 async def test_a_gpu_that_draws_more_than_its_bmc_shows_is_not_capped(block):

@@ -16,6 +16,7 @@ from controller.commissioning import capture, files, playback, recording
 from controller.commissioning.checkout import Line, Part, Sheet
 from controller.commissioning.sheet import as_csv, as_html
 from controller.commissioning.target import ToolError
+from firmware_sim.modbus_device import ModbusDevice
 from protocols.modbus.answer import ExceptionCode, Refusal
 from protocols.profile import builtin_profiles
 from tests.brokers import free_port
@@ -162,14 +163,21 @@ def test_a_recording_says_at_each_moment_what_was_said_then():
 
 
 def test_an_interrupted_capture_keeps_what_it_has(site, tmp_path):
-    pdu, file = site.pdu(), tmp_path / "pdu.yaml"
+    answered = []
+
+    def values():
+        answered.append(True)
+        return PDU_VALUES
+
+    pdu, file = site.add(ModbusDevice(PDU, values)), tmp_path / "pdu.yaml"
     capturing = process(
         "capture", pdu.url, "--profile", "xerus_pdu", "-o", file, "--rounds", "1000", "--rate", "20"
     )
     try:
-        time.sleep(2.5)
+        while len(answered) < 10 and capturing.poll() is None:
+            time.sleep(0.05)
         capturing.send_signal(2)
-        _, err = capturing.communicate(timeout=20)
+        _, err = capturing.communicate(timeout=60)
     finally:
         capturing.kill()
     assert capturing.returncode == 1, err

@@ -83,6 +83,7 @@ def test_reasons_name_groups_and_counts_the_most_frequent_first_and_are_bounded(
     assert second == ("no equipment", "1 of block, 1 of nodes/n1")
 
 
+@needs_contract
 @pytest.mark.parametrize("kind", ["pdu", "cdu", "ups", "sensor"])
 def test_every_profile_under_every_kind_is_valid(kind):
     bus = mapped(*(device(profile, profile, kind=kind, rack="r1") for profile in builtin_profiles()))

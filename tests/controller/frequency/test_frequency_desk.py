@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 
 from controller.clock import now_s, now_utc_s
 from controller.core import frequency
+from controller.core.frequency_model import Phase, Underway
 from controller.core.model import Measurement, Ramp
 from controller.frequency import FrequencyConfig, FrequencyDesk, frequency_settings
 from controller.frequency.desk import RECORD_SHARE
@@ -85,9 +86,9 @@ class Played:
     def now_s(self):
         return self.beats * 0.05
 
-    def play(self, *course):
+    def play(self, *course, from_hz=50.0):
         """`course`: (until, Hz) in order; in between the frequency is on the way."""
-        course = ((0.0, 50.0), *course)
+        course = ((self.now_s, from_hz), *course)
         for (from_s, from_hz), (until_s, until_hz) in pairwise(course):
             while self.now_s < until_s:
                 self.beats += 1
@@ -176,6 +177,16 @@ def test_silence_is_told_with_the_reason_that_the_wire_knows(tmp_path):
     assert "127.0.0.1:1 was not called yet" in text
     assert block.desk.told()["phase"] == "waiting"
     block.desk.close()
+
+
+def test_a_response_that_goes_on_over_a_restart_is_not_recorded_as_one_that_begins(tmp_path):
+    """Its seconds before and its crossing are gone: such a record would have a score of its own making."""
+    grid = Played(tmp_path, "nordic_ffr_c_short")
+    held = Underway(Phase.ACTIVE, 400e3, 100e3, raised_at_s=0.0, ready_from_s=900.0)
+    grid.state = frequency.start(grid.settings, 0.0, held)
+    grid.play((4.0, 49.3), from_hz=49.3)
+    assert grid.state.share == 1.0
+    assert grid.records == []
 
 
 def test_a_fall_after_minutes_a_little_below_the_dead_band_is_recorded_from_its_own_crossing(tmp_path):
