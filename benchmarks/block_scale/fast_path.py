@@ -10,10 +10,10 @@ agent has on its host. Every signal moves every GPU.
     contact    a relay behind a PLC on Modbus TCP, from the moment its bit changes: the poll period is in it
     setpoint   OpenADR IMPORT_CAPACITY_LIMIT over MQTT, ramp agreed as a step: an order for every node
 
-The steps of a call are the controller's own record: `decided`, `sent` and `received`, by the last agent and at
-the latest, since it knew of the signal, `obeyed` on the slowest node from the call's arrival to its last limit
-read back, `confirmed` when the last answer was back. In `steady` nobody asks for anything; the feed's rating
-binds and work wanders, so that orders flow.
+The steps of a call are the controller's own record: since it knew of the signal `decided`, `sent` and, by the
+last agent and at the latest, `received`; on the slowest node, from the call's arrival to its last limit read
+back, `obeyed`; `confirmed` when the last answer was back. In `steady` nobody asks for anything; the feed's
+rating binds and work wanders, so that orders flow.
 
 The rivals (`rivals`) write as many limits in the same run. Growth is a bench of its own: blocks of 72 to
 4,608 GPUs, fewer signals, no targets.

@@ -91,7 +91,7 @@ async def test_a_signal_waits_until_every_limit_has_room_to_fall(boards, monkeyp
     request(boards, 450.0, rows=slice(0, 1))
     block = answering(boards, lambda _: None)
     block.status = lambda: {"why": "base load is high"}
-    with pytest.raises(RuntimeError, match="stays at 450 W .* 500 W are needed: base load is high"):
+    with pytest.raises(RuntimeError, match=r"stays at 450 W .* 500 W are needed: base load is high"):
         await block.react("here")
 
 
