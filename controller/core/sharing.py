@@ -117,8 +117,9 @@ def divided_w(
             topology.gpu_rack[bound],
             racks_w - lost_rack_w,
         )
-        # out of reach: ask for less, never for more
-        desired_w = np.where(heard.controllable, desired_w, np.minimum(desired_w, present_w))
+        # Out of reach: ask for less, never for more; nor for more than its BMC holds it at meanwhile.
+        most_w = np.minimum(present_w, np.maximum(held_w, gpus.min_w))
+        desired_w = np.where(heard.controllable, desired_w, np.minimum(desired_w, most_w))
         desired_w[bound] = inside
         # Heard of, but not readable: whatever it turns out to hold when it comes back, the waiting order must
         # not lift it.

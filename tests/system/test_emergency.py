@@ -109,7 +109,7 @@ def assert_power_moved(rig):
     )
     assert before.mean_w > 1.4e3 * DEEP_KW, "there was something to shed"
     assert shed.highest_w <= 1.02e3 * DEEP_KW
-    assert after.mean_w > 0.95 * before.mean_w, "the relay let go"
+    assert after.mean_w > 0.9 * before.mean_w, "the relay let go; fans take their time"
     assert respond.highest_w <= after.mean_w - 0.9e3 * COMMITTED_KW
     assert at_end.mean_w > respond.mean_w + 0.2e3 * COMMITTED_KW, "held for 5 s, and on the way back"
 

@@ -96,9 +96,11 @@ def test_scada_and_the_grid_limit_a_block_while_its_server_and_then_an_agent_die
     rig, figures, report = played(tmp_path, powerblock, document)
     beats = read_journal(journal_path(rig.work_dir))
     assert {beat.mode for beat in beats} >= {"init", "controlled", "limited"}
-    assert {"facility opcua scada-1 (operator)", "facility sunspec registers (operator)"} <= {
-        beat.binding for beat in beats
-    }
+    assert {
+        "facility opcua scada-1 (operator)",
+        "facility sunspec registers (operator)",
+        "utility dr-1/0",
+    } <= {beat.binding for beat in beats}
     assert figures["bms_messages"] > 300
     assert report["scada"]["missing"] == []
 

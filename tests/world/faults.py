@@ -100,8 +100,12 @@ def _network_bad(world: "World", _gpu: int, _agent: "Agent") -> Heal:
 
 def _gpu_disobeys(world: "World", gpu: int, _agent: "Agent") -> Heal:
     world.truth.wild[gpu] = True
-    world.truth.demand_w[gpu] = MAX_W
     return partial(world.truth.wild.__setitem__, gpu, False)
+
+
+def _gpu_takes_all(world: "World", gpu: int, agent: "Agent") -> Heal:
+    world.truth.demand_w[gpu] = MAX_W
+    return _gpu_disobeys(world, gpu, agent)
 
 
 def _cooling_derates(world: "World", _gpu: int, _agent: "Agent") -> Heal:
@@ -277,17 +281,22 @@ INSTRUMENT = {
 """What can be wrong with the instrument of the grid's frequency; only in worlds with a commitment."""
 
 BLOCK_SCALE = {
-    "host reboots": Fault(1, 3.0, 12.0, _host_reboots),
-    "host reboots fast": Fault(1, 3.0, 3.0, _host_reboots, room_s=3.0),  # before the law gives it up
-    "three of ten lost": Fault(1, 2.0, 15.0, _messages_lost),
+    "host reboots": Fault(2, 3.0, 12.0, _host_reboots),
     "racks partitioned": Fault(3, 2.0, 2.0, _racks_partitioned),
     "agent acts not": Fault(2, 1.0, 12.0, _agent_acts_not),
-    "driver forgets and blocks": Fault(2, 1.0, 12.0, _driver_forgets_and_blocks),
     "lowered by another": Fault(2, 0.0, 0.0, _lowered_by_another),
     "stale flood": Fault(2, 1.0, 10.0, _stale_flood),
     "second controller": Fault(2, 0.5, 3.0, _second_controller),
 }
 """What many hosts bring with them; drawn from a stream of their own as well."""
+
+ROUGHER = {
+    "gpu takes all": Fault(2, 4.0, 15.0, _gpu_takes_all),
+    "driver forgets and blocks": Fault(2, 1.0, 12.0, _driver_forgets_and_blocks),
+    "host reboots fast": Fault(1, 3.0, 3.0, _host_reboots, room_s=3.0),  # before the law gives it up
+    "three of ten lost": Fault(1, 2.0, 15.0, _messages_lost),
+}
+"""Added last; drawn from a stream of their own, for the same reason."""
 
 LATER = {
     "gpu disobeys": Fault(2, 2.0, 15.0, _gpu_disobeys),

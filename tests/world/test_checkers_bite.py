@@ -49,9 +49,9 @@ def test_1_rises_before_the_cuts_they_live_on_are_confirmed(monkeypatch):
 def test_1_a_silent_node_forgotten(monkeypatch):
     honest = ledger.take_in
 
-    def forgetful(settings, orders, gpus, seen_at_s, readable, now_s):
-        orders, standing = honest(settings, orders, gpus, seen_at_s, readable, now_s)
-        return orders, standing._replace(held_w=np.where(now_s - seen_at_s > 1.0, 0.0, standing.held_w))
+    def forgetful(settings, orders, gpus, seen_at_s, *more):
+        orders, standing = honest(settings, orders, gpus, seen_at_s, *more)
+        return orders, standing._replace(held_w=np.where(more[-1] - seen_at_s > 1.0, 0.0, standing.held_w))
 
     monkeypatch.setattr(ledger, "take_in", forgetful)
     assert caught() == 1

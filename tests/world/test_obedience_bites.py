@@ -11,7 +11,7 @@ from tests.world.world import UTC_0, World
 
 BEGINS_S, LENGTH_S = 22.0, 18.0
 SEEDS = range(80_000, 80_012)
-FAULTS = ("gpu disobeys", "agent acts not", "driver forgets and blocks")
+FAULTS = ("gpu takes all", "agent acts not", "driver forgets and blocks")
 
 
 def play(fault, seed):
@@ -41,7 +41,7 @@ def test_1_the_others_give_way(fault):
 
 def test_1_a_draw_above_the_limit_that_is_only_said(monkeypatch):
     monkeypatch.setattr(watch, "EXCESS_LASTS_S", 1e9)
-    assert next(promises_broken("gpu disobeys")) == 1
+    assert next(promises_broken("gpu takes all")) == 1
 
 
 def test_1_a_host_that_confirms_and_does_not_act_is_only_said(monkeypatch):

@@ -283,9 +283,9 @@ def test_a_cap_that_counts_before_it_is_seen(monkeypatch):
 def test_a_silent_host_that_counts_at_its_cap_without_any_proof(monkeypatch):
     honest = ledger.take_in
 
-    def take_in(settings, orders, gpus, seen_at_s, readable, now_s):
-        orders, standing = honest(settings, orders, gpus, seen_at_s, readable, now_s)
-        silent = now_s - seen_at_s > 5.0
+    def take_in(settings, orders, gpus, seen_at_s, *more):
+        orders, standing = honest(settings, orders, gpus, seen_at_s, *more)
+        silent = more[-1] - seen_at_s > 5.0
         return orders, standing._replace(held_w=np.where(silent, 300.0, standing.held_w))
 
     monkeypatch.setattr(ledger, "take_in", take_in)

@@ -39,7 +39,7 @@ from protocols.agent_link import Facts
 from tests.world.bmc import Bmcs
 from tests.world.checkers import Broken, Checkers, Moment
 from tests.world.facility import Meter, Truth
-from tests.world.faults import BLOCK_SCALE, DEAD_HOSTS, FAULTS, INSTRUMENT, LATER, WORK, Fault
+from tests.world.faults import BLOCK_SCALE, DEAD_HOSTS, FAULTS, INSTRUMENT, LATER, ROUGHER, WORK, Fault
 from tests.world.grid import FINE_S, Grid, commit, grid_for
 from tests.world.nodes import MAX_W, MIN_W, Agent, Levers, Network
 
@@ -138,6 +138,7 @@ class World:
             self.dt_s = 0.1
         self.later_rng = Random(f"later {seed}")
         self.scale_rng = Random(f"block scale {seed}")
+        self.rough_rng = Random(f"rougher {seed}")
         self.grid_rng, self.bmc_rng = Random(f"grid {seed}"), Random(f"bmcs {seed}")
         tight = later and self.later_rng.random() < 0.4  # racks that their inlets hold
         self.settings = settings_for(rng, self.dt_s, 0.5 if tight else 1.0)
@@ -217,6 +218,7 @@ class World:
                     *self.timeline,
                     *self._draw_more(LATER, self.later_rng, (0, 0, 1, 2)),
                     *self._draw_more(BLOCK_SCALE, self.scale_rng, (0, 0, 1, 1, 2)),
+                    *self._draw_more(ROUGHER, self.rough_rng, (0, 0, 1)),
                     *self._draw_more(INSTRUMENT, self.grid_rng, (0, 0, 1, 2) if self.grid else (0,)),
                     *self._draw_more(DEAD_HOSTS, self.bmc_rng, (0, 1, 1, 2) if self.bmcs else (0,)),
                     *self._draw_more(WORK, self.lever_rng, (0, 1, 2) if self.levers else (0,)),
@@ -581,6 +583,7 @@ class World:
                 (FAULTS, self.rng),
                 (LATER, self.later_rng),
                 (BLOCK_SCALE, self.scale_rng),
+                (ROUGHER, self.rough_rng),
                 (INSTRUMENT, self.grid_rng),
                 (DEAD_HOSTS, self.bmc_rng),
                 (WORK, self.lever_rng),
