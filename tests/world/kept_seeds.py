@@ -10,5 +10,4 @@ KEPT = {
     20212: "late reports made readable GPUs look unreadable, and what was cut there went elsewhere at once",
     30703: "an order decided without knowing of a restart raised the GPUs of the agent that restarted",
     40092: "a repeated order that echoed a report nobody could use raised the GPUs of a node that had fallen back",
-    90021: "base load was read off between two reports of the GPUs that lay three seconds apart",
 }
