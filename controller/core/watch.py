@@ -125,7 +125,7 @@ def why(settings: Settings, decision: Decision) -> str:
     pace, binding = decision.state.pace, decision.binding
     way = "at" if pace.aim_w >= binding.power_w else "below, ramping up to"
     way = "above, ramping down to" if pace.aim_w > binding.power_w else way
-    short_kw = decision.shortfall_w / 1e3
+    short_kw = round(decision.shortfall_w / 1e3, 2)
     return (
         f"budget {decision.budget_w / 1e3:.2f} kW, {way} {binding.power_w / 1e3:.2f} kW ({binding.source});"
         f" base load up to {decision.base_w / 1e3:.2f} kW"

@@ -171,3 +171,25 @@ def test_who_was_seen_with_more_and_can_be_read_no_longer_still_holds_it():
     for _ in range(25):
         block.go(0.2, shown_w=gone, drawn_w=drawn)
         assert block.true_w() <= LINE_W + 4.0
+
+
+def test_a_silent_host_is_asked_for_no_more_than_its_bmc_holds_it_at_so_nothing_is_short():
+    block = Held()
+    block.go(40.0)
+    silent_at_s = block.now_s
+    capped_w = np.array([0.0, 0.0, 300.0, 300.0])
+    for _ in range(round((block.settings.silent_max_after_s + 10.0) / TICK_S)):
+        drawn = np.where(capped_w > 0.0, capped_w, block.limit_w)
+        block.history[-1] = (block.history[-1][0], float(drawn.sum()))
+        block.tick(
+            site=block.site(LINE_W),
+            power_w=drawn,
+            at_s=[block.now_s + TICK_S, silent_at_s],
+            seq=[block.seq[0], 1],
+            proven_w=np.where(capped_w > 0.0, capped_w, 1e9),
+            **ALL_DRAW,
+        )
+    last = block.decision
+    assert last.gpu_limits_w[2:].max() <= 300.0
+    assert last.shortfall_w == 0.0
+    assert float(drawn.sum()) + BASE_W <= LINE_W + 4.0
