@@ -75,7 +75,7 @@ class GpuView:
             self.limit_w, self.hangs = result.limit_w, False
         last = self.learned.last
         if last is None or began_at_s - last.at_s >= levers.LEARN_PERIOD_S:
-            self.learned = levers.learn(self.learned, _seen(result, began_at_s))
+            self.learned = levers.learn(self.learned, self._seen(result, began_at_s))
         if self.ceiling.asked_mhz is None and len(self.early) < EARLY_READINGS_MAX:
             self.early.append(result)
 
@@ -213,13 +213,14 @@ class GpuView:
         self.write_fault, self.confirmed_w = sentence, None
         self.refused_w, self.write_again_at_s = asked_w, now_s + WRITE_AGAIN_S
 
-
-def _seen(reading: Reading, at_s: float) -> Seen:
-    return Seen(
-        at_s=at_s,
-        power_w=reading.power_w,
-        limit_w=reading.limit_w,
-        clock_mhz=reading.clock_mhz,
-        capped=reading.capped,
-        idle=bool(reading.reasons & GPU_IDLE),
-    )
+    def _seen(self, reading: Reading, at_s: float) -> Seen:
+        return Seen(
+            at_s=at_s,
+            power_w=reading.power_w,
+            limit_w=reading.limit_w,
+            clock_mhz=reading.clock_mhz,
+            capped=reading.capped,
+            idle=bool(reading.reasons & GPU_IDLE),
+            most_w=reading.device.max_w,
+            slowed=bool(self.ceiling.asked_mhz),
+        )

@@ -5,7 +5,9 @@ any limit that one would set, and then only a lower clock sheds power. Nobody te
 GPU shows it:
 
 passive   the driver says of every moment whether the limit holds the clocks down ("capped"). Capped for most
-          of the time: the limit is the lever. Busy and hardly ever capped: the clock is.
+          of the time: the limit is the lever. Busy, hardly ever capped, and drawing far less than the board
+          may: the clock is. Not capped alone says little: under its highest limit nothing is, and under a
+          ceiling of ours whatever was slowed is not, so that the verdict would prove itself.
 tested    our own writes are experiments that cost nothing. Who lowers a limit below the power drawn must
           see it fall to the limit; who lowers a ceiling below the clock must see power fall. A lever that was
           pulled in vain is none, until it is seen to act or the work has changed.
@@ -32,6 +34,7 @@ SETTLE_S: Final = 1.0  # limits settle within 0.2 s, sensors average over up to 
 VERDICT_S: Final = 120.0
 LIMIT_KEPT_RATIO: Final = 1.05  # a limit holds an average: 5 % over it is still kept
 MOVED_RATIO: Final = 0.03  # a smaller change of power is noise
+SPARING_RATIO: Final = 0.6  # of the board's highest limit: decoding draws 0.4 of it, what computes 0.7 and more
 
 
 class Lever(StrEnum):
@@ -51,6 +54,8 @@ class Seen:
     clock_mhz: int | None
     capped: bool
     idle: bool
+    most_w: float  # the highest limit of the board
+    slowed: bool  # a ceiling of ours stands
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +77,7 @@ class Learned:
     last: Seen | None = None
     capped_share: float = 0.0  # of the time it was busy
     idle_share: float = 0.0
+    taken_ratio: float = 0.0  # of the board's most, what its work takes at a free clock, as far as was seen
     trial: Trial | None = None
     cap_fails_until_s: float = 0.0
     clock_fails_until_s: float = 0.0
@@ -85,16 +91,22 @@ def learn(learned: Learned, seen: Seen) -> Learned:
     """Take in a reading; one that comes too soon after the last changes nothing."""
     last = learned.last
     if last is None:
-        return Learned(seen.at_s, seen, float(seen.capped), float(seen.idle))
+        return Learned(seen.at_s, seen, float(seen.capped), float(seen.idle), _taken_ratio(seen))
     elapsed_s = seen.at_s - last.at_s
     if elapsed_s < LEARN_PERIOD_S:
         return learned
     weight = min(elapsed_s / SHARE_TIME_S, 1.0)
     capped_share = learned.capped_share
+    taken_ratio = learned.taken_ratio
     if not seen.idle:
         capped_share += weight * (seen.capped - capped_share)
+    if not seen.idle and not seen.slowed:
+        taken_ratio += weight * (_taken_ratio(seen) - taken_ratio)
     idle_share = learned.idle_share + weight * (seen.idle - learned.idle_share)
-    after = _judged(replace(learned, last=seen, capped_share=capped_share, idle_share=idle_share), seen)
+    watched = replace(
+        learned, last=seen, capped_share=capped_share, idle_share=idle_share, taken_ratio=taken_ratio
+    )
+    after = _judged(watched, seen)
     return replace(after, by_clock=lever(after) is Lever.CLOCK)
 
 
@@ -128,9 +140,15 @@ def lever(learned: Learned) -> Lever:
     if learned.capped_share >= CAPPED_MOST and cap_works:
         return Lever.CAP
     hardly = CAPPED_STILL if learned.by_clock else CAPPED_HARDLY
-    if (learned.capped_share <= hardly or not cap_works) and clock_works:
+    spares = learned.capped_share <= hardly and learned.taken_ratio <= SPARING_RATIO
+    if (spares or not cap_works) and clock_works:
         return Lever.CLOCK
     return Lever.UNKNOWN
+
+
+def _taken_ratio(seen: Seen) -> float:
+    """What is capped would take more than it draws: nobody knows how much."""
+    return 1.0 if seen.capped else min(1.0, seen.power_w / max(seen.most_w, 1.0))
 
 
 def _judged(learned: Learned, seen: Seen) -> Learned:

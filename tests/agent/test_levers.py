@@ -19,8 +19,10 @@ from controller.agent.levers import (
 )
 
 
-def seen(at_s, power_w=600.0, *, clock_mhz=1500, capped=False, idle=False, limit_w=700.0) -> Seen:
-    return Seen(at_s, power_w, limit_w, clock_mhz, capped, idle)
+def seen(
+    at_s, power_w=290.0, *, clock_mhz=1500, capped=False, idle=False, limit_w=700.0, slowed=False
+) -> Seen:
+    return Seen(at_s, power_w, limit_w, clock_mhz, capped, idle, 700.0, slowed)
 
 
 def watched(learned, from_s, to_s, **what):
@@ -51,6 +53,26 @@ def test_work_that_is_capped_now_and_then_is_left_open():
     assert lever(learned) is Lever.UNKNOWN
 
 
+def test_work_that_no_limit_holds_because_none_is_set_may_be_held_by_one():
+    """Under the highest limit nothing is capped, whatever it computes."""
+    learned = watched(NOTHING_YET, 0.0, 60.0, power_w=600.0)
+    assert lever(learned) is Lever.UNKNOWN
+
+
+def test_a_ceiling_of_ours_does_not_prove_itself():
+    """What computes is slowed by it below its limit: not capped, and drawing little, as if it decoded."""
+    learned = watched(NOTHING_YET, 0.0, 60.0, power_w=600.0)
+    assert lever(watched(learned, 60.0, 120.0, power_w=300.0, slowed=True)) is Lever.UNKNOWN
+    decoding = watched(NOTHING_YET, 0.0, 60.0)
+    assert lever(watched(decoding, 60.0, 120.0, power_w=200.0, slowed=True)) is Lever.CLOCK
+
+
+def test_what_is_capped_takes_more_than_it_draws():
+    learned = watched(NOTHING_YET, 0.0, 60.0, power_w=300.0, capped=True, limit_w=300.0)
+    assert lever(watched(learned, 60.0, 64.0, power_w=250.0, slowed=True)) is Lever.CAP
+    assert lever(watched(learned, 60.0, 120.0, power_w=250.0, slowed=True)) is Lever.UNKNOWN
+
+
 def test_the_lever_follows_the_work_within_half_a_minute():
     learned = watched(NOTHING_YET, 0.0, 60.0, capped=True)
     learned = watched(learned, 60.0, 90.0, capped=False)
@@ -59,18 +81,18 @@ def test_the_lever_follows_the_work_within_half_a_minute():
 
 @pytest.mark.parametrize(("after_w", "found"), [(410.0, Lever.CAP), (600.0, Lever.CLOCK)])
 def test_a_limit_that_power_does_not_obey_is_no_lever(after_w, found):
-    learned = watched(NOTHING_YET, 0.0, 20.0, capped=True)
+    learned = watched(NOTHING_YET, 0.0, 20.0, power_w=600.0, capped=True)
     learned = pulled_limit(learned, 400.0, 20.0)
     assert lever(watched(learned, 20.5, 23.0, power_w=after_w, capped=True)) is found
 
 
-@pytest.mark.parametrize(("after_w", "found"), [(450.0, Lever.CLOCK), (595.0, Lever.UNKNOWN)])
+@pytest.mark.parametrize(("after_w", "found"), [(215.0, Lever.CLOCK), (285.0, Lever.UNKNOWN)])
 def test_a_ceiling_that_moves_no_power_is_no_lever(after_w, found):
     learned = watched(NOTHING_YET, 0.0, 20.0)
     learned = pulled_ceiling(learned, 1200, 20.0)
     learned = watched(learned, 20.5, 23.0, power_w=after_w, clock_mhz=1200)
     assert lever(learned) is found
-    both = pulled_limit(learned, 400.0, 23.0)
+    both = pulled_limit(learned, 200.0, 23.0)
     both = watched(both, 23.5, 26.0, power_w=after_w + 100.0)
     assert lever(both) is (Lever.NONE if found is Lever.UNKNOWN else Lever.CLOCK)
 
@@ -82,7 +104,7 @@ def test_a_verdict_is_forgotten():
     assert lever(watched(learned, 23.0, 24.0 + VERDICT_S)) is Lever.CLOCK
 
 
-@pytest.mark.parametrize("limit_w", [600.0, 650.0])
+@pytest.mark.parametrize("limit_w", [290.0, 340.0])
 def test_a_limit_above_the_power_drawn_is_no_experiment(limit_w):
     learned = watched(NOTHING_YET, 0.0, 20.0)
     assert pulled_limit(learned, limit_w, 20.0) is learned

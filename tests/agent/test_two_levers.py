@@ -252,7 +252,7 @@ async def test_facts_say_what_the_gpus_are(node):
 
 async def test_a_gpu_whose_work_is_held_down_by_its_limit_says_that_this_is_the_lever(node):
     async with node() as n:
-        n.memory.gpus["instant_mw"], n.memory.gpus["clock_mhz"] = 600_000, 1500
+        n.memory.gpus["instant_mw"], n.memory.gpus["clock_mhz"] = 280_000, 1500
         n.memory.gpus["clock_reasons"][0] = 0x4  # power cap
         n.memory.gpus["clock_reasons"][2] = 0x1  # idle
         n.start()
