@@ -34,7 +34,9 @@ SETTLE_S: Final = 1.0  # limits settle within 0.2 s, sensors average over up to 
 VERDICT_S: Final = 120.0
 LIMIT_KEPT_RATIO: Final = 1.05  # a limit holds an average: 5 % over it is still kept
 MOVED_RATIO: Final = 0.03  # a smaller change of power is noise
-SPARING_RATIO: Final = 0.6  # of the board's highest limit: decoding draws 0.4 of it, what computes 0.7 and more
+SPARING_RATIO: Final = (
+    0.6  # of the board's highest limit: decoding draws 0.4 of it, what computes 0.7 and more
+)
 
 
 class Lever(StrEnum):
