@@ -122,10 +122,18 @@ def agent_farm(
 
 @app.command()
 def check(block_path: BlockPath, as_json: AsJson = False) -> None:
-    """Check a configuration and show what it means, or everything that is wrong with it."""
-    from controller.config import BlockConfig
-    from controller.views import check, check_gateway
+    """Check a block.yaml or node.yaml and show what it means, or everything that is wrong with it."""
+    from controller.agent.config import load_node
+    from controller.config import BlockConfig, ConfigError
+    from controller.views import check, check_gateway, check_node
 
+    if check_node.is_of_node(block_path):
+        try:
+            node = load_node(block_path)
+        except ConfigError as error:
+            _give_up(str(error))
+        typer.echo(node.model_dump_json() if as_json else check_node.sentence(node))
+        return
     config = _load_any(block_path)
     view: Any = check if isinstance(config, BlockConfig) else check_gateway
     _show(view.as_json(config) if as_json else view.render(config))

@@ -60,6 +60,28 @@ def test_check_lists_every_error_on_stderr_and_nothing_else(block_with):
     assert len(found.stderr.splitlines()) == 2
 
 
+def test_check_takes_the_file_of_a_node_too(tmp_path):
+    path = tmp_path / "node.yaml"
+    lines = [
+        "block: hall-a",
+        "node: n1",
+        "mqtt: {url: mqtt://127.0.0.1}",
+        "gpus: {count: 8}",
+        "state_dir: state",
+    ]
+    path.write_text("\n".join([*lines, "fallback_w: 250"]))
+    found = powerblock("check", path)
+    assert (found.exit_code, found.stderr) == (0, "")
+    assert (
+        "node n1 of block hall-a: 8 GPUs; without a lease down to 250 W each, 2.00 kW in all" in found.stdout
+    assert json.loads(powerblock("check", path, "--json").stdout)["fallback_w"] == [250.0]
+    )
+    path.write_text("\n".join([*lines, "fallback_w: -5"]))
+    found = powerblock("check", path)
+    assert (found.exit_code, found.stdout) == (2, "")
+    assert "node.yaml: fallback_w" in found.stderr
+
+
 def test_check_shows_the_tree_of_limits(block_with):
     found = powerblock("check", block_with())
     assert found.exit_code == 0
