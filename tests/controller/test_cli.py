@@ -72,10 +72,9 @@ def test_check_takes_the_file_of_a_node_too(tmp_path):
     path.write_text("\n".join([*lines, "fallback_w: 250"]))
     found = powerblock("check", path)
     assert (found.exit_code, found.stderr) == (0, "")
-    assert (
-        "node n1 of block hall-a: 8 GPUs; without a lease down to 250 W each, 2.00 kW in all" in found.stdout
+    said = "node n1 of block hall-a: 8 GPUs; without a lease down to 250 W each, 2.00 kW in all"
+    assert said in found.stdout
     assert json.loads(powerblock("check", path, "--json").stdout)["fallback_w"] == [250.0]
-    )
     path.write_text("\n".join([*lines, "fallback_w: -5"]))
     found = powerblock("check", path)
     assert (found.exit_code, found.stdout) == (2, "")
