@@ -31,7 +31,8 @@ RACK_SMOOTHING_S: Final = 4.0  # inlets are rated for hours: a swing that a PDU 
 FALL_PER_S: Final = 2.0  # share of the gap that the upper estimate falls in a second
 KEPT_MAX: Final = 130  # samples; METER_KEPT_S and NEAR_S at 20 Hz and some reserve
 METER_KEPT_S: Final = 5.0  # few readings of one run count with older ones
-NO_RUN: Final = -1  # of a GPU sample: some GPU was unknown, or a cut of much power settles
+NO_RUN: Final = -1  # of a GPU sample: some GPU was unknown,
+SETTLING: Final = -2  # or a cut of much power settled: of its draws nobody knows from which side they are
 
 
 def start(settings: Settings, now_s: float, carried: Carried | None = None) -> BaseLoad:
@@ -119,7 +120,7 @@ def _with_gpus(settings: Settings, base: BaseLoad, snapshot: Snapshot, power_w: 
         return base
     unknown = np.isnan(power_w)
     known_w = np.where(unknown, 0.0, power_w)
-    run = NO_RUN if unknown.any() or moment_s <= base.settled_at_s else base.run
+    run = SETTLING if moment_s <= base.settled_at_s else NO_RUN if unknown.any() else base.run
     keep = slice(-KEPT_MAX + 1, None)
     return base._replace(
         gpu_at_s=np.concatenate((base.gpu_at_s[keep], (moment_s,))),
@@ -179,8 +180,9 @@ def _covered(settings: Settings, base: BaseLoad) -> tuple[Bools, Bools]:
     inside = (before >= 0) & (after < len(base.gpu_at_s))
     before, after = np.maximum(before, 0), np.minimum(after, len(base.gpu_at_s) - 1)
     covered: Bools = inside & (base.gpu_at_s[after] - base.gpu_at_s[before] < NEAR_S)
-    runs = base.gpu_run[before]
-    complete: Bools = covered & (runs != NO_RUN) & (runs == base.gpu_run[after])
+    runs, runs_after = base.gpu_run[before], base.gpu_run[after]
+    covered &= (runs != SETTLING) & (runs_after != SETTLING)
+    complete: Bools = covered & (runs >= 0) & (runs == runs_after)
     if not covered.any():
         return covered, complete
     recent = base.meter_at_s > base.meter_at_s[covered][-1] - WINDOW_S
@@ -236,7 +238,7 @@ def _gpus_until(base: BaseLoad, at_s: float) -> Floats | None:
     if not inside.any() or base.gpu_at_s[0] > since_s:
         return None
     runs = base.gpu_run[inside]
-    if runs[0] == NO_RUN or runs[0] != runs[-1]:
+    if runs[0] < 0 or runs[0] != runs[-1]:
         return None
     mean_w: Floats = base.gpu_rack_w[inside].mean(axis=0)
     return mean_w

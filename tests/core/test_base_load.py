@@ -207,6 +207,22 @@ def test_what_gpus_drew_in_a_silence_is_not_read_off_between_its_ends():
     assert lowest_over_a_silence(1.5) >= TRUE_BASE_W
 
 
+def test_a_bound_is_not_read_off_while_a_cut_of_much_power_settles():
+    """The meter shows it already, and GPUs are still told as they were: what is left would be too little."""
+    base, cut_s = run(0.3, steady, known=False)  # few readings, as after a restart
+    base = base_load.after_order(BLOCK, base, np.full(4, 150.0), np.full(4, 300.0), cut_s)
+    now_s = cut_s
+    for number in range(20):
+        now_s += 0.1
+        told_w = 300.0 if number < 2 else 150.0
+        power_w = np.array([told_w, told_w, told_w, np.nan])
+        seen = snapshot(
+            now_s, meter=good(TRUE_BASE_W + 4.0 * 150.0, now_s), power_w=power_w, revision=100 + number
+        )
+        base = base_load.update(BLOCK, base, seen, power_w, reported=True)
+        assert upper(base, now_s) >= TRUE_BASE_W
+
+
 def test_a_bound_is_as_old_as_the_reading_that_it_comes_from():
     base, now_s = run(3.0, steady, known=False)
     assert upper(base, now_s) < BLOCK.base_max_w

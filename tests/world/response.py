@@ -131,7 +131,7 @@ class Response:
         if before is None or state.share > before.share + SHARE_ROUNDING:
             self._raised_at_s = now_s
             if before is not None:
-                self._is_wanted(state.share, now_s)
+                self._is_wanted(moment, state.share)
         self.acted |= state.share > 0.0
         self._is_stated(decision)
         self._is_promised_only_if_possible(moment, decision)
@@ -170,10 +170,14 @@ class Response:
                 f"activation raised the budget from {self._before[3]:.0f} to {decision.budget_w:.0f} W"
             )
 
-    def _is_wanted(self, share: float, now_s: float) -> None:
+    def _is_wanted(self, moment: "Moment", share: float) -> None:
         """More is never held than the frequency asked for at some moment that may have been seen by now."""
+        now_s = moment.now_s
         within_s = self.product.hold_s + self.product.delay_s + LATENESS_S + self.settings.tick_s
-        most = max(wanted(self.product, hz - WANDER_HZ) for at_s, hz in self._hz if at_s >= now_s - within_s)
+        seen_hz = [hz for at_s, hz in self._hz if at_s >= now_s - within_s]
+        if moment.grid.mode == "frozen" and now_s - moment.started_at_s <= self.product.frozen_after_s:
+            seen_hz.append(moment.grid.shown.value)  # who has just begun cannot know yet that it stands still
+        most = max(wanted(self.product, hz - WANDER_HZ) for hz in seen_hz)
         if share > most + 1e-6:
             raise self._broken(f"{share:.3f} of it held, {most:.3f} wanted at most")
 

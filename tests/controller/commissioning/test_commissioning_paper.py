@@ -4,6 +4,7 @@ import csv
 import html.parser
 import io
 import json
+import re
 import shutil
 import subprocess
 import time
@@ -16,9 +17,10 @@ from controller.commissioning import capture, files, playback, recording
 from controller.commissioning.checkout import Line, Part, Sheet
 from controller.commissioning.sheet import as_csv, as_html
 from controller.commissioning.target import ToolError
+from controller.config import load_block
 from firmware_sim.modbus_device import ModbusDevice
 from protocols.modbus.answer import ExceptionCode, Refusal
-from protocols.profile import builtin_profiles
+from protocols.profile import builtin_profiles, load_profile
 from tests.brokers import free_port
 from tests.controller.commissioning.devices_on_site import (
     PDU,
@@ -31,7 +33,10 @@ from tests.controller.commissioning.devices_on_site import (
 )
 from tests.protocols.modbus.libmodbus_peer import FaultServer, needs_libmodbus
 
-EXAMPLE = Path(__file__).parents[3] / "examples" / "devices" / "simulated_pdu.yaml"
+ROOT = Path(__file__).parents[3]
+EXAMPLE = ROOT / "examples" / "devices" / "simulated_pdu.yaml"
+CONTACT = ROOT / "examples" / "devices" / "contact_plc.yaml"
+SHEDDING = (ROOT / "docs" / "shedding.md").read_text()
 
 # --- points --------------------------------------------------------------------------------------------------
 
@@ -226,6 +231,39 @@ def test_the_recorded_example_is_found_to_be_what_it_is(site):
     assert said["chosen"] == ["xerus_pdu"]
     assert said["nameplate"] == {"vendor": "powerblock", "product": "simulated PDU"}
     assert powerblock("read", url, "--profile", "xerus_pdu").exit_code == 0
+
+
+# --- the example of a contact ----------------------------------------------------------------------------------
+
+
+def test_the_page_about_shedding_prints_the_example_of_a_contact_as_it_is():
+    assert CONTACT.read_text() in SHEDDING
+
+
+def test_the_contact_of_the_page_about_shedding_can_be_used_with_the_example(block_with):
+    (written, *_) = re.findall(r"```yaml\n(shed:.*?)```", SHEDDING, re.DOTALL)
+    shed = yaml.safe_load(written)["shed"]
+    (contact,) = shed["contacts"]
+    here = {
+        "levels": [{"name": level["name"], "kw": level["kw"] / 100} for level in shed["levels"]],
+        "contacts": [contact | {"profile": str(CONTACT)}],
+    }
+    (loaded,) = load_block(block_with({"shed": here})).shed.contacts
+    assert (loaded.point, loaded.closed) == ("stop_closed", 1.0)
+
+
+def test_a_relay_that_closes_is_read_as_the_page_about_shedding_says(site):
+    seen = {"stop_closed": 0.0}
+    plc = site.add(ModbusDevice(load_profile(CONTACT), lambda: seen))
+
+    def read():
+        found = powerblock("read", plc.url, "--profile", CONTACT, "stop_closed", "--json")
+        (one,) = json.loads(found.stdout)["values"]
+        return one["value"], one["quality"]
+
+    assert read() == (0, "good")
+    seen["stop_closed"] = 1.0
+    assert read() == (1, "good")
 
 
 # --- checkout ------------------------------------------------------------------------------------------------
