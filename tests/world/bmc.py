@@ -134,7 +134,7 @@ class Bmcs:
             bmc.wrong_until_s = FOREVER_S if mode == "mirrors" else 0.0
         if mode not in ("ignores", "mirrors"):
             self.truth.bmc_w[bmc.members] = limit_w
-        bmc.held = bool((limit_w < FREE_W).any())
+        bmc.held = bool((bmc.shown_w < FREE_W).any())  # a release is over when it is read back
 
     def heal(self, name: str) -> None:
         """From now on it holds what it shows, also what was shown and not held before."""
