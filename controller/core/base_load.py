@@ -23,6 +23,7 @@ from controller.core.model import NEVER_S, BaseLoad, Bools, Carried, Floats, Set
 
 WINDOW_S: Final = 2.0
 SHORT_WINDOW_S: Final = 1.0
+BOUND_LEAST_S: Final = 0.7  # readings of less time say nothing: a cut of much power may lie among them
 NOISE_RATIO: Final = 0.004  # of the feed rating: what swings that do not line up do to a mean over a second
 STEP_RATIO: Final = 0.02  # of the feed rating, in one beat: a ramp moves by a tenth of that
 NEAR_S: Final = 1.0  # GPU samples no further apart vouch for a meter reading between them
@@ -31,8 +32,7 @@ RACK_SMOOTHING_S: Final = 4.0  # inlets are rated for hours: a swing that a PDU 
 FALL_PER_S: Final = 2.0  # share of the gap that the upper estimate falls in a second
 KEPT_MAX: Final = 130  # samples; METER_KEPT_S and NEAR_S at 20 Hz and some reserve
 METER_KEPT_S: Final = 5.0  # few readings of one run count with older ones
-NO_RUN: Final = -1  # of a GPU sample: some GPU was unknown,
-SETTLING: Final = -2  # or a cut of much power settled: of its draws nobody knows from which side they are
+NO_RUN: Final = -1  # of a GPU sample: some GPU was unknown, or a cut of much power settles
 
 
 def start(settings: Settings, now_s: float, carried: Carried | None = None) -> BaseLoad:
@@ -120,7 +120,7 @@ def _with_gpus(settings: Settings, base: BaseLoad, snapshot: Snapshot, power_w: 
         return base
     unknown = np.isnan(power_w)
     known_w = np.where(unknown, 0.0, power_w)
-    run = SETTLING if moment_s <= base.settled_at_s else NO_RUN if unknown.any() else base.run
+    run = NO_RUN if unknown.any() or moment_s <= base.settled_at_s else base.run
     keep = slice(-KEPT_MAX + 1, None)
     return base._replace(
         gpu_at_s=np.concatenate((base.gpu_at_s[keep], (moment_s,))),
@@ -137,7 +137,8 @@ def _with_meter(settings: Settings, base: BaseLoad, at_s: float, power_w: float)
     )
     covered, complete = _covered(settings, base)
     if not complete.any():
-        if not covered.any():
+        covered_at_s = base.meter_at_s[covered]
+        if not covered.any() or covered_at_s[-1] - covered_at_s[0] < BOUND_LEAST_S:
             return base
         # some GPU was unknown: what is left beside the known ones is too much, never too little
         bound_w = _rest_w(settings, base, covered)
@@ -180,9 +181,8 @@ def _covered(settings: Settings, base: BaseLoad) -> tuple[Bools, Bools]:
     inside = (before >= 0) & (after < len(base.gpu_at_s))
     before, after = np.maximum(before, 0), np.minimum(after, len(base.gpu_at_s) - 1)
     covered: Bools = inside & (base.gpu_at_s[after] - base.gpu_at_s[before] < NEAR_S)
-    runs, runs_after = base.gpu_run[before], base.gpu_run[after]
-    covered &= (runs != SETTLING) & (runs_after != SETTLING)
-    complete: Bools = covered & (runs >= 0) & (runs == runs_after)
+    runs = base.gpu_run[before]
+    complete: Bools = covered & (runs != NO_RUN) & (runs == base.gpu_run[after])
     if not covered.any():
         return covered, complete
     recent = base.meter_at_s > base.meter_at_s[covered][-1] - WINDOW_S
@@ -238,7 +238,7 @@ def _gpus_until(base: BaseLoad, at_s: float) -> Floats | None:
     if not inside.any() or base.gpu_at_s[0] > since_s:
         return None
     runs = base.gpu_run[inside]
-    if runs[0] < 0 or runs[0] != runs[-1]:
+    if runs[0] == NO_RUN or runs[0] != runs[-1]:
         return None
     mean_w: Floats = base.gpu_rack_w[inside].mean(axis=0)
     return mean_w

@@ -209,7 +209,7 @@ def test_what_gpus_drew_in_a_silence_is_not_read_off_between_its_ends():
 
 def test_a_bound_is_not_read_off_while_a_cut_of_much_power_settles():
     """The meter shows it already, and GPUs are still told as they were: what is left would be too little."""
-    base, cut_s = run(0.3, steady, known=False)  # few readings, as after a restart
+    base, cut_s = run(0.3, steady, known=False)  # as after a restart
     base = base_load.after_order(BLOCK, base, np.full(4, 150.0), np.full(4, 300.0), cut_s)
     now_s = cut_s
     for number in range(20):
