@@ -73,6 +73,14 @@ def test_what_is_capped_takes_more_than_it_draws():
     assert lever(watched(learned, 60.0, 120.0, power_w=250.0, slowed=True)) is Lever.UNKNOWN
 
 
+def test_what_draws_much_now_and_then_does_not_spare_power():
+    """Prompts are read in bursts: on average little is drawn, and a ceiling would cost most of the work."""
+    learned = NOTHING_YET
+    for beat in range(400):
+        learned = learn(learned, seen(beat * LEARN_PERIOD_S, power_w=690.0 if beat % 5 < 2 else 290.0))
+        assert lever(learned) is Lever.UNKNOWN
+
+
 def test_the_lever_follows_the_work_within_half_a_minute():
     learned = watched(NOTHING_YET, 0.0, 60.0, capped=True)
     learned = watched(learned, 60.0, 90.0, capped=False)
@@ -83,25 +91,46 @@ def test_the_lever_follows_the_work_within_half_a_minute():
 def test_a_limit_that_power_does_not_obey_is_no_lever(after_w, found):
     learned = watched(NOTHING_YET, 0.0, 20.0, power_w=600.0, capped=True)
     learned = pulled_limit(learned, 400.0, 20.0)
-    assert lever(watched(learned, 20.5, 23.0, power_w=after_w, capped=True)) is found
+    assert lever(watched(learned, 20.5, 24.0, power_w=after_w, capped=True, limit_w=400.0)) is found
+
+
+def test_a_limit_that_was_lifted_before_power_could_follow_proves_nothing():
+    """While limits climb, one is lowered below the draw now and then, and raised again at the next beat."""
+    before = watched(NOTHING_YET, 0.0, 20.0, power_w=600.0, capped=True)
+    ours = pulled_limit(pulled_limit(before, 500.0, 20.0), 650.0, 20.05)
+    assert lever(watched(ours, 20.5, 24.0, power_w=640.0, limit_w=650.0)) is Lever.CAP
+    foreign = pulled_limit(before, 500.0, 20.0)
+    assert lever(watched(foreign, 20.5, 24.0, power_w=640.0, limit_w=650.0)) is Lever.CAP
+
+
+def test_a_ceiling_that_was_taken_away_at_once_proves_nothing():
+    learned = pulled_ceiling(watched(NOTHING_YET, 0.0, 20.0), 1200, 20.0)
+    learned = pulled_ceiling(learned, 0, 20.05)
+    assert lever(watched(learned, 20.5, 24.0)) is Lever.CLOCK
+
+
+def test_one_reading_of_another_phase_of_the_work_is_no_verdict():
+    learned = pulled_limit(watched(NOTHING_YET, 0.0, 20.0, power_w=420.0, capped=True), 410.0, 20.0)
+    learned = watched(learned, 20.5, 21.5, power_w=440.0, limit_w=410.0, capped=True)
+    assert lever(watched(learned, 21.5, 26.0, power_w=409.0, limit_w=410.0, capped=True)) is Lever.CAP
 
 
 @pytest.mark.parametrize(("after_w", "found"), [(215.0, Lever.CLOCK), (285.0, Lever.UNKNOWN)])
 def test_a_ceiling_that_moves_no_power_is_no_lever(after_w, found):
     learned = watched(NOTHING_YET, 0.0, 20.0)
     learned = pulled_ceiling(learned, 1200, 20.0)
-    learned = watched(learned, 20.5, 23.0, power_w=after_w, clock_mhz=1200)
+    learned = watched(learned, 20.5, 24.0, power_w=after_w, clock_mhz=1200)
     assert lever(learned) is found
-    both = pulled_limit(learned, 200.0, 23.0)
-    both = watched(both, 23.5, 26.0, power_w=after_w + 100.0)
+    both = pulled_limit(learned, 200.0, 24.0)
+    both = watched(both, 24.5, 28.0, power_w=after_w + 100.0, limit_w=200.0)
     assert lever(both) is (Lever.NONE if found is Lever.UNKNOWN else Lever.CLOCK)
 
 
 def test_a_verdict_is_forgotten():
     learned = pulled_ceiling(watched(NOTHING_YET, 0.0, 20.0), 1200, 20.0)
-    learned = watched(learned, 20.5, 23.0)
+    learned = watched(learned, 20.5, 24.0)
     assert lever(learned) is Lever.UNKNOWN
-    assert lever(watched(learned, 23.0, 24.0 + VERDICT_S)) is Lever.CLOCK
+    assert lever(watched(learned, 24.0, 26.0 + VERDICT_S)) is Lever.CLOCK
 
 
 @pytest.mark.parametrize("limit_w", [290.0, 340.0])
