@@ -91,6 +91,7 @@ def start(
             rack_budget_w=np.zeros(len(topology.rack_names)),
             controllable=np.zeros(count, dtype=np.bool_),
             bound=np.zeros(count, dtype=np.bool_),
+            strode_at_s=NEVER_S,
             lift_w=0.0,
             sums=(),
         ),
@@ -158,10 +159,8 @@ def tick(settings: Settings, state: State, snapshot: Snapshot) -> Decision:
     present_w = standing.present_w
     gpu_budget_w = (pace.aim_w - base_w) / gain
     shares = sharing.share(settings, snapshot, shares, base, held_w, present_w, heard, gpu_budget_w)
-    lift_max_w = pace.up_w_per_s * min(elapsed_s, ramp.RISE_TICKS_MAX * settings.tick_s) / gain
-    shares, next_w = sharing.hand_over(
-        snapshot, shares, topology, held_w, present_w, gpu_budget_w, lift_max_w
-    )
+    up = sharing.Up(pace.up_w_per_s / gain, min(elapsed_s, ramp.RISE_TICKS_MAX * settings.tick_s))
+    shares, next_w = sharing.hand_over(snapshot, shares, topology, held_w, present_w, gpu_budget_w, up)
     want = _want(settings, snapshot, state.clocks, shares, next_w)
     level = max((request.level for request in sheds), default=shed.NO_LEVEL)
     shedding, orders, want = shed.call(

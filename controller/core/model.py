@@ -370,6 +370,7 @@ class Shares(NamedTuple):
     rack_budget_w: Floats  # (r) GPU power the inlets have room for
     controllable: Bools  # (n)
     bound: Bools  # (n)
+    strode_at_s: float  # when limits could last rise
     lift_w: float  # how high the sum of limits may stand now without outrunning the ramp
     sums: tuple[tuple[float, float], ...]  # (at_s, sum of limits) of the last second
 

@@ -5,6 +5,9 @@ it. `hand_over` decides what of it may be ordered now: every cut at once, and ri
 is really free. Free means: not held by a GPU whose cut is still unconfirmed, within the rack, and no
 faster than the ramp. So the sum of what GPUs *may* hold never passes the budget while watts change hands,
 and power that a fault took away comes back at the agreed rate.
+
+A budget that walks is followed in strides, not at every beat: twenty times a second each GPU would get one
+watt less, and a driver call takes 1 to 30 ms. What falls further than that is cut at once.
 """
 
 from collections.abc import Callable
@@ -17,6 +20,9 @@ from controller.core.model import BaseLoad, Bools, Floats, Gpus, Settings, Share
 
 HAND_OVER_S: Final = 1.0  # power cut here may reappear there within this time without counting as a rise
 AIM_STEP_RATIO: Final = 1e-4  # of the feed rating: smaller moves of the budget call for no new share-out
+AIM_LEAP_RATIO: Final = 5e-3  # of the feed rating: such a move does not wait for the next stride
+STRIDE_S: Final = 0.2  # between two share-outs, and two rises, while the budget walks
+EARLY_S: Final = 0.025  # half a beat: a stride is a number of beats
 HELD_RATIO: Final = 0.985  # of a limit that binds is drawn (one V100, github.com/denisa-c/gridpilot)
 KNEE_RATIO: Final = 0.002  # of the draw: so much taken away is where a fall begins
 HELD_TIME_S: Final = 0.5  # a limit that was lifted takes as long to show in power, peak and report
@@ -25,6 +31,13 @@ RECENT_STEP_S: Final = 0.095  # between the kept moments: reports come ten times
 RECENT_KEPT: Final = 10
 KNEE_STEPS: Final = 8  # halvings of what lies between draw and limits
 DEADBAND_W: Final = 1.0  # smaller rises are not worth a driver call
+
+
+class Up(NamedTuple):
+    """The way up that is left to the sum of limits."""
+
+    w_per_s: float
+    elapsed_s: float  # since the last beat; a late one earns little more
 
 
 class Heard(NamedTuple):
@@ -67,11 +80,12 @@ def share(
     gpu_budget_w: float,
 ) -> Shares:
     """Divide the budget anew where something calls for it."""
-    now_s = snapshot.now_s
-    step_w = AIM_STEP_RATIO * settings.feed_rating_w
+    now_s, since_s = snapshot.now_s, snapshot.now_s - shares.shared_at_s
+    moved_ratio = abs(gpu_budget_w - shares.gpu_budget_w) / settings.feed_rating_w
     due = (
-        abs(gpu_budget_w - shares.gpu_budget_w) > step_w
-        or now_s - shares.shared_at_s >= settings.reshare_s
+        moved_ratio > AIM_LEAP_RATIO
+        or (moved_ratio > AIM_STEP_RATIO and since_s >= STRIDE_S - EARLY_S)
+        or since_s >= settings.reshare_s
         or (heard.controllable != shares.controllable).any()
         or (heard.bound != shares.bound).any()
     )
@@ -205,17 +219,20 @@ def hand_over(
     held_w: Floats,
     present_w: Floats,
     gpu_budget_w: float,
-    lift_max_w: float,
+    up: Up,
 ) -> tuple[Shares, Floats]:
     """Limits to order now: all cuts, and as much rise as is really free and no faster than the ramp."""
     cut_w = np.floor(np.minimum(shares.desired_w, present_w))
     rise_w = np.where(shares.controllable, shares.desired_w - cut_w, 0.0)
     rise_w[(rise_w < DEADBAND_W) & (shares.desired_w < snapshot.gpus.max_w)] = 0.0
-    lift_w, sums = _lift(shares, float(present_w.sum()), lift_max_w)
+    stride_s = snapshot.now_s - shares.strode_at_s
+    lift_w, sums = _lift(
+        shares, float(present_w.sum()), up, stride_s if stride_s < STRIDE_S + EARLY_S else 0.0
+    )
     unheard_w = float((present_w - cut_w)[~shares.controllable].sum())  # cuts that free nothing yet
     lift_w, sums = lift_w - unheard_w, _shifted(sums, -unheard_w)
-    next_w = cut_w
-    if rise_w.any():
+    next_w, strode_at_s = cut_w, shares.strode_at_s
+    if snapshot.now_s - strode_at_s >= STRIDE_S - EARLY_S and rise_w.any():
         counted_w = np.maximum(held_w, cut_w)
         free_w = min(gpu_budget_w - float(counted_w.sum()), lift_w - float(cut_w.sum()))
         part = min(1.0, max(0.0, free_w) / float(rise_w.sum()))
@@ -223,25 +240,29 @@ def hand_over(
         rack_rise_w = topology.rack_sums(rise_w)
         rack_part = np.clip(rack_free_w / np.maximum(rack_rise_w, 1e-9), 0.0, part)
         next_w = np.floor(cut_w + rise_w * rack_part[topology.gpu_rack])
+        strode_at_s = snapshot.now_s
     sums = ramp.window(sums, snapshot.now_s, float(next_w.sum()), HAND_OVER_S)
-    return shares._replace(lift_w=lift_w, sums=sums), next_w
+    return shares._replace(lift_w=lift_w, sums=sums, strode_at_s=strode_at_s), next_w
 
 
 def _lift(
-    shares: Shares, present_w: float, lift_max_w: float
+    shares: Shares, present_w: float, up: Up, stride_s: float
 ) -> tuple[float, tuple[tuple[float, float], ...]]:
     """How high the sum of limits may stand now, and the sums of the last second that it is measured from.
 
     What GPUs turn out to hold less than was ordered (an agent that fell back) is gone from the trail too:
-    it comes back at the agreed rate, not at once. Whole watts per GPU need a little credit to move at all.
+    it comes back at the agreed rate, not at once. Whole watts per GPU need a little credit to move at all, and
+    what was earned within a stride waits for its end.
     """
     if not shares.sums:
         return present_w, ()
     found_w = present_w - shares.sums[-1][1]
     sums = _shifted(shares.sums, found_w)
     highest_w = ramp.highest(sums)
-    credit_w = DEADBAND_W * len(shares.desired_w)
-    return min(max(shares.lift_w + found_w, highest_w), highest_w + credit_w) + lift_max_w, sums
+    credit_w = DEADBAND_W * len(shares.desired_w) + up.w_per_s * stride_s
+    return min(
+        max(shares.lift_w + found_w, highest_w), highest_w + credit_w
+    ) + up.w_per_s * up.elapsed_s, sums
 
 
 def _shifted(sums: tuple[tuple[float, float], ...], by_w: float) -> tuple[tuple[float, float], ...]:

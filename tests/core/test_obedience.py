@@ -57,7 +57,7 @@ def test_who_confirms_and_does_not_hold_is_counted_and_the_others_give_way(how):
     block.go(GIVEN_WAY_S, **{how: first_at(WILD_W)})
     for _ in range(100):
         block.go(0.2, **{how: first_at(WILD_W)})
-        assert block.true_w() <= LINE_W + 4.0
+        assert block.true_w() <= 1.005 * LINE_W
     last = block.decision
     assert last.shortfall_w == 0.0
     assert min(last.gpu_limits_w[1:]) > 220.0  # what is left is theirs
@@ -146,7 +146,7 @@ def test_who_obeys_again_is_believed_again_and_the_others_come_back_by_the_ramp(
     assert block.limit_w == pytest.approx(before_w, abs=2.0)
     seconds = round(1.0 / TICK_S)
     rises_w = [later - earlier for earlier, later in zip(sums_w, sums_w[seconds:], strict=False)]
-    assert max(rises_w) <= 1.02 * block.settings.ramp.up_w_per_s + 4.0
+    assert max(rises_w) <= 1.05 * block.settings.ramp.up_w_per_s + 4.0
     assert not alarms(block.decision)
 
 
@@ -170,7 +170,7 @@ def test_who_was_seen_with_more_and_can_be_read_no_longer_still_holds_it():
     block.go(3.0, shown_w=first_at(WILD_W), drawn_w=drawn)
     for _ in range(25):
         block.go(0.2, shown_w=gone, drawn_w=drawn)
-        assert block.true_w() <= LINE_W + 4.0
+        assert block.true_w() <= 1.005 * LINE_W
 
 
 def test_a_silent_host_is_asked_for_no_more_than_its_bmc_holds_it_at_so_nothing_is_short():

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from controller.core import law, sharing
-from controller.core.model import Inlets, Site
-from tests.core.blocks import MAX_W, SETTINGS, good, gpus, snapshot
+from controller.core.model import Inlets, Ramp, Site
+from tests.core.blocks import MAX_W, SETTINGS, good, gpus, settings, snapshot
+from tests.core.test_law import TICK_S, Block
 
 ALL = np.full(4, True)
 INLETS_W = np.full(4, 800.0)
@@ -67,3 +68,39 @@ def test_gpus_that_draw_little_leave_their_room_to_the_others():
     knee = knee_w([690.0, 690.0, 250.0, 250.0])
     needs_w = 250.0 * 1.045 + 5.0
     assert knee == pytest.approx(2 * 690.0 / 0.985 + 2 * needs_w, rel=0.02)
+
+
+WALK = Ramp(down_w_per_s=50.0, up_w_per_s=50.0)  # 1 % of the rating per second
+
+
+def beats(block, seconds_s, limit_w):
+    """How many beats ordered something; what the block drew and was allowed after each, arrays."""
+    ordered, walked = 0, []
+    for _ in range(round(seconds_s / TICK_S)):
+        before_w = block.limit_w.copy()
+        decision = block.tick(site=block.site(limit_w))
+        ordered += int((block.limit_w != before_w).any())
+        walked.append((block.block_w(), decision.budget_w))
+    return ordered, *np.array(walked).T
+
+
+@pytest.mark.parametrize(("from_w", "to_w"), [(2400.0, 2000.0), (2000.0, 2400.0)])
+def test_a_budget_that_walks_is_followed_in_strides(from_w, to_w):
+    """A driver call takes up to 30 ms: not twenty of them a second for each GPU."""
+    block = Block(settings(ramp=WALK, lead_s=1.0))
+    block.under_control(60.0, from_w)
+    ordered, drawn_w, budget_w = beats(block, 6.0, to_w)
+    assert 20 <= ordered <= 32
+    assert abs(drawn_w[-1] - from_w) == pytest.approx(6.0 * WALK.up_w_per_s, abs=25.0)
+    second = round(1.0 / TICK_S)
+    assert np.abs(drawn_w[second:] - drawn_w[:-second]).max() <= 1.2 * WALK.up_w_per_s
+    assert (drawn_w <= budget_w).all()
+
+
+def test_a_leap_of_the_budget_does_not_wait_for_the_stride():
+    block = Block(settings(cooling_blind_w=1500.0))
+    for _ in range(1200):
+        block.tick(site=block.site(2400.0), cooling=good(3000.0, block.now_s))
+    for capacity_w in (2100.0, 2000.0):
+        block.tick(site=block.site(2400.0), cooling=good(capacity_w, block.now_s))
+        assert block.block_w() <= capacity_w
