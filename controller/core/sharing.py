@@ -251,8 +251,8 @@ def _lift(
     """How high the sum of limits may stand now, and the sums of the last second that it is measured from.
 
     What GPUs turn out to hold less than was ordered (an agent that fell back) is gone from the trail too:
-    it comes back at the agreed rate, not at once. Whole watts per GPU need a little credit to move at all, and
-    what was earned within a stride waits for its end.
+    it comes back at the agreed rate, not at once. Whole watts per GPU need a little credit to move at all,
+    and what was earned within a stride waits for its end.
     """
     if not shares.sums:
         return present_w, ()
