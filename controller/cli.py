@@ -99,6 +99,9 @@ def agent(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="with --restore: only show it")] = False,
 ) -> None:
     """Obey the controller on this GPU host, and fall back by itself when it is not heard."""
+    import asyncio
+
+    from controller.agent import observing
     from controller.agent import restore as restoring
     from controller.agent.service import main
 
@@ -106,7 +109,13 @@ def agent(
         _give_up("--dry-run belongs to --restore; to run an agent that writes nothing use --observe")
     if restore and observe:
         _give_up("--restore writes and --observe never does: give one of them")
-    raise typer.Exit(restoring.main(node_path, dry_run=dry_run) if restore else main(node_path, observe))
+    if restore:
+        raise typer.Exit(restoring.main(node_path, dry_run=dry_run))
+    if observe:
+        _load_node(node_path)  # what is wrong with it is said before anybody waits for a driver
+        if why := asyncio.run(observing.driver_fault()):
+            _negative(f"nothing to observe: {why}")
+    raise typer.Exit(main(node_path, observe))
 
 
 @app.command("agent-farm")
@@ -123,21 +132,20 @@ def agent_farm(
 @app.command()
 def check(block_path: BlockPath, as_json: AsJson = False) -> None:
     """Check a block.yaml or node.yaml and show what it means, or everything that is wrong with it."""
-    from controller.agent.config import load_node
-    from controller.config import BlockConfig, ConfigError
-    from controller.views import check, check_gateway, check_node
+    from controller.config import BlockConfig
+    from controller.views import check, check_gateway, check_node, check_scenario
 
+    if check_scenario.is_scenario(block_path):
+        _give_up(check_scenario.sentence(block_path))
     if check_node.is_of_node(block_path):
-        try:
-            node = load_node(block_path)
-        except ConfigError as error:
-            _give_up(str(error))
+        node = _load_node(block_path)
         typer.echo(node.model_dump_json() if as_json else check_node.sentence(node))
-        return
-    config = _load_any(block_path)
-    view: Any = check if isinstance(config, BlockConfig) else check_gateway
-    _show(view.as_json(config) if as_json else view.render(config))
-    unfit = list(view.unfit(config))
+        unfit = list(check_node.unfit(node))
+    else:
+        config = _load_any(block_path)
+        view: Any = check if isinstance(config, BlockConfig) else check_gateway
+        _show(view.as_json(config) if as_json else view.render(config))
+        unfit = list(view.unfit(config))
     for sentence in unfit:
         typer.echo(f"{block_path.name}: {sentence}", err=True)
     if unfit:
@@ -443,6 +451,15 @@ def _load_any(path: Path) -> Any:
 
     try:
         return load_config(path)
+    except ConfigError as error:
+        _give_up(str(error))
+
+
+def _load_node(path: Path) -> Any:
+    from controller.agent.config import ConfigError, load_node
+
+    try:
+        return load_node(path)
     except ConfigError as error:
         _give_up(str(error))
 

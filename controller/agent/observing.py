@@ -10,6 +10,9 @@ of the sweep do not count meanwhile, since both wait for one driver. The renewal
 time stamps. A driver that stamps every answer anew tells nothing by that; then renewals are the moments at
 which the value was seen to change. Those are too few where a GPU draws the same for long, and never nearer to
 each other than two calls.
+
+An agent waits for its driver however long that takes, for it has to be there when the driver comes. Who
+observes waits for an answer: `driver_fault` ends that.
 """
 
 import asyncio
@@ -22,10 +25,10 @@ from typing import Any, Final, NamedTuple
 
 import structlog
 
-from controller.agent.lanes import Lane
+from controller.agent.lanes import Lane, Stuck
 from controller.agent.node import Agent, Calls
 from controller.clock import now_s
-from protocols.nvml import AVERAGE, ENERGY, INSTANT, NvmlFault, Stamped
+from protocols.nvml import AVERAGE, ENERGY, INSTANT, LIBRARY_MISSING, Nvml, NvmlFault, Stamped
 
 FIELDS: Final = {"average": AVERAGE, "instant": INSTANT, "energy": ENERGY}
 LOOK_S: Final = 2.0  # 20 renewals of the slowest sensor known
@@ -35,6 +38,9 @@ STEP_S: Final = 0.002  # a tenth of the fastest sensor's period
 RENEWALS_MIN: Final = 3
 STAMPED_ANEW_RATIO: Final = 0.9  # of the calls brought another stamp: it is the moment of the call
 CALLS_KEPT: Final = 1000
+OPEN_WAIT_MAX_S: Final = 30.0  # a driver loads in seconds; opening it has been seen to queue for 12 s
+OPEN_RETRY_S: Final = 1.0
+OPENING: Final = -1  # stands for the driver itself where a lane wants a GPU index
 MS: Final = 1e3
 
 log = structlog.get_logger(__name__)
@@ -125,6 +131,32 @@ class Observer:
             },
             by={name: one.by for name, one in seen.items() if one is not None},
         )
+
+
+async def driver_fault() -> str:
+    """Why there is nothing to observe on this host, and what to do; "" as soon as there is something.
+
+    A driver that is being loaded gets `OPEN_WAIT_MAX_S`. A library that is not installed is not waited for.
+    """
+    lane = Lane("nvml open", deadline_s=OPEN_WAIT_MAX_S, stuck=Stuck())
+    until_s = now_s() + OPEN_WAIT_MAX_S
+    logged = ""
+    while True:
+        opened = (await lane.run({OPENING: Nvml}))[OPENING]
+        if isinstance(opened, NvmlFault):
+            why = opened.sentence
+            if opened.code == LIBRARY_MISSING:
+                return why
+        elif opened.gpu_count > 0:
+            return ""
+        else:
+            why = "the driver shows no GPU: see `nvidia-smi` and the kernel log"
+        if now_s() >= until_s:
+            return f"{why} (tried for {OPEN_WAIT_MAX_S:g} s)"
+        if why != logged:
+            log.warning("driver not usable, trying again", why=why, for_s=OPEN_WAIT_MAX_S)
+        logged = why
+        await asyncio.sleep(OPEN_RETRY_S)
 
 
 def _newest() -> deque[float]:

@@ -14,7 +14,7 @@ What was put back goes from the record; what could not be, and what is not there
 not there is told and is no failure: it may never come back.
 
 Exit status: 0 all that is there is as it was found; 1 something could not be put back, or the record cannot
-be read throughout; 2 nothing was tried.
+be read throughout; 2 nothing was tried: no record, an agent that runs, no driver, a bad file.
 """
 
 import sys
@@ -35,6 +35,9 @@ from protocols.nvml import Nvml, NvmlFault
 
 EXIT_FAILED: Final = 1
 EXIT_BAD_INPUT: Final = 2
+NOTHING: Final = (
+    "no agent has written any limit, or all was put back already; else correct `state_dir` in node.yaml"
+)
 NOT_FOUND: Final = 6  # nvmlReturn: the driver has no such GPU; one that fell off the bus has another code
 
 
@@ -72,14 +75,14 @@ def main(path: Path, *, dry_run: bool) -> int:
 def _check_used(config: NodeConfig) -> None:
     """Raises ConfigError where no agent was ever: the lock would make its directory, and make it root's."""
     if not config.state_dir.is_dir():
-        raise ConfigError(f"{config.state_dir}: no such directory: no agent has written any limit")
+        raise ConfigError(f"{config.state_dir}: no such directory: {NOTHING}")
 
 
 def _restore(config: NodeConfig, *, dry_run: bool) -> int:
     """Raises ConfigError, NvmlFault, OSError when nothing could be tried."""
     found = found_limits.read(config.state_dir)
     if not found and not found_limits.unreadable(config.state_dir):
-        raise ConfigError(f"{config.state_dir}: nothing is recorded there: no agent has written any limit")
+        raise ConfigError(f"{config.state_dir}: nothing is recorded there: {NOTHING}")
     driver = Nvml()
     _share_found(config, driver, found)
     rows = {

@@ -72,8 +72,11 @@ def _cascade(group: str, *entries: Entry) -> tuple[Entry, ...]:
 BLOCK: Final = _cascade(
     "block",
     _link("broker", HIGH, "no connection to the block's own MQTT broker",
-          "agents fall back after their lease; sources on this broker fall silent: failsafe limit",
-          "`systemctl status mosquitto`; reconnects by itself within 2 s"),
+          "nobody can be ordered: after their lease agents take all GPUs down to `fallback_w` and keep them"
+          " there; what these had above it is work lost. No curtailment, shed or frequency response takes"
+          " anything off them meanwhile. Sources on this broker fall silent: failsafe limit",
+          "`systemctl status mosquitto`; reconnects by itself within 2 s, and power comes back by the agreed"
+          " ramp. Until then shed by hand if the site asks for less than the fallback"),
     _link("meter", HIGH, "the block meter is not usable",
           "last good base load for 30 s, then the assumed maximum, or what was measured if that was more:"
           " less for the GPUs",

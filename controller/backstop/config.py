@@ -5,7 +5,7 @@
       limit_w: 300                                   # each GPU of a silent host
       url_template: https://{node}-bmc.mgmt.example
       user: powerblock
-      password_file: /etc/powerblock/bmc-password
+      password_file: /run/credentials/powerblock.service/mqtt_bmc-password  # of /etc/powerblock/credentials
       ca: /etc/powerblock/bmc-ca.crt
       bmcs:
         n07: {url: https://10.0.7.1, fingerprint: "9f:86:..."}    # signed by itself, as BMCs come
@@ -16,6 +16,7 @@ EX), `domain` (Node Manager of DGX H100 and B200: an OEM door, opened only when 
 so a host that is capped through it still counts at its maximum).
 """
 
+import ssl
 from collections import defaultdict
 from collections.abc import Collection, Iterator
 from contextlib import suppress
@@ -32,6 +33,7 @@ from protocols.redfish import BmcSettings, RedfishConfigError
 PASSWORD_MAX_CHARS: Final = 1024  # a file larger than this is not a password
 FAULTS_SHOWN_MAX: Final = 3  # what is wrong with all 144 is said once, twice, and enough
 NODE: Final = "{node}"
+ANY_PIN: Final = "00" * 32  # stands for a CA whose file is not opened
 
 Seconds = Annotated[float, Field(gt=0, le=3600)]
 
@@ -83,25 +85,51 @@ class BackstopConfig(_Strict):
             )
         return text
 
-    def settings(self, node: str, password: str) -> BmcSettings:
+    def ca_files(self, nodes: Collection[str]) -> dict[str, str]:
+        """Files of CAs that vouch for BMCs of these nodes, by the first place that names each."""
+        places: dict[str, str] = {}
+        for node in nodes:
+            own = self.bmcs.get(node, BmcEntry())
+            if own.ca is not None:
+                places.setdefault(own.ca, f"backstop.bmcs.{node}.ca")
+            elif own.fingerprint is None and self.ca is not None:
+                places.setdefault(self.ca, "backstop.ca")
+        return {place: file for file, place in places.items()}
+
+    def settings(self, node: str, password: str, *, opens_ca: bool = True) -> BmcSettings:
         """How to reach the BMC of `node`. Raises RedfishConfigError."""
         own = self.bmcs.get(node, BmcEntry())
         url = own.url or (self.url_template or "").replace(NODE, node)
         if not url:
             raise RedfishConfigError("url: missing; give url_template, or bmcs with a url of this node")
         has_own_trust = own.ca is not None or own.fingerprint is not None
+        ca, pin = (own.ca, own.fingerprint) if has_own_trust else (self.ca, self.fingerprint)
+        if not opens_ca and ca is not None and pin is None:
+            ca, pin = None, ANY_PIN
         return BmcSettings(
             url=url,
             user=self.user,
             password=password,
-            ca_file=own.ca if has_own_trust else self.ca,
-            fingerprint=own.fingerprint if has_own_trust else self.fingerprint,
+            ca_file=ca,
+            fingerprint=pin,
             request_max_s=self.request_max_s,
         )
 
 
+def read_ca(place: str, file: str) -> None:
+    """Raises ConfigError: the file is no CA's."""
+    try:
+        ssl.create_default_context(cafile=file)
+    except OSError as error:  # ssl.SSLError is one
+        why = str(getattr(error, "reason", None) or error.strerror).lower().replace("_", " ")
+        raise ConfigError(f"{place}: {file}: {why}; give a PEM file of who signed the BMCs") from None
+
+
 def backstop_errors(config: BackstopConfig | None, nodes: Collection[str]) -> Iterator[str]:
-    """What only shows beside the rest of the file. `nodes`: all of the block."""
+    """What only shows beside the rest of the file. `nodes`: all of the block.
+
+    Files that are named are not opened: whoever reads block.yaml need not be the service, nor on its host.
+    """
     if config is None:
         return
     if config.url_template is not None and NODE not in config.url_template:
@@ -113,7 +141,7 @@ def backstop_errors(config: BackstopConfig | None, nodes: Collection[str]) -> It
     of_bmc: dict[tuple[str, int], list[str]] = defaultdict(list)
     for node in nodes:
         try:
-            of_bmc[_address(config.settings(node, "not read yet").url)].append(node)
+            of_bmc[_address(config.settings(node, "not read yet", opens_ca=False).url)].append(node)
         except RedfishConfigError as error:
             faults.append(f"backstop: BMC of {node}: {error}")
     faults += [_shared(bmc, names) for bmc, names in of_bmc.items() if len(names) > 1]

@@ -7,9 +7,8 @@ power supply. The base load is taken at its assumed most, which is what the law 
 """
 
 import math
-import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -21,20 +20,17 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from controller.backstop.config import read_ca
 from controller.config import BlockConfig, InletConfig, NodeEntry, RackConfig, settings_of
 from controller.core.model import Floats, Settings, ShedLevel
-from controller.facility.files import CREDENTIALS, link
 from controller.site.config import DsxFlexConfig, OpenAdrVtnConfig, RampConfig, Source
 from controller.site.keys import key_files, signer_file
 from controller.site.openadr import ven_settings
 from controller.site.policy import ACTS, policy_of
-from controller.views import check_gateway
+from controller.views import check_files, check_gateway
 from controller.views.figures import kw, percent, span
-from controller.yaml_config import ConfigError
-from protocols.mqtt import MqttConfigError
 
 KW: Final = 1000.0
-MQTT_FILES: Final = ("password_file", "ca", "cert", "key")
 SOURCE_FILES: Final = ("client_secret_file", "signing_key", "ca", "cert", "key")
 ALIKE_W: Final = 1.0  # inlets that differ by less are equally tight
 EVEN_STEPS: Final = 40  # halvings: from kilowatts to less than a microwatt
@@ -299,62 +295,48 @@ def _source_warnings(config: BlockConfig) -> Iterator[str]:
 def unfit(config: BlockConfig) -> Iterator[str]:
     """Files and addresses with which the controller would not start, for this user on this machine."""
     yield from check_gateway.unfit(config)
-    missing = False
-    for where, path in _files(config):
-        if _is_to_come(path):
-            continue
-        try:
-            with path.open("rb"):
-                pass
-        except OSError as error:
-            missing = True
-            yield f"{where}: {path}: {error.strerror}; the controller will not start without it"
-    if missing or any(_is_to_come(path) for _, path in _files(config)):
-        return  # what belongs together can be tried only where all of it is
-    for try_it in _trials(config):
-        try:
-            try_it()
-        except (ConfigError, MqttConfigError) as error:
-            yield str(error)
+    yield from check_files.unfit(_files(config), _trials(config), "the controller")
 
 
-def _is_to_come(path: Path) -> bool:
-    """Put there by systemd when its service starts; what this very process was given is there, or is not."""
-    own = os.environ.get("CREDENTIALS_DIRECTORY")
-    return path.is_relative_to(CREDENTIALS) and (own is None or not path.is_relative_to(own))
-
-
-def _trials(config: BlockConfig) -> Iterator[Callable[[], object]]:
+def _trials(config: BlockConfig) -> Iterator[check_files.Trial]:
     """What the controller makes of them first: connections not yet connected, key sets, a VEN's settings."""
-    yield partial(link, config.mqtt, "check")
+    yield "mqtt", partial(check_files.linked, "mqtt", config.mqtt)
     if config.backstop is not None:
-        yield config.backstop.password
-    for source in config.site.sources:
+        yield "backstop.password_file", config.backstop.password
+        for place, file in config.backstop.ca_files(_names(config)).items():
+            yield place, partial(read_ca, place, file)
+    for number, source in enumerate(config.site.sources):
+        place, where = f"site.sources[{number}]", f"site.sources: {source.name}"
         mqtt = getattr(source, "mqtt", None)
         if mqtt is not None:
-            yield partial(link, mqtt, "check")
+            yield f"{place}.mqtt", partial(check_files.linked, f"{place}.mqtt", mqtt)
         if isinstance(source, DsxFlexConfig):
-            where = f"site.sources: {source.name}"
-            yield partial(key_files, f"{where}: publishers", source.publishers)
-            yield partial(key_files, f"{where}: advisers", source.advisers)
-            yield partial(signer_file, f"{where}: signing_key", source.signing_key, source.signing_kid)
+            for field in ("publishers", "advisers"):
+                yield f"{place}.{field}", partial(key_files, f"{where}: {field}", getattr(source, field))
+            signer = partial(signer_file, f"{where}: signing_key", source.signing_key, source.signing_kid)
+            yield f"{place}.signing_key", signer
         if isinstance(source, OpenAdrVtnConfig):
-            yield partial(ven_settings, source)
+            yield place, partial(ven_settings, source)
 
 
 def _files(config: BlockConfig) -> Iterator[tuple[str, Path]]:
     """Files that the configuration names, with the place where it does."""
-    named: dict[str, Any] = {f"mqtt.{name}": getattr(config.mqtt, name) for name in MQTT_FILES}
+    yield from check_files.of_broker("mqtt", config.mqtt)
     if config.backstop is not None:
-        named["backstop.password_file"] = config.backstop.password_file
+        yield "backstop.password_file", config.backstop.password_file
+        for place, file in config.backstop.ca_files(_names(config)).items():
+            yield place, Path(file)
     for number, source in enumerate(config.site.sources):
         where = f"site.sources[{number}]"
-        mqtt = getattr(source, "mqtt", None)
-        named |= {f"{where}.mqtt.{name}": getattr(mqtt, name, None) for name in MQTT_FILES}
-        named |= {f"{where}.{name}": getattr(source, name, None) for name in SOURCE_FILES}
+        yield from check_files.of_broker(f"{where}.mqtt", getattr(source, "mqtt", None))
+        named = {name: getattr(source, name, None) for name in SOURCE_FILES}
         for field in ("publishers", "advisers"):
-            named |= {f"{where}.{field}.{name}": path for name, path in getattr(source, field, {}).items()}
-    yield from ((where, Path(path)) for where, path in named.items() if path is not None)
+            named |= {f"{field}.{name}": path for name, path in getattr(source, field, {}).items()}
+        yield from ((f"{where}.{name}", Path(path)) for name, path in named.items() if path is not None)
+
+
+def _names(config: BlockConfig) -> list[str]:
+    return [node.name for node in config.nodes]
 
 
 def _rack_warnings(rack: RackConfig, found: RackFacts) -> Iterator[str]:

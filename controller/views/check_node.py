@@ -1,9 +1,12 @@
 """A `node.yaml` in one sentence, for `powerblock check`: the agent itself would tell only on its host."""
 
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from controller.agent.config import NodeConfig
+from controller.views import check_files
 from controller.yaml_config import ConfigError, parse
 
 
@@ -27,3 +30,9 @@ def sentence(config: NodeConfig) -> str:
         f"node {config.node} of block {config.block}: {some}; without a lease down to {each} W each{in_all},"
         f" by {config.fallback_ramp_w_per_s:g} W/s. `powerblock check block.yaml` derives what it should be"
     )
+
+
+def unfit(config: NodeConfig) -> Iterator[str]:
+    """Files with which the agent would not start, for this user on this machine."""
+    trial = ("mqtt", partial(check_files.linked, "mqtt", config.mqtt))
+    yield from check_files.unfit(check_files.of_broker("mqtt", config.mqtt), [trial], "the agent")

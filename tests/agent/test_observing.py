@@ -1,13 +1,18 @@
 """`powerblock agent --observe`: how long calls take, and how often the power sensors are renewed."""
 
 import ast
+import os
 import re
+import subprocess
+import sys
 from threading import Event, Thread
 
 import pytest
 
+from controller.agent import observing
 from controller.agent.observing import RENEWALS_MIN, Renewed, Sample, renewed
-from protocols.nvml import Stamped
+from firmware_sim.gpu_firmware import environment
+from protocols.nvml import LIBRARY_MISSING, NvmlFault, Stamped
 
 CALL_S = 0.0025
 
@@ -108,3 +113,117 @@ async def test_a_gpu_that_fails_while_it_is_looked_at_is_told_as_far_as_it_was_s
         assert "average_ms=None" in lines[0]
         assert "gpu=0" in lines[0]
         assert "gpu=1" in lines[1]
+
+
+# --- a host without a driver --------------------------------------------------------------------------------
+
+
+NOT_LOADED = NvmlFault(9, "the driver is not loaded: check the kernel log")
+
+
+@pytest.fixture
+def driver(monkeypatch):
+    """`driver(answers)`: what opening it brings, one after the other, the last one for ever: a fault, or GPUs."""
+    monkeypatch.setattr(observing, "OPEN_WAIT_MAX_S", 0.2)
+    monkeypatch.setattr(observing, "OPEN_RETRY_S", 0.01)
+
+    def answering(*answers):
+        left = list(answers)
+
+        class Driver:
+            def __init__(self) -> None:
+                answer = left.pop(0) if len(left) > 1 else left[0]
+                if isinstance(answer, NvmlFault):
+                    raise answer
+                self.gpu_count = answer
+
+        monkeypatch.setattr(observing, "Nvml", Driver)
+        return left
+
+    return answering
+
+
+async def test_a_library_that_is_not_installed_is_not_waited_for(driver):
+    left = driver(NvmlFault(LIBRARY_MISSING, "install the NVIDIA driver"), 8)
+    assert await observing.driver_fault() == "install the NVIDIA driver"
+    assert left == [8], "asked once"
+
+
+@pytest.mark.parametrize("first", [NOT_LOADED, 0], ids=["not loaded", "no GPU yet"])
+async def test_a_driver_that_is_being_loaded_is_waited_for(driver, first):
+    left = driver(first, first, 8)
+    assert await observing.driver_fault() == ""
+    assert left == [8]
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [(NOT_LOADED, NOT_LOADED.sentence), (0, "the driver shows no GPU: see `nvidia-smi` and the kernel log")],
+    ids=["not loaded", "no GPU"],
+)
+async def test_a_driver_that_does_not_come_is_given_up_with_a_sentence(driver, answer, why):
+    driver(answer)
+    assert await observing.driver_fault() == f"{why} (tried for 0.2 s)"
+
+
+async def test_a_driver_whose_opening_never_returns_is_given_up_too(driver, monkeypatch):
+    driver(0)
+    released = Event()
+
+    class Hangs:
+        def __init__(self) -> None:
+            released.wait(30)
+
+    monkeypatch.setattr(observing, "Nvml", Hangs)
+    try:
+        assert "has not returned" in await observing.driver_fault()
+    finally:
+        released.set()
+
+
+def observer(node, **variables) -> subprocess.Popen:
+    """The command as people type it."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "controller.cli", "agent", str(node.file), "--observe"],
+        env={**os.environ, **environment(node.library, node.memory.path), **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def ended(started) -> tuple[int, str, str]:
+    """Its status, and what it said."""
+    try:
+        said = started.communicate(timeout=20)
+    finally:
+        started.kill()
+    return started.returncode, *said
+
+
+async def test_on_a_host_without_a_driver_it_ends_with_one_sentence_and_status_1(node, tmp_path):
+    async with node() as n:
+        code, out, told = ended(observer(n, LD_LIBRARY_PATH=str(tmp_path)))
+        assert (code, out, told.count("\n")) == (1, "", 1)
+        assert told.startswith("nothing to observe: cannot open the driver: ")
+        assert "no libnvidia-ml.so.1: install the NVIDIA driver" in told
+
+
+async def test_a_file_that_does_not_hold_is_said_before_the_driver_is_looked_for(node, tmp_path):
+    async with node(fallback_w=-1) as n:
+        code, _, told = ended(observer(n, LD_LIBRARY_PATH=str(tmp_path)))
+        assert code == 2
+        assert "node.yaml: fallback_w" in told
+        assert "driver" not in told
+
+
+async def test_with_a_driver_it_observes_as_it_always_did(node):
+    """Whoever looked for the driver is not in the way of who opens it then."""
+    async with node(gpu_count=1) as n:
+        started = observer(n)
+        try:
+            report = await n.report(within_s=10.0)
+        finally:
+            started.terminate()
+            code, *_ = ended(started)
+        assert (code, report.mode, report.gpus[0].fault) == (0, "observe", "")

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -174,6 +175,23 @@ async def test_an_agent_that_starts_while_limits_are_put_back_has_the_lock_after
             return False
 
         await n.until(is_refused)
+
+
+@pytest.mark.parametrize("made", [False, True], ids=["no directory", "an empty one"])
+async def test_without_a_record_it_touches_nothing_and_ends_as_the_page_says(node, made):
+    async with node() as n:
+        if made:
+            (n.folder / "state").mkdir()
+        for options in ([], ["--dry-run"]):
+            ended = restore(n, *options)
+            assert (ended.returncode, ended.stdout) == (2, "")
+            assert f"{n.folder}/state: " in ended.stderr
+            assert "no agent has written any limit, or all was put back already" in ended.stderr
+            assert "correct `state_dir` in node.yaml" in ended.stderr
+        assert list(n.memory.gpus["write_count"]) == [0] * 4
+    page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    (row,) = [line for line in page.splitlines() if line.startswith("| `powerblock agent --restore` |")]
+    assert "nothing is on record" in row.split("|")[4], "column of status 2"
 
 
 @pytest.mark.parametrize(

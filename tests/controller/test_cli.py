@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -17,6 +18,7 @@ from tests.controller.recorded import beats
 from tests.core.blocks import SETTINGS
 
 NOW = "2026-11-21T17:55:00Z"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def powerblock(*arguments, columns=100):
@@ -79,6 +81,73 @@ def test_check_takes_the_file_of_a_node_too(tmp_path):
     found = powerblock("check", path)
     assert (found.exit_code, found.stdout) == (2, "")
     assert "node.yaml: fallback_w" in found.stderr
+
+
+NODE_FILES = ("password_file", "ca", "cert", "key")
+
+
+@pytest.fixture
+def node_with(tmp_path):
+    """`node_with(ca="ca.pem", ...)`: path of a node.yaml whose broker is reached with these."""
+
+    def write(**mqtt):
+        path = tmp_path / "node.yaml"
+        content = {"block": "hall-a", "node": "n1", "fallback_w": 250, "state_dir": "state"}
+        path.write_text(json.dumps({**content, "mqtt": {"url": "mqtts://127.0.0.1", **mqtt}}))
+        return path
+
+    return write
+
+
+def test_check_of_a_node_names_every_file_that_is_not_there_and_says_the_rest(node_with, tmp_path):
+    path = node_with(**{name: f"no-{name}" for name in NODE_FILES}, username="n1")
+    for options in ([], ["--json"]):
+        found = powerblock("check", path, *options)
+        assert found.exit_code == 1
+        assert "250" in found.stdout
+        told = found.stderr.splitlines()
+        assert len(told) == len(NODE_FILES)
+        for name, line in zip(NODE_FILES, told, strict=True):
+            assert line.startswith(
+                f"node.yaml: mqtt.{name}: {tmp_path}/no-{name}: No such file or directory; "
+            )
+            assert "check the path and its permissions: the agent will not start without it" in line
+
+
+@pytest.mark.parametrize(
+    ("mqtt", "sentence"),
+    [
+        ({"username": "n1", "password_file": "empty"}, "mqtt.password_file: {}/empty holds no password"),
+        ({"ca": "empty"}, "mqtt: Tls(ca_file='{}/empty'"),
+        ({"url": "http://h"}, "mqtt: http://h: use mqtt://host:port or mqtts://host:port"),
+    ],
+)
+def test_check_of_a_node_tries_its_broker_as_the_agent_would(node_with, tmp_path, mqtt, sentence):
+    (tmp_path / "empty").touch()
+    found = powerblock("check", node_with(**mqtt))
+    assert found.exit_code == 1
+    assert f"node.yaml: {sentence.format(tmp_path)}" in found.stderr
+
+
+def test_what_systemd_gives_an_agent_later_is_not_missed(node_with):
+    given = "/run/credentials/powerblock-agent.service/mqtt_n1.password"
+    found = powerblock("check", node_with(username="n1", password_file=given))
+    assert (found.exit_code, found.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("scenario", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_scenario_of_the_rig_is_told_where_it_belongs(scenario):
+    found = powerblock("check", scenario)
+    assert (found.exit_code, found.stdout) == (2, "")
+    (told,) = found.stderr.splitlines()
+    assert f"{scenario.name}: a scenario for the rig" in told
+    assert f"`powerblock-rig run {scenario}`" in told
+    assert "check takes a block.yaml or a node.yaml" in told
+
+
+def test_a_block_with_a_stray_setting_of_scenarios_is_still_a_block(block_with):
+    found = powerblock("check", block_with({"timeline": []}))
+    assert found.stderr == "block.yaml: timeline: no such setting; remove it or correct its spelling\n"
 
 
 def test_check_shows_the_tree_of_limits(block_with):
@@ -257,6 +326,50 @@ def test_a_password_of_bmcs_that_is_not_there_stops_check_and_reload(
     assert sentence in said.out + said.err
 
 
+def with_cas(armed_with, *, common="ca.pem", own="own.pem"):
+    """A block whose BMCs are vouched for by CAs: one of its own for node-b."""
+    entry = {key: value for key, value in BACKSTOP.items() if key != "fingerprint"}
+    url = "https://10.0.7.2"
+    return armed_with({"backstop": {**entry, "ca": common, "bmcs": {"node-b": {"url": url, "ca": own}}}})
+
+
+def test_a_missing_ca_of_bmcs_hides_nothing_of_the_block_and_no_other_file(armed_with, tmp_path):
+    path = with_cas(armed_with)
+    (tmp_path / "bmc").unlink()
+    found = powerblock("check", path)
+    assert found.exit_code == 1
+    assert "a silent host is held by its BMC at 230 W per GPU" in words(found.stdout)
+    assert found.stderr.splitlines() == [
+        f"block.yaml: {place}: {tmp_path}/{file}: No such file or directory; check the path and its"
+        " permissions: the controller will not start without it"
+        for place, file in (
+            ("backstop.password_file", "bmc"),
+            ("backstop.ca", "ca.pem"),
+            ("backstop.bmcs.node-b.ca", "own.pem"),
+        )
+    ]
+
+
+def test_a_missing_ca_does_not_hide_what_is_wrong_inside_of_other_files(armed_with, tmp_path):
+    """Only what belongs to the missing file waits for it."""
+    (tmp_path / "own.pem").write_text("no certificate")
+    (tmp_path / "bmc").write_text("\n")
+    told = powerblock("check", with_cas(armed_with)).stderr
+    assert f"backstop.ca: {tmp_path}/ca.pem: No such file or directory" in told
+    assert f"backstop.password_file: {tmp_path}/bmc holds no password; write it there" in told
+    assert f"backstop.bmcs.node-b.ca: {tmp_path}/own.pem: no certificate or crl found; give a PEM" in told
+
+
+def test_a_ca_that_several_bmcs_share_is_told_once(armed_with, tmp_path):
+    told = powerblock("check", with_cas(armed_with, own="ca.pem")).stderr
+    assert told.count("No such file") == 1
+    assert f"backstop.ca: {tmp_path}/ca.pem: " in told
+
+
+def test_a_reload_does_not_happen_without_the_ca_of_bmcs(armed_with):
+    assert not is_sound(with_cas(armed_with))
+
+
 def test_what_systemd_gave_this_process_is_there_or_a_reload_would_end_it(armed_with, monkeypatch):
     """Credentials are copied when a service starts: a reload gets no new ones."""
     given = "/run/credentials/powerblock.service"
@@ -293,12 +406,17 @@ def test_check_of_files_that_fit_is_all_well(block_with, tmp_path):
         ({"publishers": {"isv-1": "isv-1.key.pem"}}, "give a PEM that begins with BEGIN PUBLIC KEY"),
         (
             {"mqtt": {"url": "mqtt://b", "ca": "isv-1.pub.pem"}},
-            "TLS files are given, but the url is not mqtts://",
+            "site.sources[0].mqtt: mqtt://b: TLS files are given, but the url is not mqtts://",
+        ),
+        (
+            {"mqtt": {"url": "mqtt://b", "username": "a", "password_file": "empty"}},
+            "block.yaml: site.sources[0].mqtt.password_file: ",
         ),
     ],
 )
 def test_check_tries_the_files_as_the_controller_would(block_with, tmp_path, monkeypatch, changes, sentence):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").touch()
     found = powerblock("check", with_dsx(block_with, tmp_path, **changes))
     assert found.exit_code == 1
     assert sentence in found.stderr

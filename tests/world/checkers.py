@@ -11,6 +11,7 @@ from itertools import pairwise
 import numpy as np
 
 from controller.core.model import Contact, Decision, Mode, Setpoint, Settings
+from controller.core.sharing import STRIDE_S
 from tests.world.facility import CLOCK_MAX_MHZ, RACK_BASE_RATIO, Truth
 from tests.world.grid import Grid
 from tests.world.nodes import Agent
@@ -590,7 +591,9 @@ class Checkers:
         room_w = min(room_w for at, room_w in self.rooms if at >= since_s)
         used_w = max(value for at, value in self.sums if at >= since_s)
         earlier_w = max(value for at, value in self.sums if since_s - 1.0 <= at <= since_s)
-        if self.sums[-1][1] - earlier_w > RISING_RATIO * RECENTLY_S * up_w_per_s:
+        # watts that change hands are missing until the next stride
+        lately_w = max(value for at, value in self.sums if at > moment.now_s - STRIDE_S)
+        if lately_w - earlier_w > RISING_RATIO * RECENTLY_S * up_w_per_s:
             return  # on its way, at the agreed rate
         followed_w = FOLLOWED_S * self._fastest_up_w_per_s() / self.settings.block_w_per_gpu_w
         if used_w < IN_USE_RATIO * room_w - followed_w - ROUNDING_W * len(moment.limits_w):

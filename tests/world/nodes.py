@@ -68,6 +68,7 @@ class Agent:
     up: bool = True
     deaf_to_writes: bool = False  # the driver blocks
     inert: bool = False  # confirms and shows what it is told, and writes nothing
+    astray: bool = False  # so it was, and has not written since
     boots: int = 0
     lease: leases.Lease | None = None
     echo_sent_at_s: float = -1.0
@@ -160,8 +161,10 @@ class Agent:
         ]
 
     def write(self, found_w: list) -> None:
+        self.astray = self.astray or self.inert
         if self.deaf_to_writes or self.inert:
             return
+        self.astray = False
         self.write_ceilings()
         if tuple(found_w) == self.lease.held_w:
             return

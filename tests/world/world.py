@@ -407,7 +407,7 @@ class World:
             self._deliver(to, message)
         for agent in self.agents:
             agent.step(now_s, network)
-        if any(agent.inert for agent in self.agents):
+        if any(agent.astray for agent in self.agents):
             self.disturbed_at_s = now_s  # what its GPUs hold is not what anybody is told
         self.truth.step(self.dt_s, now_s)
         self._measure()

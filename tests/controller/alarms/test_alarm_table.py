@@ -47,6 +47,20 @@ def test_a_key_finds_its_entry_by_its_longest_beginning(key, pattern):
     assert SETTINGS.entry(key).pattern == pattern
 
 
+def test_a_lost_broker_says_what_it_costs_and_what_is_left_to_do():
+    """It is the road to every GPU: who reads the row must not take it for one device among others."""
+    entry = SETTINGS.entry("broker")
+    for cost in (
+        "after their lease",
+        "`fallback_w`",
+        "work lost",
+        "No curtailment, shed or frequency response",
+    ):
+        assert cost in entry.by_itself, cost
+    for left in ("systemctl status mosquitto", "by the agreed ramp", "shed by hand"):
+        assert left in entry.response, left
+
+
 def shape(node):
     """`f"signal {source}"` and `"cooling"` as patterns of the table; None: no key of an alarm."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):

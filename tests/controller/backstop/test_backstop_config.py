@@ -1,14 +1,19 @@
 """The `backstop` part of block.yaml."""
 
 import json
+from pathlib import Path
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from controller.backstop import BackstopConfig, BmcEntry, backstop_errors
+from controller.backstop import config as module
 from controller.config import load_block
 from controller.yaml_config import ConfigError
+from protocols.redfish import RedfishConfigError
 
+ROOT = Path(__file__).parents[3]
 PIN = "ab" * 32
 
 
@@ -108,14 +113,40 @@ def test_the_password_is_read_from_its_file(tmp_path):
     assert config(password_file=str(file)).password() == "secret"
 
 
-def test_files_count_from_the_folder_of_block_yaml(block_with):
+def test_files_count_from_the_folder_of_block_yaml_which_opens_none_of_them(block_with):
     entry = {"limit_w": 300, "user": "powerblock", "password_file": "bmc-password", "ca": "pki/bmc.crt"}
     url = {
         "url_template": "https://{node}-bmc.example",
         "bmcs": {"node-a": {"url": "https://n-bmc.example", "ca": "pki/n.crt"}},
     }
     path = block_with({"backstop": entry | url})
-    with pytest.raises(ConfigError) as refused:  # none of them is there
-        load_block(path)
-    for name in ("pki/bmc.crt", "pki/n.crt"):
-        assert f"ca {path.parent / name}: " in str(refused.value)
+    found = load_block(path).backstop  # none of them is there
+    assert found.ca_files(["node-a", "node-b"]) == {
+        "backstop.bmcs.node-a.ca": f"{path.parent}/pki/n.crt",
+        "backstop.ca": f"{path.parent}/pki/bmc.crt",
+    }
+    for node in ("node-a", "node-b"):
+        with pytest.raises(RedfishConfigError, match="give a readable PEM file"):
+            found.settings(node, "p")  # as whoever talks to BMCs does before anything else
+
+
+def test_a_ca_that_vouches_for_nobody_is_not_asked_for():
+    made = config(bmcs={"n01": {"fingerprint": PIN}}, fingerprint=None, ca="/etc/ca.crt")
+    assert made.ca_files(["n01"]) == {}
+
+
+def test_a_ca_does_not_excuse_a_bmc_that_cannot_be_reached():
+    made = config(fingerprint=None, ca="/no/such.crt", url_template="http://{node}")
+    assert any("use https" in error for error in backstop_errors(made, ["n01"]))
+    assert any("exactly one of ca and" in error for error in backstop_errors(config(ca="/ca.crt"), ["n01"]))
+
+
+def test_the_example_in_the_source_is_that_of_the_operations_page():
+    """Down to the path of the password, which is systemd's copy."""
+    section = (ROOT / "docs" / "operations.md").read_text().partition("\n## Backstop\n")[2]
+    shown = yaml.safe_load(section.partition("```yaml\n")[2].partition("```")[0])["backstop"]
+    source = module.__doc__.partition("\n\n")[2].partition("\n\n")[0]
+    given = yaml.safe_load(source)["backstop"]
+    for name in given.keys() - {"bmcs"}:
+        assert given[name] == shown[name], name
+    assert "/etc/powerblock/credentials" in source
