@@ -7,7 +7,8 @@ faster than the ramp. So the sum of what GPUs *may* hold never passes the budget
 and power that a fault took away comes back at the agreed rate.
 
 A budget that walks is followed in strides, not at every beat: twenty times a second each GPU would get one
-watt less, and a driver call takes 1 to 30 ms. What falls further than that is cut at once.
+watt less, and a driver call takes 1 to 30 ms. What falls further than that is cut at once, and watts that
+only change hands do not wait.
 """
 
 from collections.abc import Callable
@@ -226,23 +227,31 @@ def hand_over(
     rise_w = np.where(shares.controllable, shares.desired_w - cut_w, 0.0)
     rise_w[(rise_w < DEADBAND_W) & (shares.desired_w < snapshot.gpus.max_w)] = 0.0
     stride_s = snapshot.now_s - shares.strode_at_s
+    strides = stride_s >= STRIDE_S - EARLY_S
     lift_w, sums = _lift(
         shares, float(present_w.sum()), up, stride_s if stride_s < STRIDE_S + EARLY_S else 0.0
     )
     unheard_w = float((present_w - cut_w)[~shares.controllable].sum())  # cuts that free nothing yet
     lift_w, sums = lift_w - unheard_w, _shifted(sums, -unheard_w)
+    standing_w = lift_w if strides or not sums else min(lift_w, ramp.highest(sums))
+    counted_w = np.maximum(held_w, cut_w)
+    free_w = min(gpu_budget_w - float(counted_w.sum()), standing_w - float(cut_w.sum()))
     next_w, strode_at_s = cut_w, shares.strode_at_s
-    if snapshot.now_s - strode_at_s >= STRIDE_S - EARLY_S and rise_w.any():
-        counted_w = np.maximum(held_w, cut_w)
-        free_w = min(gpu_budget_w - float(counted_w.sum()), lift_w - float(cut_w.sum()))
-        part = min(1.0, max(0.0, free_w) / float(rise_w.sum()))
+    # within a stride only watts that change hands, and no crumbs of them
+    if rise_w.any() and (strides or free_w >= DEADBAND_W * len(rise_w)):
         rack_free_w = shares.rack_budget_w - topology.rack_sums(counted_w)
-        rack_rise_w = topology.rack_sums(rise_w)
-        rack_part = np.clip(rack_free_w / np.maximum(rack_rise_w, 1e-9), 0.0, part)
-        next_w = np.floor(cut_w + rise_w * rack_part[topology.gpu_rack])
-        strode_at_s = snapshot.now_s
+        next_w = np.floor(cut_w + rise_w * _part(rise_w, free_w, rack_free_w, topology))
+        strode_at_s = snapshot.now_s if strides else strode_at_s
     sums = ramp.window(sums, snapshot.now_s, float(next_w.sum()), HAND_OVER_S)
     return shares._replace(lift_w=lift_w, sums=sums, strode_at_s=strode_at_s), next_w
+
+
+def _part(rise_w: Floats, free_w: float, rack_free_w: Floats, topology: Topology) -> Floats:
+    """Which part of its rise every GPU gets, (n): the same for all whose rack has room for it."""
+    part = min(1.0, max(0.0, free_w) / float(rise_w.sum()))
+    rack_part = np.clip(rack_free_w / np.maximum(topology.rack_sums(rise_w), 1e-9), 0.0, part)
+    parts: Floats = rack_part[topology.gpu_rack]
+    return parts
 
 
 def _lift(
