@@ -32,8 +32,9 @@ CAPPED_HARDLY: Final = 0.1
 CAPPED_STILL: Final = 0.25  # where the clock was the lever, it is so up to here: a verdict must not flicker
 IDLE_MOST: Final = 0.5
 SETTLE_S: Final = 1.0  # limits settle within 0.2 s, sensors average over up to 1 s
-IN_VAIN_S: Final = 3.0  # one reading may be of the wrong phase of the work: so long none shows an effect
+VERDICT_AFTER_S: Final = 3.0  # by the mean since then: one reading may be of another phase of the work
 VERDICT_S: Final = 120.0
+BELIEVED_S: Final = 600.0  # under a ceiling of ours: three minutes until it is lifted to look again
 LIMIT_KEPT_RATIO: Final = 1.05  # a limit holds an average: 5 % over it is still kept
 MOVED_RATIO: Final = 0.03  # a smaller change of power is noise
 HUNGRY_RATIO: Final = 0.6  # of the highest limit: decoding draws 0.4 of it, what computes 0.7 and more
@@ -65,10 +66,11 @@ class Trial:
     """A lever that was pulled; what it was like before."""
 
     lever: Lever
-    at_s: float
+    at_s: float  # of the first pull: on a way down others follow
     before_w: float
-    before_mhz: int | None
-    bound: float  # the new limit in W, or the new ceiling in MHz
+    bound: float  # the newest limit in W, or the newest ceiling in MHz
+    seen_w: float = 0.0  # mean power since it had the time to settle
+    readings: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,7 @@ class Learned:
     last: Seen | None = None
     capped_share: float = 0.0  # of the time it was busy
     idle_share: float = 0.0
-    hungry_share: float = 0.0  # of the time it was busy at a free clock
+    hungry_share: float = 1.0  # of the time it was busy at a free clock, as far as was seen
     trial: Trial | None = None
     cap_fails_until_s: float = 0.0
     clock_fails_until_s: float = 0.0
@@ -93,10 +95,7 @@ def learn(learned: Learned, seen: Seen) -> Learned:
     """Take in a reading; one that comes too soon after the last changes nothing."""
     last = learned.last
     if last is None:
-        unknown = seen.idle or seen.slowed
-        return Learned(
-            seen.at_s, seen, float(seen.capped), float(seen.idle), float(unknown or _is_hungry(seen))
-        )
+        return Learned(seen.at_s, seen, float(seen.capped), float(seen.idle))
     elapsed_s = seen.at_s - last.at_s
     if elapsed_s < LEARN_PERIOD_S:
         return learned
@@ -107,6 +106,8 @@ def learn(learned: Learned, seen: Seen) -> Learned:
         capped_share += weight * (seen.capped - capped_share)
     if not seen.idle and not seen.slowed:
         hungry_share += weight * (_is_hungry(seen) - hungry_share)
+    elif seen.slowed:  # nobody sees what it would take: look again some day
+        hungry_share += min(elapsed_s / BELIEVED_S, 1.0) * (1.0 - hungry_share)
     idle_share = learned.idle_share + weight * (seen.idle - learned.idle_share)
     watched = replace(
         learned, last=seen, capped_share=capped_share, idle_share=idle_share, hungry_share=hungry_share
@@ -120,7 +121,7 @@ def pulled_limit(learned: Learned, limit_w: float, now_s: float) -> Learned:
     last = learned.last
     if last is None or last.idle or limit_w >= last.power_w:
         return _let_go(learned, Lever.CAP)
-    return replace(learned, trial=Trial(Lever.CAP, now_s, last.power_w, last.clock_mhz, limit_w))
+    return _pulled(learned, Trial(Lever.CAP, now_s, last.power_w, limit_w))
 
 
 def pulled_ceiling(learned: Learned, ceiling_mhz: int, now_s: float) -> Learned:
@@ -128,7 +129,7 @@ def pulled_ceiling(learned: Learned, ceiling_mhz: int, now_s: float) -> Learned:
     last = learned.last
     if last is None or last.idle or last.clock_mhz is None or not 0 < ceiling_mhz < last.clock_mhz:
         return _let_go(learned, Lever.CLOCK)
-    return replace(learned, trial=Trial(Lever.CLOCK, now_s, last.power_w, last.clock_mhz, ceiling_mhz))
+    return _pulled(learned, Trial(Lever.CLOCK, now_s, last.power_w, ceiling_mhz))
 
 
 def lever(learned: Learned) -> Lever:
@@ -156,6 +157,14 @@ def _is_hungry(seen: Seen) -> bool:
     return seen.capped or seen.power_w > HUNGRY_RATIO * seen.most_w
 
 
+def _pulled(learned: Learned, trial: Trial) -> Learned:
+    """An experiment begins, or the one under way goes on."""
+    before = learned.trial
+    if before is not None and before.lever is trial.lever:
+        trial = replace(before, bound=trial.bound)
+    return replace(learned, trial=trial)
+
+
 def _let_go(learned: Learned, which: Lever) -> Learned:
     """A write that pulls nothing ends the experiment that was under way."""
     trial = learned.trial
@@ -170,17 +179,16 @@ def _judged(learned: Learned, seen: Seen) -> Learned:
     raised = trial.lever is Lever.CAP and seen.limit_w > trial.bound * LIMIT_KEPT_RATIO  # by somebody else
     if seen.idle or raised:
         return replace(learned, trial=None)
-    acted = _acted(trial, seen)
-    if not acted and seen.at_s < trial.at_s + IN_VAIN_S:
-        return learned
-    fails_until_s = 0.0 if acted else seen.at_s + VERDICT_S
+    readings = trial.readings + 1
+    seen_w = trial.seen_w + (seen.power_w - trial.seen_w) / readings
+    if seen.at_s < trial.at_s + VERDICT_AFTER_S:
+        return replace(learned, trial=replace(trial, seen_w=seen_w, readings=readings))
+    fails_until_s = 0.0 if _acted(trial, seen_w) else seen.at_s + VERDICT_S
     if trial.lever is Lever.CAP:
         return replace(learned, trial=None, cap_fails_until_s=fails_until_s)
     return replace(learned, trial=None, clock_fails_until_s=fails_until_s)
 
 
-def _acted(trial: Trial, seen: Seen) -> bool:
-    moved = trial.before_w - seen.power_w >= MOVED_RATIO * trial.before_w
-    if trial.lever is Lever.CAP:
-        return moved or seen.power_w <= trial.bound * LIMIT_KEPT_RATIO
-    return moved
+def _acted(trial: Trial, seen_w: float) -> bool:
+    moved = trial.before_w - seen_w >= MOVED_RATIO * trial.before_w
+    return moved or (trial.lever is Lever.CAP and seen_w <= trial.bound * LIMIT_KEPT_RATIO)

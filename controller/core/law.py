@@ -158,7 +158,17 @@ def tick(settings: Settings, state: State, snapshot: Snapshot) -> Decision:
     # share out what is left for GPUs, and hand over without ever exceeding it
     present_w = standing.present_w
     gpu_budget_w = (pace.aim_w - base_w) / gain
-    shares = sharing.share(settings, snapshot, shares, base, held_w, present_w, heard, gpu_budget_w)
+    shares = sharing.share(
+        settings,
+        snapshot,
+        shares,
+        base,
+        held_w,
+        present_w,
+        heard,
+        gpu_budget_w,
+        promised_w=((pace.aim_w if binding.protection else pace.budget_w) - base_w) / gain,
+    )
     up = sharing.Up(pace.up_w_per_s / gain, min(elapsed_s, ramp.RISE_TICKS_MAX * settings.tick_s))
     shares, next_w = sharing.hand_over(snapshot, shares, topology, held_w, present_w, gpu_budget_w, up)
     want = _want(settings, snapshot, state.clocks, shares, next_w)

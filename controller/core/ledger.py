@@ -18,6 +18,7 @@ from controller.core.model import FOREVER_S, NO_LIMIT_W, Bools, Floats, Gpus, Le
 
 ROWS_MAX: Final = 128  # more than a second of orders at the fastest beat; older ones are merged, upwards
 READ_BACK_TOLERANCE_W: Final = 1.0  # drivers round to whole watts
+BOARD_GRAIN_W: Final = 10.0  # and boards to coarser ones, down
 
 
 def start(settings: Settings, now_s: float) -> Ledger:
@@ -107,13 +108,14 @@ def _or_later(rows: Bools) -> Bools:
 def _present_w(settings: Settings, ledger: Ledger, gpus: Gpus, readable: Bools) -> Floats:
     """The limits that rises and cuts start from, (n) W: the newest order, or less where less is in force.
 
-    A node that fell back, or has just started, holds less than the order it confirms, and says so.
+    A node that fell back, or has just started, holds less than the order it confirms, and says so. What a
+    board rounds away is not less: from there the next order would be the same one, again and again.
     """
     gpu_node = settings.topology.gpu_node
     ordered_w = ledger.limits_w[-1]
     confirmed = (gpus.node_seq >= ledger.node_seq).sum(axis=0)[gpu_node]  # rows, oldest first
     row_w = ledger.limits_w[confirmed - 1, np.arange(len(ordered_w))]
-    lower = (confirmed > 0) & (gpus.limit_w < row_w - READ_BACK_TOLERANCE_W)
+    lower = (confirmed > 0) & (gpus.limit_w < row_w - BOARD_GRAIN_W)
     free = ~gpus.node_leased[gpu_node]
     present: Floats = np.where(readable & (free | lower), np.minimum(gpus.limit_w, ordered_w), ordered_w)
     return present

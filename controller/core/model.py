@@ -103,7 +103,7 @@ class Settings:
     base_margin_w: float
     rack_base_max_w: Floats  # (r)
     cooling_blind_w: float | None  # block power while the cooling plant is unknown; None: no cooling metered
-    lead_s: float = 0.4  # from a decision to obeyed power: link, driver call, GPU settling
+    lead_s: float = 0.6  # from a decision to obeyed power: the wait for a stride, link, driver call, settling
     settle_s: float = 0.2  # GPU power after its limit was written (measured: within 190 ms on a V100)
     ack_wait_s: float = 0.4  # an order unanswered for longer counts as not obeyed
     silent_max_after_s: float = 10.0  # no host comes back from a reboot or driver reload sooner

@@ -24,6 +24,7 @@ AIM_STEP_RATIO: Final = 1e-4  # of the feed rating: smaller moves of the budget 
 AIM_LEAP_RATIO: Final = 5e-3  # of the feed rating: such a move does not wait for the next stride
 STRIDE_S: Final = 0.2  # between two share-outs, and two rises, while the budget walks
 EARLY_S: Final = 0.025  # half a beat: a stride is a number of beats
+LATE_S: Final = 2 * STRIDE_S  # at slow or late beats; who waits for longer had nothing to rise to
 HELD_RATIO: Final = 0.985  # of a limit that binds is drawn (one V100, github.com/denisa-c/gridpilot)
 KNEE_RATIO: Final = 0.002  # of the draw: so much taken away is where a fall begins
 HELD_TIME_S: Final = 0.5  # a limit that was lifted takes as long to show in power, peak and report
@@ -79,12 +80,18 @@ def share(
     present_w: Floats,
     heard: Heard,
     gpu_budget_w: float,
+    promised_w: float,
 ) -> Shares:
-    """Divide the budget anew where something calls for it."""
+    """Divide the budget anew where something calls for it.
+
+    On an agreed way down GPUs are ahead of what is promised, and a stride does not change that. Where it
+    would, as before protection or under a base load that climbs, the cut goes out at this beat.
+    """
     now_s, since_s = snapshot.now_s, snapshot.now_s - shares.shared_at_s
     moved_ratio = abs(gpu_budget_w - shares.gpu_budget_w) / settings.feed_rating_w
     due = (
         moved_ratio > AIM_LEAP_RATIO
+        or (shares.gpu_budget_w - promised_w) / settings.feed_rating_w > AIM_STEP_RATIO
         or (moved_ratio > AIM_STEP_RATIO and since_s >= STRIDE_S - EARLY_S)
         or since_s >= settings.reshare_s
         or (heard.controllable != shares.controllable).any()
@@ -228,9 +235,7 @@ def hand_over(
     rise_w[(rise_w < DEADBAND_W) & (shares.desired_w < snapshot.gpus.max_w)] = 0.0
     stride_s = snapshot.now_s - shares.strode_at_s
     strides = stride_s >= STRIDE_S - EARLY_S
-    lift_w, sums = _lift(
-        shares, float(present_w.sum()), up, stride_s if stride_s < STRIDE_S + EARLY_S else 0.0
-    )
+    lift_w, sums = _lift(shares, float(present_w.sum()), up, stride_s if stride_s < LATE_S else 0.0)
     unheard_w = float((present_w - cut_w)[~shares.controllable].sum())  # cuts that free nothing yet
     lift_w, sums = lift_w - unheard_w, _shifted(sums, -unheard_w)
     standing_w = lift_w if strides or not sums else min(lift_w, ramp.highest(sums))

@@ -1,6 +1,7 @@
 """Which lever moves the power of a GPU: learned from readings and from our own writes."""
 
 from itertools import pairwise
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -36,6 +37,7 @@ def watched(learned, from_s, to_s, **what):
 def test_before_enough_was_seen_nothing_is_claimed():
     assert lever(NOTHING_YET) is Lever.UNKNOWN
     assert lever(watched(NOTHING_YET, 0.0, 2.5, capped=True)) is Lever.UNKNOWN
+    assert lever(watched(NOTHING_YET, 0.0, 10.0)) is Lever.UNKNOWN, "work has phases, and a ceiling would hide them"
 
 
 @pytest.mark.parametrize(
@@ -43,7 +45,7 @@ def test_before_enough_was_seen_nothing_is_claimed():
     [({"capped": True}, Lever.CAP), ({"capped": False}, Lever.CLOCK), ({"idle": True}, Lever.NONE)],
 )
 def test_what_the_driver_says_of_the_clocks_tells_the_lever(what, found):
-    assert lever(watched(NOTHING_YET, 0.0, 5.0, **what)) is found
+    assert lever(watched(NOTHING_YET, 0.0, 30.0, **what)) is found
 
 
 def test_work_that_is_capped_now_and_then_is_left_open():
@@ -107,6 +109,33 @@ def test_a_ceiling_that_was_taken_away_at_once_proves_nothing():
     learned = pulled_ceiling(watched(NOTHING_YET, 0.0, 20.0), 1200, 20.0)
     learned = pulled_ceiling(learned, 0, 20.05)
     assert lever(watched(learned, 20.5, 24.0)) is Lever.CLOCK
+
+
+def test_a_limit_that_is_lowered_again_and_again_in_vain_is_found_out():
+    learned, now_s = watched(NOTHING_YET, 0.0, 20.0, power_w=600.0, capped=True), 20.0
+    for limit_w in range(500, 440, -10):
+        learned = pulled_limit(learned, float(limit_w), now_s)
+        learned = watched(learned, now_s + 0.25, now_s + 1.5, power_w=600.0, capped=True, limit_w=limit_w)
+        now_s += 1.5
+    assert lever(learned) is Lever.CLOCK
+
+
+def test_work_that_wavers_does_not_look_like_a_ceiling_that_acts():
+    learned, rng = watched(NOTHING_YET, 0.0, 30.0), Random(5)
+    in_vain = 0
+    for _ in range(100):
+        tried = pulled_ceiling(learned, 1200, 29.5)
+        for beat in range(8):
+            tried = learn(tried, seen(30.0 + beat * LEARN_PERIOD_S, power_w=rng.gauss(290.0, 9.0)))
+        in_vain += lever(tried) is Lever.UNKNOWN
+    assert in_vain > 75
+
+
+def test_a_quiet_stretch_under_a_ceiling_is_not_believed_for_ever():
+    """Who serves is quiet at night and is slowed then; in the morning a ceiling hides what it would take."""
+    learned = watched(NOTHING_YET, 0.0, 60.0)
+    assert lever(watched(learned, 60.0, 150.0, power_w=200.0, slowed=True)) is Lever.CLOCK
+    assert lever(watched(learned, 60.0, 300.0, power_w=200.0, slowed=True)) is Lever.UNKNOWN
 
 
 def test_one_reading_of_another_phase_of_the_work_is_no_verdict():

@@ -7,6 +7,7 @@ import pytest
 
 from controller.core import law, sharing
 from controller.core.model import Inlets, Ramp, Site
+from tests.core import test_law
 from tests.core.blocks import MAX_W, SETTINGS, good, gpus, settings, snapshot
 from tests.core.test_law import TICK_S, Block
 
@@ -104,3 +105,55 @@ def test_a_leap_of_the_budget_does_not_wait_for_the_stride():
     for capacity_w in (2100.0, 2000.0):
         block.tick(site=block.site(2400.0), cooling=good(capacity_w, block.now_s))
         assert block.block_w() <= capacity_w
+
+
+def test_before_protection_not_even_a_small_fall_waits():
+    block = Block(settings(cooling_blind_w=1500.0, base_margin_w=5.0))
+    for _ in range(1200):
+        block.tick(site=block.site(3000.0), cooling=good(2400.0, block.now_s))
+    for beat in range(40):  # 0.1 % of the rating at each
+        capacity_w = 2400.0 - 5.0 * beat
+        block.tick(site=block.site(3000.0), cooling=good(capacity_w, block.now_s))
+        assert block.block_w() <= capacity_w
+
+
+@pytest.mark.parametrize("beat_s", [1 / 7, 1 / 9, 1 / 13, 1 / 20, 1 / 50])
+def test_strides_take_nothing_off_the_way_up_at_any_beat(beat_s, monkeypatch):
+    monkeypatch.setattr(test_law, "TICK_S", beat_s)
+    block = Block(settings(ramp=WALK, tick_s=beat_s))
+    block.under_control(60.0, 2000.0)
+    from_w = block.block_w()
+    block.under_control(8.0, 3000.0)
+    assert block.block_w() - from_w == pytest.approx(8.0 * WALK.up_w_per_s, rel=0.08)
+
+
+def test_boards_that_round_down_get_no_more_orders_than_others():
+    """What such a board shows is less than its order, by less than its grain."""
+    block = Block(settings(ramp=WALK))
+    block.under_control(60.0, 2000.0)
+    ordered = 0
+    for _ in range(round(4.0 / TICK_S)):
+        before_w = block.limit_w.copy()
+        grained_w = 10.0 * np.floor(before_w / 10.0)
+        block.tick(site=block.site(2400.0), limit_w=grained_w, power_w=grained_w)
+        ordered += int((block.limit_w != before_w).any())
+    assert ordered <= 26
+
+
+@pytest.mark.parametrize(("waited_s", "sum_w"), [(0.05, 1400.0), (0.2, 1410.0)])
+def test_watts_that_change_hands_do_not_wait_for_a_stride(waited_s, sum_w):
+    """One GPU gave 200 W up, which came back; beyond them there is the way up, at 50 W/s."""
+    now_s = 100.0
+    shares = law.start(SETTINGS, now_s).shares._replace(
+        desired_w=np.array([200.0, 500.0, 500.0, 500.0]),
+        rack_budget_w=np.full(2, 1e6),
+        controllable=ALL,
+        strode_at_s=now_s - waited_s,
+        lift_w=1410.0,
+        sums=((now_s - 0.5, 1400.0), (now_s - 0.05, 1200.0)),
+    )
+    present_w = np.array([200.0, 400.0, 300.0, 300.0])
+    up = sharing.Up(50.0, 0.0)
+    seen = snapshot(now_s)
+    _, next_w = sharing.hand_over(seen, shares, SETTINGS.topology, present_w, present_w, 2000.0, up)
+    assert next_w.sum() == pytest.approx(sum_w, abs=4.0)
