@@ -11,7 +11,7 @@ agreed with whoever held the aim down last, failsafe and restarts in between or 
 A fall starts where limits begin to take power away (`Brink`), not at what was once allowed: ramping down
 through empty headroom would look obedient on paper and do nothing at the meter. That lies above what the
 block draws, because limits hold peaks and power is a mean; so the aim falls a little faster than power may,
-and both arrive together. After a gap in the beat the line down is caught up at once, the line up is not:
+since some of that room goes on the way, and not by as much as if all of it went. After a gap in the beat the line down is caught up at once, the line up is not:
 lateness may never add power.
 """
 
@@ -21,6 +21,7 @@ from typing import NamedTuple
 from controller.core.model import Limit, Pace, Ramp, Settings
 
 RISE_TICKS_MAX = 2.0  # a late tick earns at most this many beats of rise
+ROOM_KEPT_RATIO = 1 / 3  # of what limits leave unused at the brink they leave unused to the end, or more
 STEEPER_MAX_RATIO = 2.0  # on a short way not all that swings leave unused goes in step: the rest goes at once
 
 
@@ -110,7 +111,7 @@ def _left_from(aim_w: float, target_w: float, brink: Brink) -> tuple[float, floa
     if way_w <= 0.0:
         return min(aim_w, target_w), min(aim_w, target_w)  # nobody draws what is taken away
     aim_w = min(aim_w, brink.aim_w, target_w + STEEPER_MAX_RATIO * way_w)
-    return aim_w, min(aim_w, brink.draw_w)
+    return aim_w, min(aim_w, brink.draw_w + ROOM_KEPT_RATIO * max(0.0, aim_w - brink.draw_w))
 
 
 def _pulled(limit: Limit, aim_w: float, line_w: float, elapsed_s: float, ramp: Ramp) -> tuple[float, float]:

@@ -58,18 +58,21 @@ def test_a_fall_starts_at_the_draw_and_not_in_empty_headroom():
     assert first.aim_w == pytest.approx(1400.0 - 25.0)
 
 
-def test_a_fall_starts_where_limits_begin_to_bind_and_arrives_with_the_power():
-    """2,000 W allowed, 1,400 W drawn, and the limits bind from 1,500 W on: power has 0.8 s to fall to 1,000 W."""
+def test_a_fall_starts_where_limits_begin_to_bind_and_takes_most_of_the_room_along():
+    """2,000 W allowed, 1,400 W drawn, and the limits bind from 1,500 W on: 100 W of room, of which a third stays.
+
+    So 500 W of the aim take 433 W of power away, at 500 W/s.
+    """
     paces = walk(start(2000.0), 1000.0, 1.0, draw_w=1400.0, aim_w=1500.0)
-    assert paces[0].aim_w == pytest.approx(1500.0 - 1.25 * 25.0)
-    assert paces[14].aim_w > 1000.0
-    assert paces[15].aim_w == pytest.approx(1000.0)
+    assert paces[0].aim_w == pytest.approx(1500.0 - 500.0 / (400.0 + 100.0 / 3) * 25.0)
+    assert paces[16].aim_w > 1000.0
+    assert paces[17].aim_w == pytest.approx(1000.0)
 
 
 def test_on_a_way_too_short_to_give_up_the_slack_in_step_the_rest_goes_at_once():
-    paces = walk(start(2000.0), 1000.0, 0.2, draw_w=1100.0, aim_w=1500.0)
-    assert paces[0].aim_w == pytest.approx(1200.0 - 2 * 25.0)
-    assert paces[3].aim_w == pytest.approx(1000.0)
+    paces = walk(start(2000.0), 1000.0, 0.3, draw_w=1100.0, aim_w=1500.0)
+    assert paces[0].aim_w == pytest.approx(1200.0 - 1.5 * 25.0)
+    assert paces[5].aim_w == pytest.approx(1000.0)
 
 
 def test_what_nobody_draws_is_taken_at_once():
@@ -100,8 +103,8 @@ def followed(seconds_s):
 
 
 def test_a_new_setpoint_while_a_line_is_followed_begins_where_limits_bind():
-    """Not in the headroom that the line still leaves: 2,000 W drawn, 1,500 W asked, that is a second."""
-    paces = walk(followed(2.0), 1500.0, 1.1, now_s=2.0, draw_w=2000.0, aim_w=2200.0)
+    """Not in the headroom that the line still leaves: 2,000 W drawn, 1,500 W asked, that is a good second."""
+    paces = walk(followed(2.0), 1500.0, 1.2, now_s=2.0, draw_w=2000.0, aim_w=2200.0)
     assert paces[0].aim_w < 2200.0
     assert paces[-1].aim_w == pytest.approx(1500.0)
 
