@@ -37,7 +37,9 @@ def watched(learned, from_s, to_s, **what):
 def test_before_enough_was_seen_nothing_is_claimed():
     assert lever(NOTHING_YET) is Lever.UNKNOWN
     assert lever(watched(NOTHING_YET, 0.0, 2.5, capped=True)) is Lever.UNKNOWN
-    assert lever(watched(NOTHING_YET, 0.0, 10.0)) is Lever.UNKNOWN, "work has phases, and a ceiling would hide them"
+    assert lever(watched(NOTHING_YET, 0.0, 10.0)) is Lever.UNKNOWN, (
+        "work has phases, and a ceiling would hide them"
+    )
 
 
 @pytest.mark.parametrize(
