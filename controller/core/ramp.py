@@ -11,8 +11,8 @@ agreed with whoever held the aim down last, failsafe and restarts in between or 
 A fall starts where limits begin to take power away (`Brink`), not at what was once allowed: ramping down
 through empty headroom would look obedient on paper and do nothing at the meter. That lies above what the
 block draws, because limits hold peaks and power is a mean; so the aim falls a little faster than power may,
-since some of that room goes on the way, and not by as much as if all of it went. After a gap in the beat the line down is caught up at once, the line up is not:
-lateness may never add power.
+since some of that room goes on the way, and not by as much as if all of it went. After a gap in the beat the
+line down is caught up at once, the line up is not: lateness may never add power.
 """
 
 from collections.abc import Sequence
