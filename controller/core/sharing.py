@@ -252,11 +252,11 @@ def hand_over(
 
 
 def _part(rise_w: Floats, free_w: float, rack_free_w: Floats, topology: Topology) -> Floats:
-    """Which part of its rise every GPU gets, (n): the same for all whose rack has room for it."""
-    part = min(1.0, max(0.0, free_w) / float(rise_w.sum()))
-    rack_part = np.clip(rack_free_w / np.maximum(topology.rack_sums(rise_w), 1e-9), 0.0, part)
-    parts: Floats = rack_part[topology.gpu_rack]
-    return parts
+    """Which part of its rise every GPU gets, (n). What has no room in a full rack takes nothing from others."""
+    rack_rise_w = topology.rack_sums(rise_w)
+    room = np.clip(rack_free_w / np.maximum(rack_rise_w, 1e-9), 0.0, 1.0)
+    parts: Floats = room[topology.gpu_rack]
+    return parts * min(1.0, max(0.0, free_w) / max(float((room * rack_rise_w).sum()), 1e-9))
 
 
 def _lift(

@@ -157,3 +157,20 @@ def test_watts_that_change_hands_do_not_wait_for_a_stride(waited_s, sum_w):
     seen = snapshot(now_s)
     _, next_w = sharing.hand_over(seen, shares, SETTINGS.topology, present_w, present_w, 2000.0, up)
     assert next_w.sum() == pytest.approx(sum_w, abs=4.0)
+
+
+def test_a_rack_that_is_full_takes_nothing_from_the_way_up_of_others():
+    """As when power smoothing keeps its GPUs up: what they want as well has no room, and is not shared with."""
+    now_s = 100.0
+    shares = law.start(SETTINGS, now_s).shares._replace(
+        desired_w=np.array([600.0, 600.0, 400.0, 400.0]),
+        rack_budget_w=np.array([400.0, 1e6]),
+        controllable=ALL,
+        lift_w=1000.0,
+        sums=((now_s - 0.05, 1000.0),),
+    )
+    present_w = np.array([200.0, 200.0, 300.0, 300.0])
+    up = sharing.Up(100.0, 1.0)
+    seen = snapshot(now_s)
+    _, next_w = sharing.hand_over(seen, shares, SETTINGS.topology, present_w, present_w, 2000.0, up)
+    assert next_w.tolist() == [200.0, 200.0, 350.0, 350.0]
