@@ -252,7 +252,7 @@ def hand_over(
 
 
 def _part(rise_w: Floats, free_w: float, rack_free_w: Floats, topology: Topology) -> Floats:
-    """Which part of its rise every GPU gets, (n). What a full rack has no room for takes nothing from others."""
+    """Which part of its rise every GPU gets, (n). What has no room in a full rack takes nothing from any."""
     rack_rise_w = topology.rack_sums(rise_w)
     room = np.clip(rack_free_w / np.maximum(rack_rise_w, 1e-9), 0.0, 1.0)
     parts: Floats = room[topology.gpu_rack]
