@@ -127,7 +127,16 @@ def tick(settings: Settings, state: State, snapshot: Snapshot) -> Decision:
     reported = gpus.revision != state.gpus_revision
     base = base_load.update(settings, state.base, snapshot, power_w, reported=reported)
     base_w = base_load.upper_w(settings, base, now_s) + gain * gpus.stray_w
-    orders, standing = ledger.take_in(settings, state.ledger, gpus, seen_at_s, seen_w, readable, now_s)
+    orders, standing = ledger.take_in(
+        settings,
+        state.ledger,
+        gpus,
+        seen_at_s,
+        seen_w,
+        readable,
+        now_s,
+        strides=sharing.strides(state.shares, now_s),
+    )
     shares, held_w = state.shares, np.maximum(standing.held_w, gpus.floor_w)
     if reported:
         slowed = clocks.slowed(state.clocks, now_s)

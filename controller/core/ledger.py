@@ -18,7 +18,6 @@ from controller.core.model import FOREVER_S, NO_LIMIT_W, Bools, Floats, Gpus, Le
 
 ROWS_MAX: Final = 128  # more than a second of orders at the fastest beat; older ones are merged, upwards
 READ_BACK_TOLERANCE_W: Final = 1.0  # drivers round to whole watts
-BOARD_GRAIN_W: Final = 10.0  # and boards to coarser ones, down
 
 
 def start(settings: Settings, now_s: float) -> Ledger:
@@ -42,6 +41,8 @@ def take_in(
     seen_w: Floats,
     readable: Bools,
     now_s: float,
+    *,
+    strides: bool = True,
 ) -> tuple[Ledger, Standing]:
     """Mark what the agents confirmed, drop the rows that are void for every GPU, and say where all stand."""
     if _is_quiet(ledger):
@@ -58,7 +59,8 @@ def take_in(
         heard[settings.topology.gpu_node[~silent]] = True
         proven_w = np.where(heard[settings.topology.gpu_node], NO_LIMIT_W, gpus.proven_w)
         held_w = np.where(silent, np.minimum(np.maximum(held_w, most_w), proven_w), held_w)
-    return ledger, Standing(held_w, ordered_w, _present_w(settings, ledger, gpus, readable), waited_s)
+    present_w = _present_w(settings, ledger, gpus, readable, strides)
+    return ledger, Standing(held_w, ordered_w, present_w, waited_s)
 
 
 def _is_quiet(ledger: Ledger) -> bool:
@@ -105,17 +107,18 @@ def _or_later(rows: Bools) -> Bools:
     return later
 
 
-def _present_w(settings: Settings, ledger: Ledger, gpus: Gpus, readable: Bools) -> Floats:
+def _present_w(settings: Settings, ledger: Ledger, gpus: Gpus, readable: Bools, strides: bool) -> Floats:
     """The limits that rises and cuts start from, (n) W: the newest order, or less where less is in force.
 
     A node that fell back, or has just started, holds less than the order it confirms, and says so. What a
-    board rounds away is not less: from there the next order would be the same one, again and again.
+    board rounds away, or others hold down, counts when limits may rise: from there the next order is the same
+    one again, and until then it stands.
     """
     gpu_node = settings.topology.gpu_node
     ordered_w = ledger.limits_w[-1]
     confirmed = (gpus.node_seq >= ledger.node_seq).sum(axis=0)[gpu_node]  # rows, oldest first
     row_w = ledger.limits_w[confirmed - 1, np.arange(len(ordered_w))]
-    lower = (confirmed > 0) & (gpus.limit_w < row_w - BOARD_GRAIN_W)
+    lower = (confirmed > 0) & (gpus.limit_w < row_w - READ_BACK_TOLERANCE_W) & strides
     free = ~gpus.node_leased[gpu_node]
     present: Floats = np.where(readable & (free | lower), np.minimum(gpus.limit_w, ordered_w), ordered_w)
     return present

@@ -220,6 +220,11 @@ def rack_budget_w(settings: Settings, snapshot: Snapshot, base: BaseLoad) -> Flo
     return np.maximum(0.0, rack_cap_w - rack_base_w) / settings.block_w_per_gpu_w
 
 
+def strides(shares: Shares, now_s: float) -> bool:
+    """Whether limits may rise beyond what they added up to lately."""
+    return now_s - shares.strode_at_s >= STRIDE_S - EARLY_S
+
+
 def hand_over(
     snapshot: Snapshot,
     shares: Shares,
@@ -234,19 +239,19 @@ def hand_over(
     rise_w = np.where(shares.controllable, shares.desired_w - cut_w, 0.0)
     rise_w[(rise_w < DEADBAND_W) & (shares.desired_w < snapshot.gpus.max_w)] = 0.0
     stride_s = snapshot.now_s - shares.strode_at_s
-    strides = stride_s >= STRIDE_S - EARLY_S
     lift_w, sums = _lift(shares, float(present_w.sum()), up, stride_s if stride_s < LATE_S else 0.0)
     unheard_w = float((present_w - cut_w)[~shares.controllable].sum())  # cuts that free nothing yet
     lift_w, sums = lift_w - unheard_w, _shifted(sums, -unheard_w)
-    standing_w = lift_w if strides or not sums else min(lift_w, ramp.highest(sums))
+    is_due = strides(shares, snapshot.now_s)
+    standing_w = lift_w if is_due or not sums else min(lift_w, ramp.highest(sums))
     counted_w = np.maximum(held_w, cut_w)
     free_w = min(gpu_budget_w - float(counted_w.sum()), standing_w - float(cut_w.sum()))
     next_w, strode_at_s = cut_w, shares.strode_at_s
     # within a stride only watts that change hands, and no crumbs of them
-    if rise_w.any() and (strides or free_w >= DEADBAND_W * len(rise_w)):
+    if rise_w.any() and (is_due or free_w >= DEADBAND_W * len(rise_w)):
         rack_free_w = shares.rack_budget_w - topology.rack_sums(counted_w)
         next_w = np.floor(cut_w + rise_w * _part(rise_w, free_w, rack_free_w, topology))
-        strode_at_s = snapshot.now_s if strides else strode_at_s
+        strode_at_s = snapshot.now_s if is_due else strode_at_s
     sums = ramp.window(sums, snapshot.now_s, float(next_w.sum()), HAND_OVER_S)
     return shares._replace(lift_w=lift_w, sums=sums, strode_at_s=strode_at_s), next_w
 

@@ -180,8 +180,8 @@ def test_ramps_say_when_they_begin_and_when_the_limit_is_met(sent, block_with):
     first, second, third, last = found["ramps"]
     assert clock(first["begins_utc_s"]) == "18:00:00"
     assert (first["from_w"], first["to_w"]) == (14_000.0, 12_000.0)
-    assert first["done_utc_s"] - first["begins_utc_s"] == pytest.approx(2000.0 / 600.0 + 0.4, abs=0.06)
-    assert second["done_utc_s"] - second["begins_utc_s"] == pytest.approx(2500.0 / 600.0 + 0.4, abs=0.06)
+    assert first["done_utc_s"] - first["begins_utc_s"] == pytest.approx(2000.0 / 600.0 + 0.6, abs=0.06)
+    assert second["done_utc_s"] - second["begins_utc_s"] == pytest.approx(2500.0 / 600.0 + 0.6, abs=0.06)
     assert third["done_utc_s"] - third["begins_utc_s"] == pytest.approx(2500.0 / 400.0, abs=0.06)
     assert (clock(last["begins_utc_s"]), last["to_w"], last["towards"]) == (
         "18:45:00",

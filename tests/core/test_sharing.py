@@ -127,15 +127,19 @@ def test_strides_take_nothing_off_the_way_up_at_any_beat(beat_s, monkeypatch):
     assert block.block_w() - from_w == pytest.approx(8.0 * WALK.up_w_per_s, rel=0.08)
 
 
-def test_boards_that_round_down_get_no_more_orders_than_others():
-    """What such a board shows is less than its order, by less than its grain."""
+@pytest.mark.parametrize(
+    "held_w",
+    [lambda ordered_w: 10.0 * np.floor(ordered_w / 10.0), lambda ordered_w: np.minimum(ordered_w, 300.0)],
+    ids=["rounded by the board", "held down by others"],
+)
+def test_who_holds_less_than_ordered_gets_no_more_orders_than_others(held_w):
     block = Block(settings(ramp=WALK))
     block.under_control(60.0, 2000.0)
     ordered = 0
     for _ in range(round(4.0 / TICK_S)):
         before_w = block.limit_w.copy()
-        grained_w = 10.0 * np.floor(before_w / 10.0)
-        block.tick(site=block.site(2400.0), limit_w=grained_w, power_w=grained_w)
+        shown_w = held_w(before_w)
+        block.tick(site=block.site(2400.0), limit_w=shown_w, power_w=shown_w)
         ordered += int((block.limit_w != before_w).any())
     assert ordered <= 26
 
