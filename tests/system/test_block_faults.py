@@ -123,7 +123,7 @@ def test_a_host_that_reboots_a_new_broker_and_processes_whose_time_stood_still(t
     assert all(
         text.startswith("broker 127.0.0.1:") and "the connection" in text for text in told.alarms["broker"]
     )
-    assert told.remedies["broker"] == "systemctl status mosquitto; reconnects by itself within 2 s"
+    assert told.remedies["broker"].startswith("systemctl status mosquitto; reconnects by itself within 2 s")
     assert life_of(rig, "broker") == ["raised", "cleared"]
     lapses = {name: (rig.work_dir / f"{name}.log").read_text().count(LAPSE) for name in ("r02-n1", "r03-n1")}
     assert lapses == {"r02-n1": 2, "r03-n1": 1}, (
