@@ -38,8 +38,8 @@ def edited(**changes):
 def test_1_rises_before_the_cuts_they_live_on_are_confirmed(monkeypatch):
     honest = ledger.take_in
 
-    def hasty(*args):
-        orders, standing = honest(*args)
+    def hasty(*args, **given):
+        orders, standing = honest(*args, **given)
         return orders, standing._replace(held_w=orders.limits_w[-1].copy())
 
     monkeypatch.setattr(ledger, "take_in", hasty)
@@ -49,8 +49,8 @@ def test_1_rises_before_the_cuts_they_live_on_are_confirmed(monkeypatch):
 def test_1_a_silent_node_forgotten(monkeypatch):
     honest = ledger.take_in
 
-    def forgetful(settings, orders, gpus, seen_at_s, *more):
-        orders, standing = honest(settings, orders, gpus, seen_at_s, *more)
+    def forgetful(settings, orders, gpus, seen_at_s, *more, **given):
+        orders, standing = honest(settings, orders, gpus, seen_at_s, *more, **given)
         return orders, standing._replace(held_w=np.where(more[-1] - seen_at_s > 1.0, 0.0, standing.held_w))
 
     monkeypatch.setattr(ledger, "take_in", forgetful)

@@ -283,8 +283,8 @@ def test_a_cap_that_counts_before_it_is_seen(monkeypatch):
 def test_a_silent_host_that_counts_at_its_cap_without_any_proof(monkeypatch):
     honest = ledger.take_in
 
-    def take_in(settings, orders, gpus, seen_at_s, *more):
-        orders, standing = honest(settings, orders, gpus, seen_at_s, *more)
+    def take_in(settings, orders, gpus, seen_at_s, *more, **given):
+        orders, standing = honest(settings, orders, gpus, seen_at_s, *more, **given)
         silent = more[-1] - seen_at_s > 5.0
         return orders, standing._replace(held_w=np.where(silent, 300.0, standing.held_w))
 
