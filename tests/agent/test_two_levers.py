@@ -157,7 +157,7 @@ async def test_another_writer_is_corrected_at_once_but_not_fought_for_ever(node)
 
         await n.until(meddle, within_s=8.0)
         assert "is held at 450 W by someone else: 150 W below ours" in n.newest.gpus[0].notice
-        assert n.newest.gpus[0].fault == ""
+        await n.until(lambda: n.newest.gpus[0].fault == "")  # the last write may have been undone at once
         corrections = int(n.memory.gpus["write_count"][0]) - written
         # a write that is undone before it is read back counts twice
         assert REASSERTS_PER_MINUTE_MAX / 2 <= corrections <= REASSERTS_PER_MINUTE_MAX
