@@ -18,7 +18,7 @@ import numpy as np
 from controller.core.model import Decision, Settings, Snapshot, State
 from controller.lines import Lines
 
-VERSION: Final = 5
+VERSION: Final = 6
 PARTS: Final = ("meter", "inlets", "cooling", "gpus", "site", "sheds", "frequency")
 DECIDED: Final = ("mode", "binding", "budget_w", "base_w", "gpu_limits_w", "shortfall_w", "alarms")
 

@@ -42,9 +42,12 @@ def take_in(
     readable: Bools,
     now_s: float,
     *,
-    strides: bool = True,
+    strides: bool,
 ) -> tuple[Ledger, Standing]:
-    """Mark what the agents confirmed, drop the rows that are void for every GPU, and say where all stand."""
+    """Mark what the agents confirmed, drop the rows that are void for every GPU, and say where all stand.
+
+    `strides`: limits may rise now, see `sharing`.
+    """
     if _is_quiet(ledger):
         held_w, waited_s = ledger.limits_w[0], np.zeros(len(seen_at_s))
     else:

@@ -180,7 +180,7 @@ def test_a_disk_that_does_not_answer_holds_nobody_up(tmp_path):
         (b"{}\n", "not the head of a journal"),
         (b'{"v":9,"settings":{}}\n', "not the head of a journal"),
         (b"not json\n", "j.jsonl:1: "),
-        (b'{"v":5,"settings":{},"state":{}}\n', "written by another version"),
+        (b'{"v":6,"settings":{},"state":{}}\n', "written by another version"),
     ],
 )
 def test_what_is_no_journal_is_said_with_file_and_line(tmp_path, content, sentence):

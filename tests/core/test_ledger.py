@@ -33,7 +33,7 @@ def waited(book, now_s):
 def taken_in(book, told, now_s, seen_at_s=SEEN):
     readable = ~np.isnan(told.limit_w)
     seen_w = np.where(readable, told.limit_w, 0.0)
-    return ledger.take_in(SETTINGS, book, told, seen_at_s, seen_w, readable, now_s)
+    return ledger.take_in(SETTINGS, book, told, seen_at_s, seen_w, readable, now_s, strides=True)
 
 
 def quiet_at(limit_w, now_s=0.0):

@@ -57,7 +57,7 @@ def test_who_confirms_and_does_not_hold_is_counted_and_the_others_give_way(how):
     block.go(GIVEN_WAY_S, **{how: first_at(WILD_W)})
     for _ in range(100):
         block.go(0.2, **{how: first_at(WILD_W)})
-        assert block.true_w() <= 1.005 * LINE_W
+        assert block.true_w() <= LINE_W + 6.0
     last = block.decision
     assert last.shortfall_w == 0.0
     assert min(last.gpu_limits_w[1:]) > 220.0  # what is left is theirs
@@ -170,7 +170,7 @@ def test_who_was_seen_with_more_and_can_be_read_no_longer_still_holds_it():
     block.go(3.0, shown_w=first_at(WILD_W), drawn_w=drawn)
     for _ in range(25):
         block.go(0.2, shown_w=gone, drawn_w=drawn)
-        assert block.true_w() <= 1.005 * LINE_W
+        assert block.true_w() <= LINE_W + 4.0
 
 
 def test_a_silent_host_is_asked_for_no_more_than_its_bmc_holds_it_at_so_nothing_is_short():

@@ -591,7 +591,7 @@ class Checkers:
         room_w = min(room_w for at, room_w in self.rooms if at >= since_s)
         used_w = max(value for at, value in self.sums if at >= since_s)
         earlier_w = max(value for at, value in self.sums if since_s - 1.0 <= at <= since_s)
-        # watts that change hands are missing until the next stride
+        # watts that change hands are missing until their cut is confirmed
         lately_w = max(value for at, value in self.sums if at > moment.now_s - STRIDE_S)
         if lately_w - earlier_w > RISING_RATIO * RECENTLY_S * up_w_per_s:
             return  # on its way, at the agreed rate
