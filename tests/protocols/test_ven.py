@@ -407,8 +407,8 @@ async def test_a_vtn_that_dies_leaves_the_broker_heard_and_is_found_again(pki, b
             await until(lambda: ven.status.state == "following")
             read_at_s = ven.status.last_success_s
             await vtn.stop()
-            await until(lambda: ven.status.state == "listening")
-            assert "cannot be reached" in ven.status.fault
+            await until(lambda: "cannot be reached" in ven.status.fault)  # at first it may hang up
+            assert ven.status.state == "listening"
             assert list(receiver.standing) == [event]
             await vtn.start()
             await until(lambda: ven.status.state == "following")

@@ -65,7 +65,8 @@ def run_of(tmp_path, powerblock, duration_s, *timeline, block=BLOCK, expect=None
     """The rig after a run that kept every bound, and all that the operator was told."""
     bounds = KEPT | (expect or {})
     scenario = block | {"duration_s": duration_s, "timeline": list(timeline), "expect": bounds}
-    return played(scenario, tmp_path, powerblock)
+    rig, told, _ = played(scenario, tmp_path, powerblock)
+    return rig, told
 
 
 def event(at_s, reduce_ratio, duration_s):

@@ -89,7 +89,7 @@ def read(status):
 
 
 def test_a_relay_sheds_at_once_and_a_dip_of_the_frequency_sheds_what_was_committed(tmp_path, powerblock):
-    rig, told = played(EMERGENCY, tmp_path, powerblock, read)
+    rig, told, _ = played(EMERGENCY, tmp_path, powerblock, read)
     assert_power_moved(rig)
     assert_the_call_is_recorded(rig)
     assert_the_response_is_recorded(rig)

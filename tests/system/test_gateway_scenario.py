@@ -3,16 +3,12 @@
 The scenarios in examples/ take their time; these ramp five times as fast to fit a test.
 """
 
-import asyncio
-import json
-
 import pytest
 
 from firmware_sim.bench_config import journal_path
 from firmware_sim.recorder import read_journal
-from firmware_sim.rig import Rig
-from firmware_sim.scenario import parse_scenario
 from tests.protocols.bms.bms_contract import CONTRACT
+from tests.system.runs import played
 
 # Connections are broken here on purpose: what the SCADA side's libraries leave to the collector is its warning.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -34,16 +30,6 @@ WORKLOADS = [
     {"node": "node-a", "kind": "training", "exchange_demand_ratio": 0.9},
     {"node": "node-b", "kind": "inference", "swing_ratio": 0.1},
 ]
-
-
-def played(tmp_path, powerblock, document):
-    """The run, its verdict and its report; every expectation was met."""
-    rig = Rig(parse_scenario(document, "short.yaml"), tmp_path / "report", powerblock)
-    outcome = asyncio.run(rig.run(lambda _view: None))
-    report = json.loads((tmp_path / "report" / "verdict.json").read_text())
-    broken = [expectation for expectation in outcome.verdict.expectations if not expectation.met]
-    assert not broken, (outcome.verdict.figures, report["scada"])
-    return rig, outcome.verdict.figures, report
 
 
 def agreed(*ways):
@@ -93,7 +79,7 @@ def test_scada_and_the_grid_limit_a_block_while_its_server_and_then_an_agent_die
             **agreed(*ways),
         },
     }
-    rig, figures, report = played(tmp_path, powerblock, document)
+    rig, _, report = played(document, tmp_path, powerblock)
     beats = read_journal(journal_path(rig.work_dir))
     assert {beat.mode for beat in beats} >= {"init", "controlled", "limited"}
     assert {
@@ -101,7 +87,7 @@ def test_scada_and_the_grid_limit_a_block_while_its_server_and_then_an_agent_die
         "facility sunspec registers (operator)",
         "utility dr-1/0",
     } <= {beat.binding for beat in beats}
-    assert figures["bms_messages"] > 300
+    assert report["bms_messages"] > 300
     assert report["scada"]["missing"] == []
 
 
@@ -125,7 +111,7 @@ def test_a_gateway_without_gpus_loses_one_device_and_nothing_else(tmp_path, powe
             **agreed(*ways),
         },
     }
-    rig, _, report = played(tmp_path, powerblock, document)
+    rig, _, report = played(document, tmp_path, powerblock)
     assert not rig.node_paths
     assert report["journal_beats"] == 0
     assert set(report["scada"]["missing"]) == {f"{way} devices/pumps/power_w" for way in ways}

@@ -3,16 +3,13 @@
 The scenarios in examples/ take a minute and a half each; these ramp five times as fast to fit a test.
 """
 
-import asyncio
-
 import pytest
 
 from controller.site import history
 from firmware_sim.bench_config import journal_path
 from firmware_sim.recorder import read_journal
-from firmware_sim.rig import Rig
-from firmware_sim.scenario import parse_scenario
 from tests.brokers import needs_mosquitto, needs_nats
+from tests.system.runs import played
 
 # Handshakes are refused here: what paho, which the simulated site uses, then leaves to the collector is closed by
 # it, with a warning that lands in whichever test runs by then.
@@ -43,13 +40,8 @@ SCENARIO = {
 }
 
 
-def played(tmp_path, powerblock, **changes):
-    """Beats and verdict of one run in which every expectation was met."""
-    rig = Rig(parse_scenario(SCENARIO | changes, "short.yaml"), tmp_path / "report", powerblock)
-    outcome = asyncio.run(rig.run(lambda _view: None))
-    broken = [expectation for expectation in outcome.verdict.expectations if not expectation.met]
-    assert not broken, outcome.verdict.figures
-    return rig, outcome.verdict, read_journal(journal_path(rig.work_dir))
+def beats_of(rig):
+    return read_journal(journal_path(rig.work_dir))
 
 
 EVENT = {"at_s": 1, "event": {"id": "dr-1", "reduce_ratio": 0.25, "duration_s": 6}}
@@ -62,11 +54,10 @@ def breaking(**fault):
 @needs_mosquitto
 def test_a_ven_hears_its_vtn_over_mutual_tls_and_outlives_its_loss(tmp_path, powerblock):
     site = {"signals": "vtn", "broker": "mosquitto", "tls": "mutual"}
-    rig, verdict, beats = played(
-        tmp_path, powerblock, site=site, timeline=breaking(target="vtn", mode="refusing")
-    )
-    assert {beat.mode for beat in beats} >= {"init", "controlled", "limited"}
-    assert verdict.figures["reports_received"] >= 2, "what the event asked for was told"
+    timeline = breaking(target="vtn", mode="refusing")
+    rig, _, verdict = played(SCENARIO | {"site": site, "timeline": timeline}, tmp_path, powerblock)
+    assert {beat.mode for beat in beats_of(rig)} >= {"init", "controlled", "limited"}
+    assert verdict["reports_received"] >= 2, "what the event asked for was told"
     came = [line["came"] for line in history.read(rig.work_dir / "state") if "came" in line]
     assert came == ["opens", "binds", "ends"]
 
@@ -74,9 +65,15 @@ def test_a_ven_hears_its_vtn_over_mutual_tls_and_outlives_its_loss(tmp_path, pow
 @needs_nats
 def test_a_dsx_target_holds_while_the_brokers_certificate_is_not_to_be_believed(tmp_path, powerblock):
     site = {"signals": "dsx", "broker": "nats", "tls": "mutual", "own_bus": True}
-    told = {"status_events": ["target_set", "start_ramp_down", "start_ramp_up"]}
     timeline = breaking(target="certificate", mode="replaced")
-    rig, _, beats = played(tmp_path, powerblock, site=site, timeline=timeline, duration_s=14, **told)
+    scenario = SCENARIO | {
+        "site": site,
+        "timeline": timeline,
+        "duration_s": 14,
+        "status_events": ["target_set", "start_ramp_down", "start_ramp_up"],
+    }
+    rig, _, _ = played(scenario, tmp_path, powerblock)
+    beats = beats_of(rig)
     assert {beat.mode for beat in beats} >= {"init", "controlled", "limited"}
     started = [beat for beat in beats if beat.mode == "limited"]
     assert not any(key.startswith("agent") for beat in started for key in beat.alarms), "loss of the north"
