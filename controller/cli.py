@@ -121,12 +121,11 @@ def agent(
 @app.command("agent-farm")
 def agent_farm(
     farm_path: Annotated[Path, typer.Argument(metavar="FARM.yaml", help="nodes, one node.yaml each")],
-    observe: Annotated[bool, typer.Option("--observe", help="read and report, never write a limit")] = False,
 ) -> None:
     """Run the agents of many nodes in one process: for benches and rehearsals, not for hosts."""
     from controller.agent.farm import main
 
-    raise typer.Exit(main(farm_path, observe))
+    raise typer.Exit(main(farm_path))
 
 
 @app.command()
