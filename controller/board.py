@@ -110,7 +110,10 @@ class Board:
         # A node that has not told counts at its most, as it would if it had no fallback.
         self._fallback_w = np.bincount(topology.gpu_node, topology.gpu_max_w, nodes)
         self._gain = settings.block_w_per_gpu_w
-        self._base_max_w, self._rating_w = settings.base_max_w, settings.feed_rating_w
+        self._base_max_w = settings.base_max_w
+        self._left_alone_max_w, self._left_alone_why = min(
+            (settings.failsafe_w, "its failsafe limit is"), (settings.feed_rating_w, "its feed carries")
+        )
         self._node_at_s = np.full(nodes, NEVER_S)
         self._node_seq = np.zeros(nodes, dtype=np.int64)
         self._node_leased = np.zeros(nodes, dtype=np.bool_)
@@ -155,8 +158,10 @@ class Board:
         """What a node draws at most when its agent was left alone, W.
 
         No device goes below its least, nor below what power smoothing keeps up. Of a module, agents tell the
-        share of each GPU.
+        share of each GPU. An agent that would wait for ever after a restart falls back to nothing.
         """
+        if facts.waiting_max_s is None:
+            return float(self._topology.gpu_max_w[members].sum())
         fallen_back_w = 0.0
         configured_w = zip(
             self._topology.gpu_min_w[members].tolist(),
@@ -175,11 +180,11 @@ class Board:
         yield from self._rivals.conditions(now_s)
         yield from self._levers.conditions()
         block_w = self._gain * float(self._fallback_w.sum()) + self._base_max_w
-        if block_w > self._rating_w:
+        if block_w > self._left_alone_max_w:
             text = (
                 "with all agents at their fallback limits, as far as their GPUs go down, the block could"
-                f" draw {block_w / 1e3:.1f} kW, its feed carries {self._rating_w / 1e3:.1f} kW: lower"
-                " `fallback_w` in the node.yaml files, or the floors of power smoothing"
+                f" draw {block_w / 1e3:.1f} kW, {self._left_alone_why} {self._left_alone_max_w / 1e3:.1f} kW:"
+                " lower `fallback_w` in the node.yaml files, or the floors of power smoothing"
             )
             yield "fallback", text
         why, at_s = self._false_name

@@ -97,6 +97,17 @@ def agent(
         bool, typer.Option("--restore", help="put limits, clocks and profiles back as found, and end")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="with --restore: only show it")] = False,
+    wait_s: Annotated[
+        float | None,
+        typer.Option(
+            "--wait",
+            metavar="SECONDS",
+            min=0,
+            max=3600,
+            help="with --restore: how long before a limit rises; left out: 35, until any controller counts"
+            " on it. 0 where none counts this host",
+        ),
+    ] = None,
 ) -> None:
     """Obey the controller on this GPU host, and fall back by itself when it is not heard."""
     import asyncio
@@ -107,10 +118,14 @@ def agent(
 
     if dry_run and not restore:
         _give_up("--dry-run belongs to --restore; to run an agent that writes nothing use --observe")
+    if wait_s is not None and not restore:
+        _give_up("--wait belongs to --restore")
     if restore and observe:
         _give_up("--restore writes and --observe never does: give one of them")
     if restore:
-        raise typer.Exit(restoring.main(node_path, dry_run=dry_run))
+        raise typer.Exit(
+            restoring.main(node_path, dry_run=dry_run, wait_s=restoring.WAIT_S if wait_s is None else wait_s)
+        )
     if observe:
         _load_node(node_path)  # what is wrong with it is said before anybody waits for a driver
         if why := asyncio.run(observing.driver_fault()):

@@ -35,10 +35,12 @@ from controller.gateway_config import (
     kind_errors,
     own_device,
     own_devices,
+    profile_of,
 )
 from controller.image.wire import SOCKET_NAME
 from controller.site.config import Alert, RampConfig, SiteConfig, site_errors
 from controller.yaml_config import ConfigError, checked, parse
+from protocols.profile import ProfileError
 
 __all__ = [
     "BlockConfig",
@@ -164,7 +166,7 @@ class AgentLinkConfig(_Strict):
 
     lease_s: Annotated[float, Field(ge=0.5, le=10)] = 3.0
     report_age_max_s: Annotated[float, Field(ge=0.2, le=2)] = 0.5
-    silent_max_after_s: Seconds = 10.0
+    silent_max_after_s: Annotated[float, Field(ge=1, le=30)] = 10.0  # sooner than any host boots
 
 
 class ClocksConfig(_Strict):
@@ -463,8 +465,31 @@ def _shed_errors(config: BlockConfig) -> Iterator[str]:
     ):
         if level not in names:
             yield f"{where}: no level {level!r}; name one of: {', '.join(names)}"
+    for c, contact in enumerate(shed.contacts):
+        yield from _contact_errors(f"shed.contacts[{c}]", contact)
     for alert in sorted(shed.alerts.keys() & config.site.meanings.alerts_kw.keys()):
         yield f"shed.alerts.{alert}: site.meanings.alerts_kw has it, too; leave one of them out"
+
+
+def _contact_errors(where: str, contact: ContactConfig) -> Iterator[str]:
+    """A contact that is never at `closed` would call nothing, and nobody would know before the emergency."""
+    with suppress(ProfileError):  # told with its device
+        profile = profile_of(contact)
+        point = None if profile is None else profile.points.get(contact.point)
+        if point is None:
+            return
+        one_bit = point.type in ("bool", "number") or point.mask.bit_count() == 1
+        states = sorted(point.enum) or ([0, 1] if point.unit == "bool" and one_bit else [])
+        if not states:
+            yield (
+                f"{where}.point: {contact.point!r} is no state but a number: in the profile give it"
+                " `unit: bool`, and a `mask` of one bit in a register, or `unit: enum` with its states"
+            )
+        elif contact.closed not in states:
+            yield (
+                f"{where}.closed: {contact.point!r} is never {contact.closed:g}, and nobody could call by it;"
+                f" write one of {', '.join(map(str, states))}"
+            )
 
 
 def _age_errors(config: BlockConfig) -> Iterator[str]:

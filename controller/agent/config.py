@@ -125,7 +125,7 @@ class NodeConfig(_Strict):
     fallback_w: Annotated[
         tuple[PowerW, ...], BeforeValidator(_one_or_many), Field(min_length=1, max_length=GPUS_MAX)
     ]
-    fallback_ramp_w_per_s: Annotated[float, Field(gt=0, le=10_000)] = 50.0  # per GPU, downwards
+    fallback_ramp_w_per_s: Annotated[float, Field(ge=1, le=10_000)] = 50.0  # per GPU, downwards
     report_period_s: Annotated[float, Field(ge=0.02, le=1.0)] = 0.1  # H100 sensors renew at 10 Hz
     lease_max_s: Annotated[float, Field(ge=0.5, le=60)] = 10.0
     waiting_max_s: Annotated[float, Field(ge=1, le=3600)] | None = 30.0  # null: wait for ever

@@ -75,7 +75,7 @@ def settings_line(
 
 
 def ceiling_line(device: Device, ceiling_mhz: int) -> dict[str, Any]:
-    return {**_gpu(device), "ceiling_mhz": ceiling_mhz, "host_boot": _host_boot()}
+    return {**_gpu(device), "ceiling_mhz": ceiling_mhz, "host_boot": host_boot()}
 
 
 class Record:
@@ -163,10 +163,10 @@ def _write_all(file: io.FileIO, text: bytes) -> None:
 def read(state_dir: Path) -> dict[str, Found]:
     """What was found, by UUID, as far as it can be read: see `unreadable`. Raises OSError."""
     found: dict[str, Found] = {}
-    host_boot = _host_boot()
+    booted = host_boot()
     for _, _, line in _lines(state_dir):
         if line is not None:
-            _take(found.setdefault(line.uuid, Found(line.gpu)), line, host_boot)
+            _take(found.setdefault(line.uuid, Found(line.gpu)), line, booted)
     return found
 
 
@@ -188,7 +188,7 @@ def drop(state_dir: Path, uuids: Collection[str]) -> None:
         (state_dir / name).unlink(missing_ok=True)
 
 
-def _host_boot() -> str:
+def host_boot() -> str:
     """Another one after every boot of the host; empty where nobody tells it, and then no line is void."""
     try:
         return HOST_BOOT.read_text(encoding="ascii").strip()

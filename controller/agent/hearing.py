@@ -24,9 +24,15 @@ class Ear:
     """`on_change` is called when there may be something to write."""
 
     def __init__(
-        self, node: str, settings: LeaseSettings, on_change: Callable[[], None], *, observe: bool
+        self,
+        node: str,
+        settings: LeaseSettings,
+        on_change: Callable[[], None],
+        *,
+        observe: bool,
+        waits_from_s: float | None = None,
     ) -> None:
-        self.lease: Lease = begin(settings, now_s(), observe=observe)
+        self.lease: Lease = begin(settings, now_s(), observe=observe, waits_from_s=waits_from_s)
         self.table: agent_link.Table | None = None  # what to do when a level is called
         self.heard_sent_at_s = -1.0  # of the newest order heard, controller's clock
         self.heard_at_s = 0.0  # when it came, our clock

@@ -181,13 +181,16 @@ class Lease(NamedTuple):
     heir: Heir | None = None
 
 
-def begin(settings: LeaseSettings, now_s: float, *, observe: bool) -> Lease:
-    """The lease of an agent that has just started."""
+def begin(
+    settings: LeaseSettings, now_s: float, *, observe: bool, waits_from_s: float | None = None
+) -> Lease:
+    """The lease of an agent that has just started; this host has waited since then, or begins now."""
     waits_for_ever = observe or settings.waiting_max_s is None
+    from_s = now_s if waits_from_s is None else waits_from_s
     return Lease(
         mode=Mode.OBSERVE if observe else Mode.WAITING,
         started_at_s=now_s,
-        until_s=inf if waits_for_ever else now_s + (settings.waiting_max_s or 0.0),
+        until_s=inf if waits_for_ever else from_s + (settings.waiting_max_s or 0.0),
         ramped_at_s=now_s,
         held_w=(None,) * len(settings.fallback_w),
         held_mhz=(None,) * len(settings.fallback_w),

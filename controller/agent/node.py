@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import structlog
 
-from controller.agent import found_limits, telling
+from controller.agent import found_limits, telling, waiting
 from controller.agent.config import NodeConfig
 from controller.agent.found_limits import ceiling_line, limit_line, settings_line
 from controller.agent.gpu_view import NEVER_AGAIN_S, NEVER_OURS, GpuView
@@ -79,7 +79,14 @@ class Agent:
             lease_max_s=config.lease_max_s,
             waiting_max_s=config.waiting_max_s,
         )
-        self._ear = Ear(config.node, self._settings, lambda: self.on_change(), observe=observe)  # noqa: PLW0108
+        self._waits = not observe
+        self._ear = Ear(
+            config.node,
+            self._settings,
+            lambda: self.on_change(),  # noqa: PLW0108
+            observe=observe,
+            waits_from_s=waiting.since_s(config.state_dir, now_s()) if self._waits else None,
+        )
         self._keys = range(driver.first, driver.first + driver.gpu_count)
         self._reads: Calls = {key: partial(driver.read, gpu) for gpu, key in enumerate(self._keys)}
         self._modules: Modules = ()
@@ -254,6 +261,13 @@ class Agent:
         self._record.add(lines)
         self._recorded |= {(line["uuid"], line["module"]) for line in lines}
         return self._record.write if self._record.is_due(now_s()) else None
+
+    def waited(self) -> Callable[[], None] | None:
+        """Once, after an order was obeyed: takes the note of our waiting away."""
+        if not self._waits or self._acknowledged == (0, 0):
+            return None
+        self._waits = False
+        return partial(waiting.end, self.config.state_dir)
 
     def limit_writes(self, now: float) -> Calls:
         """Limits that are due, decreases first; of a module one, the sum of what its GPUs should hold."""

@@ -4,9 +4,10 @@ What was found is on disk (`found_limits`). For every GPU, by its UUID: the limi
 we requested, the smoothing preset, and the clock lock: one of ours is taken away, or becomes the lock of the
 site where node.yaml names it. What we never touched is left as it is.
 
-It does what it says at once, since who types it wants it done; `--dry-run` shows what it would do. It refuses
-while an agent runs. Limits rise by it: the controller counts this host at its maximum once its agent is
-silent, so nothing is promised that this could break.
+`--dry-run` shows what it would do. It refuses while an agent runs. Where a limit would rise it waits first,
+with nothing written yet: the controller goes on counting this host at its last order until its agent has been
+silent for `agents.silent_max_after_s`, and at its maximum from then on. After that nothing is promised that
+this could break.
 
 A limit that GPUs share was found once: with the first of them that was met.
 
@@ -18,6 +19,7 @@ be read throughout; 2 nothing was tried: no record, an agent that runs, no drive
 """
 
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -33,6 +35,7 @@ from controller.agent.found_limits import Found
 from controller.agent.lease import same_limit
 from protocols.nvml import Nvml, NvmlFault
 
+WAIT_S: Final = 35.0  # longer than `agents.silent_max_after_s` of any block
 EXIT_FAILED: Final = 1
 EXIT_BAD_INPUT: Final = 2
 NOTHING: Final = (
@@ -54,14 +57,14 @@ class Row:
     gone: bool = False
 
 
-def main(path: Path, *, dry_run: bool) -> int:
-    """Command `powerblock agent --restore`."""
+def main(path: Path, *, dry_run: bool, wait_s: float) -> int:
+    """Command `powerblock agent --restore`. `wait_s`: before a limit rises."""
     try:
         config = load_node(path)
         _check_used(config)
         held = lock.take(config.state_dir)
         try:
-            return _restore(config, dry_run=dry_run)
+            return _restore(config, dry_run=dry_run, wait_s=wait_s)
         finally:
             lock.release(held)
     except lock.LockedError as error:
@@ -78,13 +81,16 @@ def _check_used(config: NodeConfig) -> None:
         raise ConfigError(f"{config.state_dir}: no such directory: {NOTHING}")
 
 
-def _restore(config: NodeConfig, *, dry_run: bool) -> int:
+def _restore(config: NodeConfig, *, dry_run: bool, wait_s: float) -> int:
     """Raises ConfigError, NvmlFault, OSError when nothing could be tried."""
     found = found_limits.read(config.state_dir)
     if not found and not found_limits.unreadable(config.state_dir):
         raise ConfigError(f"{config.state_dir}: nothing is recorded there: {NOTHING}")
     driver = Nvml()
     _share_found(config, driver, found)
+    if not dry_run and wait_s > 0.0 and any(_rises(driver, uuid, one) for uuid, one in found.items()):
+        sys.stderr.write(f"limits rise by this: begins in {wait_s:g} s, when the controller counts on it\n")
+        time.sleep(wait_s)
     rows = {
         uuid: list(restored(config, driver, uuid, one, dry_run=dry_run))
         for uuid, one in sorted(found.items(), key=lambda item: item[1].gpu)
@@ -118,6 +124,13 @@ def _share_found(config: NodeConfig, driver: Nvml, found: Mapping[str, Found]) -
         with suppress(NvmlFault):  # told where it is to be put back
             if one.module and one.limit_w is not None:
                 one.limit_w = limits_w.setdefault(driver.index_of(uuid) // per_module, one.limit_w)
+
+
+def _rises(driver: Nvml, uuid: str, found: Found) -> bool:
+    with suppress(NvmlFault):  # told where it is to be put back
+        now_w = driver.read_limit_w(driver.index_of(uuid))
+        return found.limit_w is not None and found.limit_w > now_w and not same_limit(now_w, found.limit_w)
+    return False
 
 
 def restored(config: NodeConfig, driver: Nvml, uuid: str, one: Found, *, dry_run: bool) -> Iterator[Row]:

@@ -169,10 +169,11 @@ BLOCK: Final = _cascade(
           " ends, its GPUs go back to their default limits, and count at their most once it is silent",
           "`systemctl enable --now nvidia-persistenced` on these hosts"),
     Entry("fallback", MEDIUM,
-          "were all agents left alone at once, the block could draw more than its feed carries",
+          "were all agents left alone at once, the block could draw more than failsafe limit or feed allow",
           "nothing: agents fall back by what their own files say",
-          "lower `fallback_w` in the node.yaml files; agents that have never told theirs count at their most,"
-          " and no GPU lower than its least or the floor that power smoothing keeps up",
+          "lower `fallback_w` in the node.yaml files; agents that have never told theirs, or have"
+          " `waiting_max_s: null`, count at their most, and no GPU lower than its least or the floor that"
+          " power smoothing keeps up",
           on_delay_s=30.0),  # agents tell theirs every ten seconds
     Entry("faults …", LOW,
           "what this node's agent says of its GPUs, or limits of a GPU that do not fit `block.yaml`",

@@ -67,7 +67,7 @@ class BackstopConfig(_Strict):
     bmcs_max: Annotated[int, Field(ge=1, le=256)] = 64
     request_max_s: Annotated[float, Field(ge=0.5, le=60)] = 10.0
     reread_s: Annotated[float, Field(ge=0.5, le=60)] = 3.0  # while a node is held
-    proof_age_max_s: Seconds = 30.0  # a round of a slow BMC takes ten
+    proof_age_max_s: Annotated[float, Field(ge=1, le=60)] = 30.0  # a round of a slow BMC takes ten
     release_after_s: Seconds = 30.0  # the agent obeys again for so long
     release_w_per_s: Annotated[float, Field(gt=0, le=10_000)] = 20.0  # each GPU, upwards
 

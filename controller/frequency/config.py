@@ -25,6 +25,7 @@ from protocols.profile import ProfileError
 KW: Final = 1000.0
 OBEY_S: Final = 0.2  # link, driver call, and a GPU's way down: what is left of full_s is for seeing
 COARSEST_HZ: Final = 0.01  # of a meter's register: a step of 0.1 Hz hides a whole event
+STEP_BELOW_MIN_HZ: Final = 0.1  # of a threshold below nominal: twice what a quiet grid wanders
 PERIODS_STALE: Final = 5.0
 STALE_MIN_S: Final = 0.1
 TWO_SAMPLES_S: Final = 0.015  # two samples at 50/s
@@ -186,7 +187,19 @@ class FrequencyConfig(_Strict):
             raise ValueError(f"trigger_hz: missing; {self.preset} has none of its own, your contract does")
         if self.trigger_hz is not None and (self.own is not None or PRESETS[str(self.preset)].droop):
             raise ValueError("trigger_hz: belongs to a preset with one step")
+        self._check_steps()
         return self
+
+    def _check_steps(self) -> None:
+        """Raises ValueError for a threshold that a sound grid passes many times a day."""
+        where, product = ("trigger_hz", _preset(self)) if self.own is None else ("own.steps", _own(self.own))
+        highest_hz = product.nominal_hz - STEP_BELOW_MIN_HZ
+        for step in product.steps:
+            if step.hz > highest_hz:
+                raise ValueError(
+                    f"{where}: {step.hz:g} Hz is passed by a sound grid; name one of at most"
+                    f" {highest_hz:g} Hz, or a droop curve"
+                )
 
 
 def frequency_settings(config: FrequencyConfig, ramp: Ramp) -> FrequencySettings:

@@ -1,8 +1,10 @@
 """`powerblock agent --restore`: everything as it was before the first agent, and nothing else."""
 
+import asyncio
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,9 +17,10 @@ LIMITS_W = (600.0, 550.0, 500.0, 450.0)
 FOUND_W = [650.0, 640.0, 630.0, 620.0]
 
 
-def restore(node, *arguments) -> subprocess.CompletedProcess:
+def restore(node, *arguments, wait_s=0.0) -> subprocess.CompletedProcess:
+    options = ["--restore", "--wait", str(wait_s), *arguments]
     return subprocess.run(
-        [sys.executable, "-m", "controller.cli", "agent", str(node.file), "--restore", *arguments],
+        [sys.executable, "-m", "controller.cli", "agent", str(node.file), *options],
         env={**os.environ, **environment(node.library, node.memory.path), "COLUMNS": "120"},
         capture_output=True,
         text=True,
@@ -60,6 +63,28 @@ async def test_limits_clocks_profiles_and_presets_are_as_they_were_found(node):
         assert again.returncode == 2  # all was put back: there is nothing on record any more
         assert "nothing is recorded" in again.stderr
         assert (n.folder / "state" / "found-limits.restored.jsonl").exists()
+
+
+async def test_limits_rise_when_the_controller_counts_on_it_and_all_else_needs_no_wait(node):
+    async with node() as n:
+        n.start()
+        await n.report()
+        await n.lead(LIMITS_W)
+        n.stop()
+        began_s = time.monotonic()
+        putting = asyncio.create_task(asyncio.to_thread(restore, n, wait_s=4.0))
+        await n.until(lambda: n.limits_w() != list(LIMITS_W), within_s=20.0)
+        assert time.monotonic() - began_s > 4.0
+        done = await putting
+        assert (done.returncode, n.limits_w()) == (0, [700.0] * 4)
+        assert "begins in 4 s" in done.stderr
+        n.start()
+        await n.report(lambda report: report.mode == "waiting")
+        await n.lead((700.0,) * 4)
+        n.stop()
+        n.memory.gpus["requested_mw"] = 710_000  # by somebody else: what was found is lower
+        done = restore(n, wait_s=60.0)
+        assert (done.returncode, done.stderr, n.limits_w()) == (0, "", [700.0] * 4)
 
 
 async def test_the_lock_of_the_site_comes_back_where_node_yaml_names_it(node):
@@ -199,6 +224,7 @@ async def test_without_a_record_it_touches_nothing_and_ends_as_the_page_says(nod
     [
         (["--restore", "--observe"], "give one of them"),
         (["--dry-run"], "--dry-run belongs to --restore"),
+        (["--wait", "5"], "--wait belongs to --restore"),
         (["--restore"], "no such file"),
     ],
 )

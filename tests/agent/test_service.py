@@ -1,5 +1,6 @@
 """The agent as its host runs it: a process of its own, a real broker, the driver library through pynvml."""
 
+import asyncio
 import itertools
 import json
 import signal
@@ -9,7 +10,7 @@ import time
 
 from structlog.testing import capture_logs
 
-from controller.agent import service
+from controller.agent import service, waiting
 from controller.agent.config import NodeConfig
 from firmware_sim import gpu_firmware
 from protocols import agent_link
@@ -131,6 +132,27 @@ async def test_a_restart_leaves_the_limits_as_they_are_and_then_waits_only_so_lo
         assert n.limits_w() == list(LIMITS_W)
         await n.until(holds(n, (300.0,) * 4))
         assert (await n.report()).mode == "fallback"
+
+
+async def test_an_agent_that_dies_again_and_again_waits_no_longer_than_one_that_lives(node):
+    async with node(waiting_max_s=4.0) as n:
+        n.start()
+        await n.report()
+        n.order(LIMITS_W)
+        await n.until(holds(n))
+        began_s = time.monotonic()
+        while time.monotonic() < began_s + 4.0:  # none of them lives as long as it may wait
+            n.stop(signal.SIGKILL)
+            boot = n.newest.boot
+            n.start()
+            await n.report(lambda report, boot=boot: report.boot != boot)
+            assert n.newest.mode == "waiting" or time.monotonic() > began_s + 4.0
+            await asyncio.sleep(0.5)
+        await n.until(holds(n, (300.0,) * 4), within_s=2.0)
+        await n.report(lambda report: report.mode == "fallback")
+        assert (n.folder / "state" / waiting.NAME).exists()
+        await n.lead(LIMITS_W)  # a controller is back
+        await n.until(lambda: not (n.folder / "state" / waiting.NAME).exists())
 
 
 async def test_a_stop_changes_no_limit(node):

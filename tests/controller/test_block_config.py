@@ -288,6 +288,11 @@ def test_levels_of_shedding_are_watts_in_the_law_and_contacts_are_devices(block_
         ({"shed.contacts.0.age_max_s": 0.05}, "shed.contacts[0].age_max_s: 0.05 is less than two polls"),
         ({"shed.contacts.0.name": "r1-a"}, "racks[0].inlets[0], shed.contacts[0]: 'r1-a' is used 2 times"),
         ({"shed.contacts.0.lost_cals": True}, "shed.contacts[0].lost_cals: no such setting"),
+        (
+            {"shed.contacts.0.closed": 2},
+            "shed.contacts[0].closed: 'neutral_overcurrent' is never 2, and nobody could call by it",
+        ),
+        ({"shed.contacts.0.point": "power_w"}, "shed.contacts[0].point: 'power_w' is no state but a number"),
     ],
 )
 def test_what_is_wrong_with_shedding_is_named_with_its_remedy(block_with, changes, sentence):
@@ -310,3 +315,40 @@ def test_of_a_contacts_plc_only_its_own_point_is_read_unless_more_are_named(bloc
         shed["contacts"][0] |= {} if points is None else {"points": points}
         (contact,) = [one for one in devices(load_block(block_with({"shed": shed}))) if one.name == "stop"]
         assert contact.config.points == tuple(read)
+
+
+WORD = """title: A PLC whose inputs are one word
+protocol: modbus
+provenance: {document: made up for tests, page: "1", evidence: document}
+blocks:
+  - {table: holding, first: 0, last: 0}
+points:
+  inputs: {unit: bool, table: holding, address: 0, type: u16}
+  second: {unit: bool, table: holding, address: 0, type: u16, mask: 2}
+  position: {unit: enum, table: holding, address: 0, type: u16, enum: {3: tripped, 5: rests}}
+examples:
+  - {point: second, registers: [2], value: 1.0, source: a bit is a bit}
+"""
+
+
+@pytest.mark.parametrize(
+    ("point", "closed", "says"),
+    [
+        ("inputs", 1, "shed.contacts[0].point: 'inputs' is no state but a number"),
+        ("second", 0, ""),
+        ("second", 2, "write one of 0, 1"),
+        ("position", 3, ""),
+        ("position", 1, "write one of 3, 5"),
+    ],
+)
+def test_a_contact_is_one_bit_or_a_state(block_with, tmp_path, point, closed, says):
+    """A word of several relays is at 3 when two of them are closed: `closed: 1` would end the call."""
+    (tmp_path / "word.yaml").write_text(WORD)
+    shed = copy.deepcopy(SHED)
+    shed["contacts"][0] |= {"profile": str(tmp_path / "word.yaml"), "point": point, "closed": closed}
+    path = block_with({"shed": shed})
+    if not says:
+        assert load_block(path).shed is not None
+        return
+    (found,) = errors(path)
+    assert says in found

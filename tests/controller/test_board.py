@@ -383,6 +383,23 @@ def test_fallbacks_that_do_not_fit_under_the_feed_together_are_told(tight):
     assert wrong(tight) == {}
 
 
+def test_fallbacks_that_fit_under_the_feed_and_not_the_failsafe_limit_are_told(settings):
+    failsafe_w = settings.base_max_w + settings.block_w_per_gpu_w * 200.0 * len(settings.topology.gpu_node)
+    failsafes = tuple(replace(one, limit_w=failsafe_w) for one in settings.failsafes)
+    board = Board(replace(settings, failsafes=failsafes, feed_rating_w=1e6), EPOCH)
+    for fallback_w, says in ((210.0, f"its failsafe limit is {failsafe_w / 1e3:.1f} kW"), (190.0, "")):
+        for node in ("node-a", "node-b"):
+            board.put_facts(facts(node, fallback_w))
+        assert ("fallback" in wrong(board)) == bool(says)
+        assert says in wrong(board).get("fallback", "")
+
+
+def test_an_agent_that_would_wait_for_ever_falls_back_to_nothing(tight):
+    for node, waiting_max_s in (("node-a", 30.0), ("node-b", None)):
+        tight.put_facts(msgspec.structs.replace(facts(node), waiting_max_s=waiting_max_s))
+    assert "fallback" in wrong(tight)
+
+
 def test_a_node_that_has_never_told_its_fallback_counts_at_its_most(tight):
     tight.put_facts(facts("node-a"))
     assert "fallback" in wrong(tight)

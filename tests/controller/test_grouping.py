@@ -309,6 +309,13 @@ def test_gpus_that_moved_to_another_host_are_free_again_when_the_old_one_has_bee
     assert kinds(grouping, KEPT_S + 0.1) == []
 
 
+def test_a_hall_of_hosts_with_the_name_of_this_block_counts_whole(grouping):
+    for number in range(144):
+        grouping.hear(facts(f"x{number}"), 0.0)
+    grouping.look(0.0)
+    assert grouping.doubts.stray_w == 144 * 8 * MAX_W
+
+
 def test_strangers_are_told_in_one_alarm_in_bounds_and_forgotten(grouping):
     for number in range(10 * STRANGERS_MAX):
         grouping.hear(facts(f"x{number}"), 0.0)

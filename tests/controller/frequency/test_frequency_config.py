@@ -72,6 +72,24 @@ def test_a_product_of_ones_own_is_taken_as_written():
         ({"input": {"way": "phasor_udp", "listen": "h:4713", "from": "pmu"}}, "IPv4"),
         ({"input": {"way": "phasor_udp", "listen": "h:1", "from": "10.0.0.1", "ask": 4712}}, "id: missing"),
         ({"input": {"way": "mqtt", "topic": "grid/#"}}, "one topic"),
+        (
+            {"trigger_hz": 49.97},
+            "trigger_hz: 49.97 Hz is passed by a sound grid; name one of at most 49.9 Hz",
+        ),
+        ({"preset": "ercot_ffr", "trigger_hz": 60.0}, "at most 59.9 Hz"),
+        (
+            {
+                "preset": None,
+                "own": {
+                    "title": "t",
+                    "nominal_hz": 60,
+                    "full_s": 0.5,
+                    "sustain_s": 60.0,
+                    "steps": ({"hz": 59.7, "share": 0.5}, {"hz": 59.95, "share": 1.0}),
+                },
+            },
+            "own.steps: 59.95 Hz",
+        ),
         ({"committed_kw": 0.0}, "greater than 0"),
     ],
 )
