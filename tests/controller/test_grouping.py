@@ -1,6 +1,7 @@
 """Racks, nodes and GPUs as agents tell them, against block.yaml: what is found, and what it costs."""
 
 import json
+import time
 
 import msgspec
 import numpy as np
@@ -587,9 +588,9 @@ def test_a_hundred_and_forty_four_nodes_are_checked_in_a_moment():
     hosts = [
         Host(name, gpus(name, 8, chassis=f"S{planned.rack}")) for name, planned in expected.nodes.items()
     ]
-    began_s = now_s()
+    began_s = time.thread_time()  # of the processor: the machine may be busy
     assert len(check(expected, hosts)) == 144  # 8 GPUs instead of 2
-    assert now_s() - began_s < 0.25
+    assert time.thread_time() - began_s < 0.25
 
 
 # --- block.yaml, the controller, the command ---------------------------------------------------------
