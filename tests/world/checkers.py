@@ -520,10 +520,15 @@ class Checkers:
                 raise Broken(10, moment.now_s, f"nothing in the world asks for {limit}")
 
     def base_is_known_again(self, moment: Moment) -> None:
-        """Power that nobody draws is not taken off for good. PDUs may raise it while GPUs jump."""
-        said_w = min(said.base_w for at, said in self.said if at >= moment.now_s - RECENTLY_S)
+        """Power that nobody draws is not taken off for good; GPUs gain it no faster than at the agreed rate.
+
+        PDUs may raise it while GPUs jump.
+        """
+        lately_w = [said.base_w for at, said in self.said if at >= moment.now_s - RECENTLY_S]
+        said_w, fallen_w = min(lately_w), lately_w[0] - lately_w[-1]
         true_w = max(value for _, value in self.bases)
-        if said_w > true_w + BASE_EXCESS_RATIO * self.settings.feed_rating_w:
+        falls = fallen_w > RISING_RATIO * RECENTLY_S * self.settings.ramp.up_w_per_s
+        if said_w > true_w + BASE_EXCESS_RATIO * self.settings.feed_rating_w and not falls:
             raise Broken(10, moment.now_s, f"base load {true_w:.0f} W, still taken for {said_w:.0f} W")
 
     def budget_comes_back(self, moment: Moment, decision: Decision) -> None:
