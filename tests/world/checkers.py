@@ -568,11 +568,15 @@ class Checkers:
                 raise Broken(10, moment.now_s, f"nothing is wrong, alarm {alarm.key}: {alarm.text}")
 
     def _full_racks(self, moment: Moment) -> list[str]:
-        """Alarms of racks whose inlets carry no more than what no limit takes from its GPUs."""
+        """Alarms of racks whose inlets carry no more than what no limit takes from its GPUs.
+
+        The base load of a rack is followed slowly, down as well.
+        """
         topology = self.settings.topology
+        base_w = max(value for _, value in self.bases)
         least_w = self.settings.block_w_per_gpu_w * topology.rack_sums(self._least_w(moment))
         carried_w = RACK_FULL_RATIO * topology.inlet_sums(topology.inlet_continuous_w)
-        full = np.flatnonzero(least_w + RACK_BASE_RATIO * moment.base_w > carried_w)
+        full = np.flatnonzero(least_w + RACK_BASE_RATIO * base_w > carried_w)
         return [f"rack {topology.rack_names[rack]}" for rack in full]
 
     def _least_w(self, moment: Moment) -> np.ndarray:
