@@ -257,13 +257,13 @@ def command(
     from controller.image.model import Result
     from controller.views import command as view
 
-    config = _load_any(block_path)
+    run_dir = _run_dir(block_path)
     try:
         wanted = view.parsed(verb, arguments or [])
     except view.CommandError as error:
         _give_up(str(error))
     try:
-        outcome = asyncio.run(view.carry_out(config.run_dir, wanted))
+        outcome = asyncio.run(view.carry_out(run_dir, wanted))
     except view.CommandError as error:
         _negative(str(error))
     _show(view.as_json(outcome) if as_json else view.render(outcome))
@@ -293,18 +293,18 @@ def shed(
     from controller.views import shed as view
     from controller.views.status import look
 
-    config = _load(block_path)
+    run_dir = _run_dir(block_path)
     try:
         wanted = view.wanted(level, valid_for, end=end, writer=writer)
     except panel.CommandError as error:
         _give_up(str(error))
     if wanted is not None:
-        outcome = asyncio.run(panel.carry_out(config.run_dir, wanted))
+        outcome = asyncio.run(panel.carry_out(run_dir, wanted))
         _show(panel.as_json(outcome) if as_json else panel.render(outcome))
         if outcome.result is Result.REJECTED:
             raise typer.Exit(EXIT_NEGATIVE)
         return
-    seen = look(config.run_dir / "status.json", now_utc_s())
+    seen = look(_load(block_path).run_dir / "status.json", now_utc_s())
     _show(view.as_json(seen.told) if as_json else view.render(seen.told, now_utc_s()))
     if seen.fault:
         _negative(seen.fault)
@@ -455,6 +455,16 @@ def _load(path: Path) -> Any:
 
     try:
         return load_block(path)
+    except ConfigError as error:
+        _give_up(str(error))
+
+
+def _run_dir(path: Path) -> Path:
+    """Where the controller of a block.yaml is; nothing else is read, since an emergency may not wait."""
+    from controller.yaml_config import ConfigError, run_dir_of
+
+    try:
+        return run_dir_of(path)
     except ConfigError as error:
         _give_up(str(error))
 

@@ -14,25 +14,31 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 import structlog
 
 from controller.alarms import AlarmDesk
 from controller.core.model import FOREVER_S, NEVER_S, Ramp, Settings
-from controller.image.model import Command, Outcome, Result, Role, Words
+from controller.image.model import Command, Outcome, Result, Role
 from controller.lines import Lines
-from controller.site.facility import (
-    CRITICAL_EQUIPMENT,
-    PRIORITIES,
-    SHED_LEVELS_MAX,
-    Facility,
-    Mode,
-    Slot,
-)
-from controller.site.facility import OPERATOR as OPERATOR  # noqa: PLC0414  part of this interface
+from controller.site.facility import CRITICAL_EQUIPMENT, Facility, Slot
 from controller.site.history import Room
+from controller.verbs import (
+    OPERATOR,
+    PRIORITIES,
+    VERBS,
+    Arguments,
+    EndShed,
+    Heartbeat,
+    Release,
+    SetMode,
+    SetPowerLimit,
+    Shed,
+    Withdraw,
+    Write,
+)
 from protocols.reading import DeviceError, Written
 
 FILE_NAME: Final = "commands.jsonl"
@@ -45,105 +51,7 @@ RAMP_LEAST_RATIO: Final = 0.1  # of the agreed ramp: a slower one would outlast 
 ABOVE_OPERATORS: Final = Role.ENGINEER  # what takes a priority above theirs: it holds against a whole shift
 SAY: Final = "say"  # the facility server tells what is wrong with itself: no command, and not logged
 
-Positive = Annotated[float, msgspec.Meta(gt=0, le=1e9)]
-Seconds = Annotated[float, msgspec.Meta(gt=0, le=366 * 86_400)]  # longer is "until released"
-
 log = structlog.get_logger(__name__)
-
-
-class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Arguments of a verb."""
-
-
-class SetPowerLimit(_Strict, frozen=True):
-    limit_w: Annotated[float, msgspec.Meta(ge=0, le=1e9)]
-    ramp_w_per_s: Positive | None = None
-    valid_for_s: Seconds | None = None
-    priority: int = OPERATOR
-    heartbeat_timeout_s: Annotated[float, msgspec.Meta(ge=1, le=86_400)] | None = None
-    then_w: Annotated[float, msgspec.Meta(ge=0, le=1e9)] | None = None
-
-
-class Release(_Strict, frozen=True):
-    """`writer`: another than the asker; for engineers and the panel."""
-
-    priority: int | None = None
-    writer: Words | None = None
-
-
-class Shed(_Strict, frozen=True):
-    """`level`: its name; or `number`, from 1 on, the gentlest first, for those who cannot write words."""
-
-    level: Words = ""
-    number: Annotated[int, msgspec.Meta(ge=1, le=SHED_LEVELS_MAX)] | None = None
-    valid_for_s: Seconds | None = None
-
-
-class EndShed(_Strict, frozen=True):
-    """`writer`: another than the asker; for engineers and the panel."""
-
-    writer: Words | None = None
-
-
-class SetMode(_Strict, frozen=True):
-    mode: Mode
-
-
-class Write(_Strict, frozen=True):
-    device: Words
-    point: Words
-    value: Annotated[float, msgspec.Meta(ge=-1e12, le=1e12)]
-
-
-class Withdraw(_Strict, frozen=True):
-    """Commands to a device are kept alive until this: its arming, heartbeat and reversion timer."""
-
-    device: Words
-
-
-class Heartbeat(_Strict, frozen=True):
-    pass
-
-
-class OfAlarm(_Strict, frozen=True):
-    key: Words = ""
-
-
-class Shelve(_Strict, frozen=True):
-    key: Words
-    for_s: Seconds
-    reason: Words = ""
-
-
-class OutOfService(_Strict, frozen=True):
-    key: Words
-    reason: Words = ""
-
-
-class Verb(NamedTuple):
-    """What it takes."""
-
-    arguments: type[_Strict]
-    role: Role
-    moves: bool = False  # plant or power: in LOCAL and OFF for the panel alone
-
-
-VERBS: Final = {
-    "set_power_limit": Verb(SetPowerLimit, Role.OPERATE, moves=True),
-    "release": Verb(Release, Role.OPERATE, moves=True),
-    "shed": Verb(Shed, Role.OPERATE, moves=True),
-    "end_shed": Verb(EndShed, Role.OPERATE, moves=True),
-    "write": Verb(Write, Role.OPERATE, moves=True),
-    "withdraw": Verb(Withdraw, Role.OPERATE, moves=True),
-    "set_mode": Verb(SetMode, Role.ENGINEER, moves=True),
-    "heartbeat": Verb(Heartbeat, Role.OPERATE),
-    "acknowledge": Verb(OfAlarm, Role.OPERATE),
-    "reset": Verb(OfAlarm, Role.OPERATE),
-    "shelve": Verb(Shelve, Role.OPERATE),
-    "unshelve": Verb(OfAlarm, Role.OPERATE),
-    "out_of_service": Verb(OutOfService, Role.ENGINEER),
-    "return_to_service": Verb(OfAlarm, Role.ENGINEER),
-}
 
 
 class CommandDesk:
@@ -179,7 +87,7 @@ class CommandDesk:
         self._written_bytes = FILE_MAX_BYTES  # the first line begins a file
         self._encoder = msgspec.json.Encoder()
         self._rooms = {refused: Room() for refused in (True, False)}  # refusals must not hide what was done
-        self._does: dict[type[_Strict], Callable[[Command, Any], Outcome | Awaitable[Outcome]]] = {
+        self._does: dict[type[Arguments], Callable[[Command, Any], Outcome | Awaitable[Outcome]]] = {
             SetPowerLimit: self._set_power_limit,
             Release: self._release,
             Shed: self._shed,
@@ -245,7 +153,7 @@ class CommandDesk:
             return f"the block is switched to {mode.upper()}: only its own panel may; switch to REMOTE there"
         return ""
 
-    async def _run(self, command: Command, arguments: _Strict) -> Outcome:
+    async def _run(self, command: Command, arguments: Arguments) -> Outcome:
         does = self._does.get(type(arguments))
         if does is not None:
             outcome = does(command, arguments)

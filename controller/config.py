@@ -59,6 +59,7 @@ SOCKET_PATH_MAX_BYTES: Final = 107  # of Linux: sun_path with its end
 
 
 Kw = Annotated[float, Field(gt=0, le=1_000_000)]
+BOARD_LEAST_W: Final = 10.0  # no board in sight is limited below it: 0.7 was meant as kW
 Watts = Annotated[float, Field(gt=0, le=10_000)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Uuid = Annotated[str, Field(pattern=r"^GPU-[0-9a-f-]{1,60}$")]  # as `nvidia-smi -L` shows it
@@ -395,6 +396,8 @@ def _name_errors(config: BlockConfig) -> Iterator[str]:
                 yield f"{where}.tier: no tier {node.tier!r}; name one of: {known}"
             if node.min_w > node.max_w:
                 yield f"{where}.min_w: {node.min_w:g} is above max_w {node.max_w:g}; swap or correct them"
+            if node.max_w < BOARD_LEAST_W:
+                yield f"{where}.max_w: {node.max_w:g} W is no GPU's; write watts, as its driver does"
             if node.gpu_uuids and len(node.gpu_uuids) != node.gpus:
                 yield f"{where}.gpu_uuids: {len(node.gpu_uuids)} for {node.gpus} GPUs; list all, or none"
     for kind, names, remedy in (

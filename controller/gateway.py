@@ -25,7 +25,8 @@ from controller.image.model import AlarmView, Command, Group, Outcome, Value
 from controller.image.server import ImageServer
 from controller.image.wire import SOCKET_NAME, Update
 from controller.site.config import DsxFlexConfig
-from controller.site.facility import MODES, Facility
+from controller.site.facility import Facility
+from controller.verbs import MODES
 from controller.site.policy import block_w
 from protocols.profile import Point
 

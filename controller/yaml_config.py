@@ -30,6 +30,8 @@ FILE_MAX_BYTES: Final = 4 * 1024 * 1024  # a block of 1,152 GPUs takes 100 kB; a
 VALUES_MAX: Final = 500_000  # a hundred times that block
 SHOWN_MAX_CHARS: Final = 60  # of a wrong value, in the sentence about it
 
+FAST_LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # where libyaml was there to build with
+
 KEY_TAGS: Final = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "merge"))
 
 NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"  # part of an MQTT topic: no levels, no wildcards
@@ -120,6 +122,22 @@ def parse(path: Path) -> dict[str, Any]:
             f"{path.name}: must be settings of the form `name: value`, not {type(content).__name__}"
         )
     return content
+
+
+def run_dir_of(path: Path) -> Path:
+    """`run_dir` of a block.yaml, and nothing else: an emergency does not wait for profiles to be read.
+
+    Nor does it fail at what else may be wrong with the file by now. Raises ConfigError.
+    """
+    try:
+        file = yaml.compose(path.read_text(encoding="utf-8"), Loader=FAST_LOADER)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    settings = file.value if isinstance(file, yaml.MappingNode) else []
+    for key, value in settings:
+        if key.value == "run_dir" and isinstance(value, yaml.ScalarNode):
+            return path.absolute().parent / str(value.value)
+    raise ConfigError(f"{path.name}: run_dir: missing; add it, or name the block.yaml of this block")
 
 
 class _StrictLoader(yaml.SafeLoader):

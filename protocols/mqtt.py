@@ -181,7 +181,7 @@ class MqttLink:
         keepalive_s: int = KEEPALIVE_S,
         qos_max: int = 2,
     ) -> None:
-        self._host, self._port, scheme = _parse_url(url)
+        self._host, self._port, scheme = parse_url(url)
         if tls is not None and scheme != "mqtts":
             raise MqttConfigError(f"{url}: TLS files are given, but the url is not mqtts://")
         if not client_id:
@@ -702,7 +702,8 @@ async def _say_goodbye(client: aiomqtt.Client) -> None:
         await _or_cancelled(client.__aexit__(None, None, None))
 
 
-def _parse_url(url: str) -> tuple[str, int, str]:
+def parse_url(url: str) -> tuple[str, int, str]:
+    """Host, port and scheme. Raises MqttConfigError."""
     try:
         parts = urlsplit(url)
         port = parts.port

@@ -29,7 +29,7 @@ from typing import Annotated, Any, Final
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from controller.yaml_config import NAME_PATTERN, ConfigError, File, load
-from protocols.mqtt import Tls
+from protocols.mqtt import Tls, parse_url
 
 __all__ = ["ConfigError", "MqttConfig", "NodeConfig", "load_node"]
 
@@ -67,10 +67,15 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+def _broker(url: str) -> str:
+    parse_url(url)
+    return url
+
+
 class MqttConfig(_Strict):
     """How to reach the block's broker. A password lives in a file of its own, never here."""
 
-    url: str
+    url: Annotated[str, AfterValidator(_broker)]
     username: str | None = None
     password_file: Path | None = None
     ca: File | None = None

@@ -18,7 +18,7 @@ import numpy as np
 from controller.core.model import NO_LIMIT_W, Decision, Mode, Settings, Snapshot
 from controller.image.model import WORDS_MAX, Group, Point, Value
 from controller.image.wire import Update
-from controller.site.facility import MODES
+from controller.verbs import MODES
 from controller.status import shed_words
 
 STALE_S: Final = 5.0

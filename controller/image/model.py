@@ -121,7 +121,7 @@ class AlarmView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What somebody outside wants done. `verb` and its arguments: controller/commands.py.
+    """What somebody outside wants done. `verb` and its arguments: controller/verbs.py.
 
     Attributes:
         id: the asker's own; the outcome carries it.

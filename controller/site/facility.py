@@ -18,7 +18,7 @@ A call of a level of shedding is a slot as well, beside the power limits: of tho
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final
 
 import msgspec
 
@@ -27,26 +27,16 @@ from controller.site.config import FACILITY as NAME
 from controller.site.outlook import Outlook
 from controller.site.source import Arrival, Signal
 from controller.site.wire import MqttWire
+from controller.verbs import OPERATOR, PRIORITIES, Mode
 
 KIND: Final = "power limit"
 SHED: Final = "shed"  # a level that is called competes with power limits: the lower binds
 KW: Final = 1000.0
-PRIORITIES: Final = {  # BACnet's (ASHRAE 135, 19.2), as far as a power limit has use for them
-    1: "manual life safety",
-    5: "critical equipment",
-    8: "operator",
-    10: "site",
-    16: "default",
-}
 SLOTS_MAX: Final = 32  # as many again for those above operators: safety finds a place
-OPERATOR: Final = 8
 CRITICAL_EQUIPMENT: Final = 5  # where calls of shed levels stand
 BEHIND_THE_PANEL: Final = 100  # added to priorities of all others in LOCAL
-SHED_LEVELS_MAX: Final = 8  # a level each for more than anybody can tell apart in an emergency
 LAPSES_MAX: Final = 32
 
-Mode = Literal["remote", "local", "off"]
-MODES: Final = get_args(Mode)
 Place = tuple[str, int, bool]  # writer, priority, whether it calls a level of shedding
 
 

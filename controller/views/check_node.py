@@ -11,12 +11,12 @@ from controller.yaml_config import ConfigError, parse
 
 
 def is_of_node(path: Path) -> bool:
-    """Whether the file names a node, as no `block.yaml` does. What cannot be read is not for us to tell."""
+    """Whether the file has what a node has and no `block.yaml`. What cannot be read is not for us to tell."""
     try:
         content: dict[str, Any] = parse(path)
     except ConfigError:
         return False
-    return "node" in content and "racks" not in content
+    return not content.keys().isdisjoint(("node", "fallback_w")) and "racks" not in content
 
 
 def sentence(config: NodeConfig) -> str:

@@ -11,10 +11,10 @@ from typing import Any, Final, Literal, get_args, get_origin
 
 import msgspec
 
-from controller.commands import VERBS
 from controller.image.feed import heard
 from controller.image.model import Command, Outcome, Result, Role
 from controller.image.wire import SOCKET_NAME
+from controller.verbs import VERBS
 
 TYPES: Final = {"float": "a number", "int": "a whole number", "str": "a text"}
 

@@ -352,3 +352,13 @@ def test_a_contact_is_one_bit_or_a_state(block_with, tmp_path, point, closed, sa
         return
     (found,) = errors(path)
     assert says in found
+
+
+def test_watts_are_not_kilowatts_and_a_brokers_url_is_whole(block_with):
+    found = errors(block_with({"racks.0.nodes.0.min_w": 0.2, "racks.0.nodes.0.max_w": 0.7}))
+    assert found == [
+        "block.yaml: racks[0].nodes[0].max_w: 0.7 W is no GPU's; write watts, as its driver does"
+    ]
+    (found_url,) = errors(block_with({"mqtt.url": "mqtts:/broker"}))
+    assert found_url.startswith("block.yaml: mqtt.url: ")
+    assert "mqtts:/broker: use mqtt://host:port or mqtts://host:port" in found_url

@@ -7,10 +7,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from controller.commands import VERBS, CommandDesk
+from controller.commands import CommandDesk
 from controller.config import load_block, settings_of
 from controller.image.model import Command, Outcome, Result, Role
 from controller.site.facility import Facility
+from controller.verbs import VERBS
 from protocols.reading import DeviceError, Written
 
 

@@ -4,6 +4,8 @@ import asyncio
 import os
 import shutil
 import socket
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -13,9 +15,9 @@ import yaml
 from typer.testing import CliRunner
 
 from controller.cli import COMMAND_HELP, app
-from controller.commands import VERBS
 from controller.facility.opcua.users import UserFile, Users
 from controller.image.wire import SOCKET_NAME
+from controller.verbs import VERBS
 from controller.views.command import CommandError, carry_out, parsed
 
 NOBODY = 65_534
@@ -131,3 +133,31 @@ def test_a_name_that_the_file_would_not_take_is_refused():
     found = CliRunner().invoke(app, ["password", "n" * 81], input="secret\nsecret\n")
     assert found.exit_code == 2
     assert "NAME: " in found.stderr
+
+
+# --- in an emergency ---------------------------------------------------------------------------------
+
+
+def test_a_call_needs_nothing_of_the_file_but_where_its_controller_is(tmp_path):
+    """A profile that was renamed since the controller started, a typing slip: no reason not to shed."""
+    path = gateway(tmp_path)
+    path.write_text(path.read_text() + "meter: {profile: gone}\nslip: 1\nracks: [{name: r1}]\n")
+    said = CliRunner().invoke(app, ["shed", str(path), "deep"], env={"COLUMNS": "200"})
+    assert f"no controller at {tmp_path / 'run' / SOCKET_NAME}" in said.stdout
+    assert CliRunner().invoke(app, ["shed", str(path)]).exit_code == 2, "who looks is told of the file"
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "block: a\n", "run_dir: [a]\n", "run_dir: {", "\tx"])
+def test_a_file_that_does_not_say_where_its_controller_is_is_named(tmp_path, text):
+    path = tmp_path / "block.yaml"
+    path.write_text(text)
+    said = CliRunner().invoke(app, ["shed", str(path), "deep"], env={"COLUMNS": "200"})
+    assert said.exit_code == 2
+    assert "block.yaml" in said.stderr
+
+
+def test_a_call_does_not_wait_for_libraries_that_it_has_no_use_for():
+    """They take the panel's processor for a second."""
+    code = "import sys, controller.views.command, controller.views.shed; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert not {"asyncua", "aiohttp", "pymodbus", "pydantic", "aiomqtt"} & set(loaded.split())

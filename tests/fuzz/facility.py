@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
-from controller.commands import VERBS, CommandDesk
+from controller.commands import CommandDesk
 from controller.core.model import ShedLevel
 from controller.facility.config import BmsRequestConfig
 from controller.facility.dsx_bms.requests import STEP_S, Ask, Present
@@ -25,6 +25,7 @@ from controller.image import wire
 from controller.image.image import Image, MisfitError
 from controller.image.model import Command, Outcome, Quality, Result, Role
 from controller.site.facility import SLOTS_MAX, Facility
+from controller.verbs import VERBS
 from protocols.bms import BmsError, read_value
 from protocols.modbus.answer import Peer, answer
 from protocols.modbus.server import Access

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from typing import Final, Literal
 
 from controller.image.model import Group, Point
-from controller.site.facility import SHED_LEVELS_MAX
+from controller.verbs import SHED_LEVELS_MAX
 
 MAP_VERSION: Final = 1  # of the rules on this page
 ADDRESSES: Final = 0x10000

@@ -11,9 +11,8 @@ from typing import Any, Final, Protocol
 
 from asyncua import ua
 
-from controller.commands import OPERATOR
 from controller.image.model import WORDS_MAX, Outcome
-from controller.site.facility import PRIORITIES
+from controller.verbs import OPERATOR, PRIORITIES
 from protocols.opcua.server_access import Identity
 from protocols.opcua.server_space import Answer, Argument
 

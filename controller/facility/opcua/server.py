@@ -18,7 +18,6 @@ from typing import Any, Final
 import structlog
 from asyncua import ua
 
-from controller.commands import VERBS
 from controller.facility.config import OpcUaServerConfig
 from controller.facility.door import Door
 from controller.facility.opcua import alarms
@@ -28,6 +27,7 @@ from controller.facility.opcua.space import BLOCK, FOLDER, ROOT, TYPES, GroupBat
 from controller.facility.opcua.users import Users
 from controller.image.feed import ImageFeed
 from controller.image.model import AlarmView, Command, Outcome, Result, Role
+from controller.verbs import VERBS
 from controller.yaml_config import ConfigError
 from protocols.opcua.server import UNSECURED, OpcUaServer, Settings
 from protocols.opcua.server_access import ClientFolder, Identity, Own, RefusedError, own_certificate

@@ -18,11 +18,11 @@ import msgspec
 from asyncua import ua
 
 from controller.clock import now_s, now_utc_s
-from controller.commands import VERBS
 from controller.image.feed import ImageFeed
 from controller.image.image import ALL, NO_UPDATE, GroupCells
 from controller.image.model import KINDS, Group, Point, Value
 from controller.image.wire import Update
+from controller.verbs import VERBS
 from protocols.opcua.server_space import ROOT, Kind, Space, Thing
 from protocols.opcua.server_values import BAD, GOOD, Meaning, Variable, ticks
 

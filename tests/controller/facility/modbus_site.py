@@ -7,12 +7,12 @@ import time
 
 import msgspec
 
-from controller.commands import VERBS
 from controller.facility.config import ModbusServerConfig
 from controller.facility.modbus.server import ModbusFacility
 from controller.image.image import Image
 from controller.image.model import Command, Group, Outcome, Point, Result
 from controller.image.wire import Update
+from controller.verbs import VERBS
 
 RATING_W = 14_000.0
 

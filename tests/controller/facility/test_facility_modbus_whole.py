@@ -16,7 +16,8 @@ from controller.image.feed import ImageFeed
 from controller.image.image import Image
 from controller.image.server import ImageServer
 from controller.image.wire import Update
-from controller.site.facility import MODES, Facility
+from controller.site.facility import Facility
+from controller.verbs import MODES
 from tests.controller.facility.modbus_site import BLOCK, serving
 from tests.controller.facility.modbus_site import FACILITY as FACILITY_THERE
 from tests.controller.facility.test_facility_modbus_sunspec import Client

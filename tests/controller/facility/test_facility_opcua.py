@@ -10,8 +10,8 @@ import pytest_asyncio
 from asyncua import ua
 from structlog.testing import capture_logs
 
-from controller.commands import OPERATOR
 from controller.image.model import AlarmView, Group, Outcome, Point, Result, Role
+from controller.verbs import OPERATOR
 from tests.brokers import until
 from tests.controller.facility.opcua_site import GROUPS, Heard, Site
 

@@ -14,7 +14,7 @@ from test_facility_modbus import Master
 from test_facility_modbus_tls import Authority, ask, secured
 
 from controller.agent.config import MqttConfig
-from controller.commands import VERBS, CommandDesk
+from controller.commands import CommandDesk
 from controller.facility.config import BmsConfig
 from controller.facility.dsx_bms import publisher as bms
 from controller.facility.dsx_bms.publisher import BmsPublisher
@@ -24,6 +24,7 @@ from controller.image import wire
 from controller.image.block import FACILITY
 from controller.image.model import Command, Outcome, Result, Role
 from controller.site.facility import Facility
+from controller.verbs import VERBS
 from protocols.reading import Written
 from tests.brokers import Mosquitto, needs_mosquitto, open_folder, running, speaker, until
 from tests.controller.facility.facility_feed import Plant, served
