@@ -304,8 +304,9 @@ def shed(
         if outcome.result is Result.REJECTED:
             raise typer.Exit(EXIT_NEGATIVE)
         return
-    seen = look(_load(block_path).run_dir / "status.json", now_utc_s())
-    _show(view.as_json(seen.told) if as_json else view.render(seen.told, now_utc_s()))
+    config = _load(block_path)
+    seen = look(config.run_dir / "status.json", now_utc_s())
+    _show(view.as_json(seen.told) if as_json else view.render(seen.told, now_utc_s(), config.shed))
     if seen.fault:
         _negative(seen.fault)
 

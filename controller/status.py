@@ -16,7 +16,7 @@ import structlog
 from controller.core import base_load, schedule, shed, watch
 from controller.core.model import Decision, Floats, Ints, Limit, Settings, Snapshot
 
-VERSION: Final = 3
+VERSION: Final = 4
 PERIOD_S: Final = 0.25
 
 NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
@@ -43,6 +43,7 @@ def block_status(
     fresh = snapshot.now_s - gpus.node_at_s <= settings.report_age_max_s
     gpu_w = np.where(fresh[topology.gpu_node], gpus.power_w, np.nan)
     inlet_w = np.where(base_load.inlets_usable(settings, snapshot), snapshot.inlets.power_w, np.nan)
+    known = ~np.isnan(gpu_w)
     racks, nodes = len(topology.rack_names), len(topology.node_names)
     return {
         "at_utc_s": snapshot.now_utc_s,
@@ -63,13 +64,17 @@ def block_status(
                 "name": name,
                 "power_w": power_w,
                 "gpu_w": drawn_w,
+                "gpu_known_w": known_w,
+                "gpus_unknown": unknown,
                 "gpu_limit_w": limit_w,
                 "gpu_room_w": room_w,
             }
-            for name, power_w, drawn_w, limit_w, room_w in zip(
+            for name, power_w, drawn_w, known_w, unknown, limit_w, room_w in zip(
                 topology.rack_names,
                 _sums(topology.inlet_rack, inlet_w, racks),
                 _sums(topology.gpu_rack, gpu_w, racks),
+                _sums(topology.gpu_rack, np.where(known, gpu_w, 0.0), racks),
+                np.bincount(topology.gpu_rack[~known], minlength=racks).tolist(),
                 _sums(topology.gpu_rack, decision.gpu_limits_w, racks),
                 decision.state.shares.rack_budget_w.tolist(),
                 strict=True,

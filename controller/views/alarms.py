@@ -2,7 +2,8 @@
 
 Taken from the controller's `status.json`, in its order: the most urgent first. What nobody has acknowledged
 is bold and marked. Hidden ones, shelved or out of service, come last, with who hid them and why: nobody shall
-forget them. What came first of a cascade says how many followed it, and those name it.
+forget them. What came first of a cascade says how many followed it, and those name it. Where no controller
+writes any more, that comes before all of them.
 """
 
 from collections import Counter
@@ -14,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from controller.views.figures import moment, relative
+from controller.views.status import stale
 
 WIDE: Final = 110  # columns from which sentences stand beside the names
 ROWS_MAX: Final = 100  # more than anybody reads; JSON has them all
@@ -43,7 +45,11 @@ def render(told: Mapping[str, Any], now_utc_s: float, width: int) -> RenderableT
     for alarm in [*listed, *hidden][:ROWS_MAX]:
         cells = _name(alarm, now_utc_s), _sentences(alarm, followers)
         table.add_row(_mark(alarm), *(cells if width >= WIDE else (Text("\n").join(cells),)))
-    parts: list[RenderableType] = [_summary(told["block"], listed, hidden)]
+    fault = stale(told, now_utc_s)
+    parts: list[RenderableType] = (
+        [Text(f"{fault}; what follows was so then", style="bold red")] if fault else []
+    )
+    parts.append(_summary(told["block"], listed, hidden))
     if alarms:
         parts += [Text(), table]
     if len(alarms) > ROWS_MAX:

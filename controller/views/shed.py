@@ -3,12 +3,12 @@
 Calling and ending are commands of the block's own panel and go the way of all others. What is shown comes
 from the controller's `status.json`: the steps of the last call from the signal to the watt, and beside them
 what all calls since the start took. A step that was not seen is a question mark, and whoever did not do as
-called is named.
+called is named. Where no controller writes, that comes first, and nobody is said to obey.
 """
 
 from collections.abc import Iterator
 from itertools import accumulate
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -17,6 +17,10 @@ from rich.text import Text
 from controller.image.model import Command
 from controller.views import command
 from controller.views.figures import kw, length_s, moment, short
+from controller.views.status import stale
+
+if TYPE_CHECKING:  # a call of an emergency does not wait for it
+    from controller.config import ShedConfig
 
 STEPS: Final = {
     "decided": "the law had decided",
@@ -52,20 +56,40 @@ def wanted(level: str | None, valid_for: str | None, *, end: bool, writer: str |
 
 
 def as_json(told: dict[str, Any]) -> dict[str, Any]:
-    return {"shed": told.get("shed")}
+    return {"at_utc_s": told.get("at_utc_s"), "shed": told.get("shed")}
 
 
-def render(told: dict[str, Any], now_utc_s: float) -> RenderableType:
+def render(told: dict[str, Any], now_utc_s: float, configured: "ShedConfig | None" = None) -> RenderableType:
+    """`told`: the status; empty: there is none, and the levels are shown as `configured`."""
+    if not told:
+        return Group(*_unknown(configured))
     shed = told.get("shed")
     if not shed or not shed["levels"]:
         return Text("no levels of shedding: configure `shed.levels`", style="dim")
-    parts: list[RenderableType] = [_levels(shed), Text(), _armed(shed)]
+    fault = stale(told, now_utc_s)
+    parts: list[RenderableType] = []
+    if fault:
+        parts.append(Text(f"{fault}; what follows was so then", style="bold red"))
+    parts += [_levels(shed), Text(), _armed_then(shed) if fault else _armed(shed)]
     if shed["last"] is None:
         parts.append(Text("no call since the controller started", style="dim"))
     else:
         parts += [Text(), *_last(shed["last"], now_utc_s)]
         parts += [_steps(shed)]
     return Group(*parts)
+
+
+def _unknown(configured: "ShedConfig | None") -> Iterator[RenderableType]:
+    yield Text(
+        "controller not running, or its status cannot be read: who calls, and who would obey, is not known",
+        style="bold red",
+    )
+    if configured:
+        table = Table("level", box=None, padding=(0, 2, 0, 0), header_style="bold")
+        table.add_column("block at most", justify="right")
+        for level in configured.levels:
+            table.add_row(level.name, kw(1e3 * level.kw))
+        yield from (Text("as configured:", style="dim"), table)
 
 
 def _levels(shed: dict[str, Any]) -> Table:
@@ -85,6 +109,13 @@ def _armed(shed: dict[str, Any]) -> Text:
         f"{shed['armed']} of {shed['nodes']} nodes have their table and obey"
         + ("" if all_of_them else "; the others get every limit spelt out, which takes longer"),
         style="green" if all_of_them else "yellow",
+    )
+
+
+def _armed_then(shed: dict[str, Any]) -> Text:
+    return Text(
+        f"who would obey now is not known; then {shed['armed']} of {shed['nodes']} nodes had their table",
+        style="yellow",
     )
 
 

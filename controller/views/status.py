@@ -2,24 +2,26 @@
 
 What a person needs at night comes first: is anybody writing this at all, what is wrong, how much the block
 draws, what binds it and why. Racks, nodes, links and the site follow. Long lists show their troubled rows
-first and say how many they leave out. The file is taken at its word; only its age is judged here.
+first and say how many they leave out; so does a screen that is too low. The file is taken at its word; only
+its age is judged here.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import msgspec
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.panel import Panel
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from controller.core.model import NO_LIMIT_W
-from controller.views.figures import MARK, Bar, kw, moment, relative, span
+from controller.views.figures import FOREVER_UTC_S, MARK, Bar, kw, moment, relative, span
 
-VERSION: Final = 3  # of status.json
+VERSION: Final = 4  # of status.json
 STALE_S: Final = 2.0  # eight writes missed
 WIDE: Final = 110  # columns from which two tables stand side by side
 ROWS_MAX: Final = 12  # of one table; a screen shows no more
@@ -61,11 +63,16 @@ def look(path: Path, now_utc_s: float, *, guessed: bool = False) -> Seen:
         return Seen(
             {}, None, f"{path}: version {told.get('v')}, this program reads {VERSION}: update the older"
         )
+    return Seen(told, now_utc_s - told["at_utc_s"], stale(told, now_utc_s))
+
+
+def stale(told: Mapping[str, Any], now_utc_s: float) -> str:
+    """That nobody writes it any more; empty: written just now."""
     age_s = now_utc_s - told["at_utc_s"]
     if abs(age_s) <= STALE_S:
-        return Seen(told, age_s, "")
+        return ""
     when = f"{span(age_s)} ago" if age_s > 0 else f"{span(-age_s)} ahead of this clock"
-    return Seen(told, age_s, f"controller not running or stuck: last written {when}")
+    return f"controller not running or stuck: last written {when}"
 
 
 def as_json(seen: Seen) -> dict[str, Any]:
@@ -73,21 +80,43 @@ def as_json(seen: Seen) -> dict[str, Any]:
 
 
 def render(seen: Seen, now_utc_s: float, width: int) -> RenderableType:
-    parts: list[RenderableType] = []
+    return _Fitted(Group(*_parts(seen, now_utc_s, width)))
+
+
+def _parts(seen: Seen, now_utc_s: float, width: int) -> Iterator[RenderableType]:
     if seen.fault:
-        parts.append(Panel(Text(seen.fault), style="bold red"))
+        yield Panel(Text(seen.fault), style="bold red")
     if not seen.told:
-        return Group(*parts)
+        return
     told = seen.told
     if _shown_alarms(told):
-        parts.append(_alarms(told))
+        yield _alarms(told)
     if "binding" not in told:  # a gateway without GPUs
-        return Group(*parts, _switch(told), _links(told))
-    parts += [_block(told), _switch(told), *_shed(told)]
+        yield from (_switch(told), _links(told))
+        return
+    yield from (_block(told), _switch(told), *_shed(told))
     tables = [_limits(told), _racks(told), _nodes(told), _links(told)]
-    parts += _side_by_side(tables) if width >= WIDE else tables
-    parts += [_site(told, now_utc_s), _beat(told, now_utc_s)]
-    return Group(*parts)
+    yield from _side_by_side(tables) if width >= WIDE else tables
+    yield from (_site(told, now_utc_s), _beat(told, now_utc_s))
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """On a live screen, which cannot be scrolled, what has no room is counted on the last line."""
+
+    content: RenderableType
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        lines = console.render_lines(self.content, options, pad=False)
+        rows = options.max_height
+        if console.is_alt_screen and len(lines) > rows:
+            hidden = len(lines) - rows + 1
+            words = f"… {hidden} more lines: --once, or a taller terminal"
+            said = Text(words, style="bold yellow", no_wrap=True, overflow="ellipsis")
+            lines = [*lines[: rows - 1], *console.render_lines(said, options, pad=False)]
+        for line in lines:
+            yield from line
+            yield Segment.line()
 
 
 def _side_by_side(tables: Sequence[RenderableType]) -> list[RenderableType]:
@@ -191,11 +220,11 @@ def _racks(told: dict[str, Any]) -> Table:
     table = _table(("racks", "left"), ("PDUs", "right"), ("GPUs", "right"), ("limits", "right"), ("", "left"))
     racks = sorted(told["racks"], key=lambda rack: rack["gpu_room_w"] - rack["gpu_limit_w"])
     for rack in racks[:ROWS_MAX]:
-        gpu_w, limit_w, room_w = rack["gpu_w"], rack["gpu_limit_w"], rack["gpu_room_w"]
-        drawn_w = gpu_w or 0.0
+        drawn_w, limit_w, room_w = rack["gpu_known_w"], rack["gpu_limit_w"], rack["gpu_room_w"]
         top_w = max(drawn_w, limit_w, min(room_w, ROOM_SHOWN_RATIO * limit_w))
         drawn = Bar(drawn_w, limit_w, top_w, "red" if drawn_w > room_w else "green")
-        table.add_row(rack["name"], kw(rack["power_w"]), kw(gpu_w), kw(limit_w), drawn)
+        unknown = f" + {rack['gpus_unknown']} ?" if rack["gpus_unknown"] else ""
+        table.add_row(rack["name"], kw(rack["power_w"]), f"{kw(drawn_w)}{unknown}", kw(limit_w), drawn)
     return _with_rest(table, racks)
 
 
@@ -270,16 +299,19 @@ def _limit(setpoint: dict[str, Any]) -> str:
 
 
 def _window(setpoint: dict[str, Any], now_utc_s: float) -> str:
-    starts_utc_s, ends_utc_s = setpoint["starts_utc_s"], setpoint["ends_utc_s"]
-    opens = starts_utc_s > now_utc_s
-    left = (
-        f"opens {relative(starts_utc_s, now_utc_s)}" if opens else f"ends {relative(ends_utc_s, now_utc_s)}"
-    )
-    return (
-        f"{setpoint['kind']} {setpoint['source']} {setpoint['id']}"
-        f"  {moment(starts_utc_s, now_utc_s)} to {moment(ends_utc_s, now_utc_s)}, {left}"
-        + (f"; {setpoint['stands']}" if setpoint["stands"] else "")
-    )
+    times = _times(setpoint["starts_utc_s"], setpoint["ends_utc_s"], now_utc_s)
+    stands = f"; {setpoint['stands']}" if setpoint["stands"] else ""
+    return f"{setpoint['kind']} {setpoint['source']} {setpoint['id']}  {times}{stands}"
+
+
+def _times(starts_utc_s: float, ends_utc_s: float, now_utc_s: float) -> str:
+    """What panel and SCADA ask for has always been open, and starts at 0: nobody wants to see that."""
+    end, ends = moment(ends_utc_s, now_utc_s), f"ends {relative(ends_utc_s, now_utc_s)}"
+    if starts_utc_s > now_utc_s:
+        return f"{moment(starts_utc_s, now_utc_s)} to {end}, opens {relative(starts_utc_s, now_utc_s)}"
+    if starts_utc_s > 0.0:
+        return f"{moment(starts_utc_s, now_utc_s)} to {end}, {ends}"
+    return end if ends_utc_s >= FOREVER_UTC_S else f"until {end}, {ends}"
 
 
 def _beat(told: dict[str, Any], now_utc_s: float) -> Text:

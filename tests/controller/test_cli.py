@@ -1,15 +1,19 @@
 """The commands as people type them: what they print, and their exit status."""
 
+import io
 import json
 from dataclasses import asdict
 from pathlib import Path
 
 import msgspec
 import pytest
+from rich.console import Console
+from rich.screen import Screen
 from typer.testing import CliRunner
 
 from controller.cli import app
 from controller.config import load_block, settings_of
+from controller.core.bounds import FOREVER_S
 from controller.image.model import AlarmView
 from controller.journal import Journal
 from controller.reload import is_sound
@@ -77,6 +81,8 @@ def test_check_takes_the_file_of_a_node_too(tmp_path):
     said = "node n1 of block hall-a: 8 GPUs; without a lease down to 250 W each, 2.00 kW in all"
     assert said in found.stdout
     assert json.loads(powerblock("check", path, "--json").stdout)["fallback_w"] == [250.0]
+    path.write_text("\n".join([*lines, "fallback_w: 250"]).replace("node:", "nod:"))
+    assert "did you mean node?" in powerblock("check", path).stderr
     path.write_text("\n".join([*lines, "fallback_w: -5"]))
     found = powerblock("check", path)
     assert (found.exit_code, found.stdout) == (2, "")
@@ -119,7 +125,6 @@ def test_check_of_a_node_names_every_file_that_is_not_there_and_says_the_rest(no
     [
         ({"username": "n1", "password_file": "empty"}, "mqtt.password_file: {}/empty holds no password"),
         ({"ca": "empty"}, "mqtt: Tls(ca_file='{}/empty'"),
-        ({"url": "http://h"}, "mqtt: http://h: use mqtt://host:port or mqtts://host:port"),
     ],
 )
 def test_check_of_a_node_tries_its_broker_as_the_agent_would(node_with, tmp_path, mqtt, sentence):
@@ -127,6 +132,13 @@ def test_check_of_a_node_tries_its_broker_as_the_agent_would(node_with, tmp_path
     found = powerblock("check", node_with(**mqtt))
     assert found.exit_code == 1
     assert f"node.yaml: {sentence.format(tmp_path)}" in found.stderr
+
+
+def test_a_url_that_is_no_brokers_is_an_error_of_the_file(node_with):
+    found = powerblock("check", node_with(url="http://h"))
+    assert found.exit_code == 2
+    assert found.stderr.startswith("node.yaml: mqtt.url: ")
+    assert "http://h: use mqtt://host:port or mqtts://host:port" in found.stderr
 
 
 def test_what_systemd_gives_an_agent_later_is_not_missed(node_with):
@@ -598,6 +610,60 @@ def test_status_shows_a_level_that_is_called_and_by_whom(run_dir):
     shown = words(powerblock("status", "--run-dir", folder, "--once").stdout)
     assert "shed deep 3.00 kW called by stop, alice" in shown
     assert "called by" not in powerblock("status", "--run-dir", run_dir(shed=calm), "--once").stdout
+
+
+@pytest.mark.parametrize(
+    ("starts_s", "ends_s", "said"),
+    [
+        (None, 600.5, "power limit facility panel jane until {end}, ends in 10 min; binds"),
+        (None, None, "power limit facility panel jane no end; binds"),
+        (-60.0, 600.5, "power limit facility panel jane {start} to {end}, ends in 10 min; binds"),
+        (60.5, 600.5, "power limit facility panel jane {start} to {end}, opens in 1 min; binds"),
+    ],
+)
+def test_a_window_that_has_always_been_open_shows_its_end_alone(run_dir, starts_s, ends_s, said):
+    """The panel's limits start at 0, in 1970."""
+    from controller.clock import now_utc_s
+    from controller.views.figures import moment
+
+    now = now_utc_s()
+    starts_utc_s = 0.0 if starts_s is None else now + starts_s
+    ends_utc_s = FOREVER_S if ends_s is None else now + ends_s
+    one = {"source": "facility", "id": "panel jane", "kind": "power limit", "limit_w": 4000.0}
+    window = one | {"starts_utc_s": starts_utc_s, "ends_utc_s": ends_utc_s, "stands": "binds"}
+    site = {"sources": [], "setpoints": [window], "accepted": 0, "refused": 0, "signals": []}
+    shown = words(powerblock("status", "--run-dir", run_dir(site=site), "--once").stdout)
+    assert said.format(start=moment(starts_utc_s, now), end=moment(ends_utc_s, now)) in shown
+    assert "1970" not in shown
+
+
+def on_screen(folder, rows, columns=80) -> list[str]:
+    """The lines of a live screen as high as this."""
+    from controller.clock import now_utc_s
+    from controller.views import status as view
+
+    console = Console(file=io.StringIO(), force_terminal=True, width=columns, height=rows)
+    now = now_utc_s()
+    screen = Screen(view.render(view.look(folder / "status.json", now), now, columns))
+    with console.screen():
+        return ["".join(part.text for part in line) for line in console.render_lines(screen)]
+
+
+@pytest.mark.parametrize("columns", [24, 80, 120])
+def test_a_screen_that_is_too_low_says_how_many_lines_it_leaves_out(run_dir, columns):
+    folder = run_dir()
+    paper = powerblock("status", "--run-dir", folder, "--once", columns=columns).stdout.splitlines()
+    lines = on_screen(folder, len(paper) - 3, columns)
+    assert len(lines) == len(paper) - 3
+    assert lines[-1].startswith("… 4 more lines: --once"), "three, and the one that it stands on"
+    assert "more lines" not in "".join(on_screen(folder, len(paper), columns) + paper)
+
+
+def test_a_rack_of_a_silent_node_shows_what_is_known_and_counts_the_gpus_that_are_not(run_dir):
+    rack = {"name": "r0", "power_w": 1000.0, "gpu_w": None, "gpu_known_w": 700.0, "gpus_unknown": 8}
+    racks = [rack | {"gpu_limit_w": 2000.0, "gpu_room_w": 2500.0}]
+    shown = powerblock("status", "--run-dir", run_dir(racks=racks), "--once").stdout
+    assert "r0 1.00 kW 0.70 kW + 8 ? 2.00 kW █" in words(shown)
 
 
 def test_status_says_when_nobody_writes_it(tmp_path):

@@ -62,10 +62,10 @@ def told(**changes):
 
 @pytest.fixture
 def shown(block_with, tmp_path):
-    """`shown(columns=100, **changes of the status)`: what is printed, in one line."""
+    """`shown(columns=100, age_s=0.0, **changes of the status)`: what is printed, in one line."""
 
-    def show(*arguments, columns=100, **changes):
-        content = {"block": "hall-a", "at_utc_s": now_utc_s(), "shed": told(**changes)}
+    def show(*arguments, columns=100, age_s=0.0, **changes):
+        content = {"block": "hall-a", "at_utc_s": now_utc_s() - age_s, "shed": told(**changes)}
         StatusFile(tmp_path / "run").write(content)
         found = powerblock("shed", block_with({"shed": copy.deepcopy(SHED)}), *arguments, columns=columns)
         assert max((len(line) for line in found.stdout.splitlines()), default=0) <= columns
@@ -131,7 +131,9 @@ def test_a_gpu_that_still_holds_more_is_shown_with_what_it_holds(shown, gpus, li
 
 
 def test_it_is_json_for_programs(shown):
-    assert json.loads(shown("--json", last=LAST).stdout)["shed"]["last"]["level"] == "deep"
+    found = json.loads(shown("--json", last=LAST).stdout)
+    assert found["shed"]["last"]["level"] == "deep"
+    assert found["at_utc_s"] == pytest.approx(now_utc_s(), abs=60.0)
 
 
 def test_a_block_without_levels_says_where_they_are_configured(shown):
@@ -139,9 +141,21 @@ def test_a_block_without_levels_says_where_they_are_configured(shown):
 
 
 def test_without_a_controller_the_status_is_1_and_said(block_with):
-    found = powerblock("shed", block_with())
+    found = powerblock("shed", block_with({"shed": copy.deepcopy(SHED)}))
     assert found.exit_code == 1
     assert "controller not running" in found.stderr
+    said = words(found.stdout)
+    assert said.startswith("controller not running, or its status cannot be read")
+    assert "is not known as configured: level block at most gentle 10.00 kW deep 8.60 kW" in said
+
+
+def test_of_a_controller_that_was_killed_its_age_comes_first_and_nobody_obeys(shown):
+    found = shown(age_s=95.0, last=LAST)
+    assert found.exit_code == 1
+    said = words(found.stdout)
+    assert said.startswith("controller not running or stuck: last written 1 min 35 s ago; what follows was")
+    assert "who would obey now is not known; then 2 of 2 nodes had their table" in said
+    assert "and obey" not in said
 
 
 @pytest.mark.parametrize(

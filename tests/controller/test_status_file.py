@@ -39,6 +39,7 @@ def test_what_is_not_known_is_null_and_never_zero():
     said = told(inlets=inlets, power_w=[np.nan, 200.0, 300.0, 400.0])
     assert said["power_w"] is None
     assert [(rack["power_w"], rack["gpu_w"]) for rack in said["racks"]] == [(1000.0, None), (None, 700.0)]
+    assert [(rack["gpu_known_w"], rack["gpus_unknown"]) for rack in said["racks"]] == [(200.0, 1), (700.0, 0)]
     silent = told(at_s=NEVER_S)
     assert [node["power_w"] for node in silent["nodes"]] == [None, None]
     assert not any(node["heard"] for node in silent["nodes"])
@@ -49,7 +50,7 @@ def test_it_is_plain_json_and_replaced_as_a_whole(tmp_path):
     file.write(told(power_w=np.nan))
     first = file.path.stat().st_ino
     file.write(told())
-    assert json.loads(file.path.read_text())["v"] == 3
+    assert json.loads(file.path.read_text())["v"] == 4
     assert file.path.stat().st_ino != first
     assert [entry.name for entry in file.path.parent.iterdir()] == ["status.json"]
 

@@ -24,8 +24,9 @@ def desk(tmp_path):
     it.close()
 
 
-def drawn(desk, columns, now_utc_s=UTC_0 + 60.0):
-    told = {"block": "hall-a", "alarms": msgspec.to_builtins(desk.view())}
+def drawn(desk, columns, now_utc_s=UTC_0 + 60.0, age_s=0.0):
+    alarms = msgspec.to_builtins(desk.view())
+    told = {"block": "hall-a", "at_utc_s": now_utc_s - age_s, "alarms": alarms}
     console = Console(width=columns, force_terminal=False)
     with console.capture() as capture:
         console.print(view.render(told, now_utc_s, columns))
@@ -49,6 +50,12 @@ def test_every_alarm_says_what_it_is_and_what_to_do(desk, columns):
         "systemctl status mosquitto",
     ):
         assert said in words(shown), said
+
+
+def test_alarms_of_a_controller_that_was_killed_say_how_old_they_are_first(desk):
+    shown = words(drawn(desk, 80, age_s=95.0))
+    assert shown.startswith("controller not running or stuck: last written 1 min 35 s ago; what follows was")
+    assert "hall-a 2 active" in shown
 
 
 def test_what_is_over_says_so_and_asks_for_nothing_but_a_look(desk):
