@@ -26,8 +26,8 @@ from controller.image.server import ImageServer
 from controller.image.wire import SOCKET_NAME, Update
 from controller.site.config import DsxFlexConfig
 from controller.site.facility import Facility
-from controller.verbs import MODES
 from controller.site.policy import block_w
+from controller.verbs import MODES
 from protocols.profile import Point
 
 FACILITY_INDEX: Final = 0

@@ -23,7 +23,7 @@ PASSWORD_COST, PASSWORD_BLOCK, PASSWORD_LANES, PASSWORD_BYTES = 2**14, 8, 1, 32 
 PASSWORD_MEMORY_MAX_BYTES: Final = 64 * 1024 * 1024
 
 TIERS: Final = {"standard": {"weight": 1, "floor_w": 250}, "critical": {"weight": 4, "floor_w": 500}}
-FALLBACK_MARGIN_RATIO: Final = 0.94  # what supplies lose: `supply.block_w_per_gpu_w` is 1.06 where it is left out
+FALLBACK_MARGIN_RATIO: Final = 0.94  # supplies lose: `supply.block_w_per_gpu_w` is 1.06 where it is left out
 CONTACT_POLL_S: Final = 0.01  # a relay is one bit of one device: ask it as often as the file allows
 METER_POLL_S: Final = 0.2
 

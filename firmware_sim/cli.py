@@ -8,7 +8,8 @@ import asyncio
 import logging
 import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
@@ -19,6 +20,7 @@ from rich.live import Live
 from firmware_sim.gpu_firmware import FirmwareError, build_library, environment
 from firmware_sim.lifetime import RigError
 from firmware_sim.live import LiveView, verdict_table
+from firmware_sim.report_lock import FILE_NAME, alone_in
 from firmware_sim.rig import Outcome, Rig, View
 from firmware_sim.scenario import Scenario, ScenarioError, load_scenario
 
@@ -50,14 +52,17 @@ def run(
         _give_up(
             f"no {powerblock}: install the project into this Python, or name the command with --powerblock"
         )
-    rig = Rig(scenario, report_dir.absolute(), powerblock)
-    outcome = _run(_run_live(rig, scenario, console))
+    with _alone_in(report_dir):
+        rig = Rig(scenario, report_dir.absolute(), powerblock)
+        outcome = _run(_run_live(rig, scenario, console))
     console.print(verdict_table(outcome))
     for title, names in (("alarms raised", outcome.alarms), ("above their limits", outcome.excesses)):
         if names:
             more = f", and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
             console.print(f"{title}:", ", ".join(names[:NAMES_SHOWN]) + more)
-    files = sorted(path.name for path in outcome.report_dir.iterdir() if path.is_file())
+    files = sorted(
+        path.name for path in outcome.report_dir.iterdir() if path.is_file() and path.name != FILE_NAME
+    )
     console.print(f"report: {outcome.report_dir}/", ", ".join(files))
     if not outcome.verdict.passed:
         raise typer.Exit(EXIT_FAILED)
@@ -67,7 +72,8 @@ def run(
 def serve(scenario_path: ScenarioPath, report_dir: ReportDir = Path("demo-report")) -> None:
     """Run the facility alone, print its endpoints, and let time pass until Ctrl-C."""
     scenario = _load(scenario_path)
-    _run(_serve(Rig(scenario, report_dir.absolute(), None), Console()))
+    with _alone_in(report_dir):
+        _run(_serve(Rig(scenario, report_dir.absolute(), None), Console()))
 
 
 async def _run_live(rig: Rig, scenario: Scenario, console: Console) -> Outcome:
@@ -113,6 +119,15 @@ def _run(work: Coroutine[Any, Any, Result]) -> Result:
     try:
         return asyncio.run(work)
     except (RigError, FirmwareError) as error:
+        _give_up(str(error))
+
+
+@contextmanager
+def _alone_in(report_dir: Path) -> Iterator[None]:
+    try:
+        with alone_in(report_dir.absolute()):
+            yield
+    except RigError as error:
         _give_up(str(error))
 
 

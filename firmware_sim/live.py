@@ -17,6 +17,7 @@ from firmware_sim.rig import Outcome, View
 from firmware_sim.scada_side import Line, Sight
 from firmware_sim.scenario import Scenario
 from firmware_sim.scenario_facility import Way
+from firmware_sim.verdict import RIG_LOST, RIG_LOST_MAX_S, Verdict
 
 BARS: Final = " ▁▂▃▄▅▆▇█"
 HISTORY: Final = 72  # columns, one per view
@@ -62,9 +63,10 @@ class LiveView:
         spark = Text(_sparkline(self._history_w), style="blue")
         rows = Table.grid()  # a bare progress bar does not end its line
         rows.add_row(bar)
-        numbers = _numbers(view, alone=scenario.facility.alone)
-        if len(scenario.block.racks) >= RACKS_MIN and not scenario.facility.alone:
-            return self._block(view, [head, rows, spark, numbers])
+        many = len(scenario.block.racks) >= RACKS_MIN and not scenario.facility.alone
+        numbers = _numbers(view, alone=scenario.facility.alone, alarms=not many)
+        if many:
+            return self._block(view, [head, rows, spark, numbers, _alarms(view)])
         parts: list[RenderableType] = [head, rows, spark, numbers, _marks(view)]
         if view.lines:
             parts += [Text(), _seen(view.lines)]
@@ -86,11 +88,11 @@ class LiveView:
 def verdict_table(outcome: Outcome) -> Table:
     """Every expectation with its value, then the other figures."""
     verdict = outcome.verdict
-    title = "[bold green]PASSED" if verdict.passed else "[bold red]FAILED"
+    title = f"[bold {'green' if verdict.passed else 'red'}]{_judgement(verdict)}"
     table = Table("figure", "value", "at least", "at most", "", title=title, title_justify="left")
     judged = {e.key for e in verdict.expectations}
     for e in verdict.expectations:
-        met = "[green]ok" if e.met else "[bold red]FAILED"
+        met = "" if not verdict.judged else "[green]ok" if e.met else "[bold red]FAILED"
         bounds = (_number(e.key, bound, "") for bound in (e.lowest, e.highest))
         table.add_row(e.key, _number(e.key, e.value), *bounds, met)
     table.add_section()
@@ -100,7 +102,17 @@ def verdict_table(outcome: Outcome) -> Table:
     return table
 
 
-def _numbers(view: View, *, alone: bool) -> Table:
+def _judgement(verdict: Verdict) -> str:
+    """The first word of a verdict; where there is none, why, and what to do."""
+    if verdict.judged:
+        return verdict.word
+    return (
+        f"{verdict.word}: the machine was too busy: the rig lost {verdict.figures[RIG_LOST] or 0:.2f} s"
+        f" of real time ({RIG_LOST_MAX_S:g} s at most); look at uptime, try again"
+    )
+
+
+def _numbers(view: View, *, alone: bool, alarms: bool) -> Table:
     sample, beat = view.sample, beat_of(view.status)
     table = Table.grid(padding=(0, 2))
     table.add_row("block", _kw(sample.block_w), "meter", _kw(sample.metered_w), "GPUs", _kw(sample.gpu_w))
@@ -111,8 +123,16 @@ def _numbers(view: View, *, alone: bool) -> Table:
         "budget", budget, "cooling", _kw(sample.capacity_w), "tokens/s", f"{sample.tokens_per_s:,.0f}"
     )
     if beat is not None:
-        table.add_row("mode", beat.mode, "binding", beat.binding, "alarms", _some(beat.alarms))
+        last = ("alarms", _some(beat.alarms)) if alarms else ()
+        table.add_row("mode", beat.mode, "binding", beat.binding, *last)
     return table
+
+
+def _alarms(view: View) -> Text:
+    """On a line of their own, however many: racks want the others."""
+    beat = beat_of(view.status)
+    alarms = () if beat is None else beat.alarms
+    return Text(f"{len(alarms)} alarms  {', '.join(alarms)}", no_wrap=True, overflow="ellipsis")
 
 
 def _some(alarms: tuple[str, ...]) -> str:

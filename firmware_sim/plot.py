@@ -1,7 +1,11 @@
-"""The run as one picture: power, budget and limit above, tokens per second below.
+"""The run as one picture: power, budget and limit above, tokens per second below, the judgement in the title.
+
+Every mean is of the second before, as whoever watches a meter has it: nothing moves before its cause. The
+line of the contract goes through the same mean, as it does in the verdict. The budget is the controller's own
+word: what power must be under by now, so after a call it falls when limits have had their time.
 
 A block of many racks has a second picture, of every rack, all to one scale: 1 s means over the time line,
-shaded where a level of shedding was called, so that a rack that does not do as the others is seen.
+shaded while a level of shedding was called, so that a rack that does not do as the others is seen.
 
 Where a facility is served, a third panel shows one power, the block's if there is one, as each way showed it:
 a step for each value told, and a gap where it had none. A gateway without GPUs has such panels alone.
@@ -17,7 +21,7 @@ import numpy as np
 from firmware_sim.agreement import Shown
 from firmware_sim.recorder import Mark
 from firmware_sim.scenario_facility import Way
-from firmware_sim.verdict import MEAN_S, Contract, Floats, Request, Trace, Verdict, line_w, mean_of
+from firmware_sim.verdict import Contract, Floats, Request, Trace, Verdict, line_w, mean_of
 
 INK: Final = "#1f2933"
 PALE: Final = "#52606d"
@@ -36,8 +40,10 @@ WAYS: Final[Mapping[Way, tuple[str, str]]] = {  # as the legend has them; no col
 }
 CALLED: Final = "#ad1457"  # a level of shedding
 CALLED_SHADE: Final = "#fce4ec"
+ASKED_SHADE: Final = "#fff3e0"
 RACKS_MIN: Final = 6  # fewer are seen well enough in the record
 RACK_COLUMNS: Final = 4
+LEGEND_COLUMNS: Final = 4
 TITLE_SIZE, TITLE_CHARS = 15.0, 82  # points, and what of them fits the picture
 LATE_RATIO: Final = 0.8  # of the run: what stands there is written to the left
 MARK: Final = {"event": "#c62828", "fault": "#ef6c00"}
@@ -76,11 +82,12 @@ def draw(
         requests: what the site asked, in order.
         contract: what it is held against.
         marks: what happened.
-        verdict: for the line below the title.
+        verdict: for the title and the line below it.
         seen: a power as every way showed it.
         racks: rack -> power, one per sample of `trace`; few racks are not drawn.
         called: levels of shedding: from, to, and power.
     """
+    title = _titled(title, verdict)
     if racks is not None and len(racks) >= RACKS_MIN:
         _draw_racks(path.with_name("racks.png"), title, trace, racks, called)
     drawn = trace.t_s >= FROM_S
@@ -91,32 +98,40 @@ def draw(
     if seen:
         _draw_ways(panels[1], seen, marks)
     _draw_power(power, trace, budget_w, requests, contract)
-    for begins_s, ends_s, level_w in called:
+    for i, (begins_s, ends_s, level_w) in enumerate(called):
         until_s = min(ends_s, float(trace.t_s[-1]))
-        power.hlines(level_w / 1000, begins_s, until_s, color=CALLED, linewidth=1.6)
+        level, stands = (None, None) if i else ("level of shedding", "while it is called")
+        power.hlines(level_w / 1000, begins_s, until_s, color=CALLED, linewidth=1.6, label=level)
         for axes in panels:
-            axes.axvspan(begins_s, until_s, color=CALLED_SHADE, zorder=0)
+            axes.axvspan(begins_s, until_s, color=CALLED_SHADE, zorder=0, label=stands)
     tokens.plot(trace.t_s, trace.tokens_per_s / 1000, color=TOKENS, linewidth=0.4, alpha=0.35)
-    centre_s = trace.t_s - MEAN_S / 2  # a mean belongs to the middle of its second
-    tokens.plot(centre_s, mean_of(trace, trace.tokens_per_s) / 1000, color=TOKENS, linewidth=1.8)
+    tokens.plot(trace.t_s, mean_of(trace, trace.tokens_per_s) / 1000, color=TOKENS, linewidth=1.8)
     tokens.set_ylabel("thousand tokens/s")
     tokens.set_ylim(bottom=0)
     for axes in panels:
-        for request in requests:
-            axes.axvspan(request.signal_s, min(request.ends_s, trace.t_s[-1]), color="#fff3e0", zorder=0)
+        for i, request in enumerate(requests):
+            until_s = min(request.ends_s, float(trace.t_s[-1]))
+            stands = None if i else "while a limit is asked for"
+            axes.axvspan(request.signal_s, until_s, color=ASKED_SHADE, zorder=0, label=stands)
+    figure.legend(
+        *power.get_legend_handles_labels(), loc="outside lower center", ncols=LEGEND_COLUMNS,
+        frameon=False, fontsize=9,
+    )  # fmt: skip
     _draw_marks(power, marks, float(trace.t_s[-1]))
     power.set_title(_headline(verdict), loc="left", fontsize=10, color=PALE)
     _write(figure, path, title)
 
 
-def draw_seen(path: Path, title: str, marks: Sequence[Mark], seen: Sequence[SeenPoint]) -> None:
+def draw_seen(
+    path: Path, title: str, marks: Sequence[Mark], seen: Sequence[SeenPoint], verdict: Verdict
+) -> None:
     """Write a PNG of a gateway without GPUs: what it has shown, one panel for each power."""
     figure, panels = _figure((2,) * len(seen))
     for axes, point in zip(panels, seen, strict=True):
         _draw_ways(axes, point, marks)
     panels[0].margins(y=0.3)  # room for the marks
     _draw_marks(panels[0], marks, float(seen[0].t_s[-1]))
-    _write(figure, path, title)
+    _write(figure, path, _titled(title, verdict))
 
 
 def _figure(heights: Sequence[float]) -> tuple[Any, Sequence[Any]]:
@@ -153,14 +168,20 @@ def _draw_power(
         trace.t_s, trace.block_w / 1000, color=POWER, linewidth=0.5, alpha=0.35, label="block power, 50 ms"
     )
     axes.plot(
-        trace.t_s - MEAN_S / 2,
+        trace.t_s,
         mean_of(trace, trace.block_w) / 1000,
         color=POWER,
         linewidth=2.0,
-        label="block power, 1 s mean",
+        label="block power, mean of the last second",
     )
     if not np.isnan(budget_w).all():
-        axes.plot(trace.t_s, budget_w / 1000, color=BUDGET, linewidth=1.3, label="budget of the controller")
+        axes.plot(
+            trace.t_s,
+            budget_w / 1000,
+            color=BUDGET,
+            linewidth=1.3,
+            label="budget of the controller, once obeyed",
+        )
     if trace.capacity_w.min() < contract.rating_w:
         axes.plot(
             trace.t_s, trace.capacity_w / 1000, color="#00838f", linewidth=1.3, label="cooling capacity"
@@ -170,14 +191,13 @@ def _draw_power(
         until_s = min([request.ends_s + 60, *later_s])
         near = (trace.t_s > request.signal_s - 1) & (trace.t_s < until_s)
         axes.plot(
-            trace.t_s[near], line_w(trace.t_s[near], request, contract) / 1000,
+            trace.t_s[near], mean_of(trace, line_w(trace.centre_s, request, contract))[near] / 1000,
             color=LIMIT, linewidth=1.2, linestyle=(0, (4, 3)), label=None if i else "line of the contract",
         )  # fmt: skip
     lowest_w, highest_w = float(trace.block_w.min()), float(trace.block_w.max())
     room_w = 0.15 * (highest_w - lowest_w) + 200
     axes.set_ylim((lowest_w - room_w) / 1000, (highest_w + 1.6 * room_w) / 1000)
     axes.set_ylabel("kW")
-    axes.legend(loc="lower right", frameon=False, fontsize=9)
 
 
 def _draw_racks(
@@ -199,7 +219,7 @@ def _draw_racks(
         sharex=True, sharey=True, layout="constrained", facecolor="white",
     )  # fmt: skip
     drawn = trace.t_s >= FROM_S
-    t_s = trace.t_s[drawn] - MEAN_S / 2
+    t_s = trace.t_s[drawn]
     for axes, (name, power_w) in zip(panels.flat, racks.items(), strict=False):
         axes.plot(t_s, mean_of(trace, power_w)[drawn] / 1000, color=POWER, linewidth=1.1)
         for begins_s, ends_s, _ in called:
@@ -243,6 +263,10 @@ def _draw_marks(axes: Any, marks: Sequence[Mark], end_s: float) -> None:
             mark.t_s, height, f" {mark.text} ", transform=transform,
             color=colour, fontsize=9, va="top", ha=side,
         )  # fmt: skip
+
+
+def _titled(title: str, verdict: Verdict) -> str:
+    return f"{verdict.word}   {title}"
 
 
 def _headline(verdict: Verdict) -> str:

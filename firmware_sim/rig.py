@@ -44,7 +44,16 @@ from firmware_sim.scenario import Contact, Event, Fault, GridFrequency, Scenario
 from firmware_sim.scenario_block import Shed as ShedSpec
 from firmware_sim.scenario_facility import Command, Write
 from firmware_sim.usage import Used, used_by
-from firmware_sim.verdict import Contract, Floats, Request, Verdict, judge, over_budget_ratio
+from firmware_sim.verdict import (
+    RIG_LOST,
+    RIG_LOST_MAX_S,
+    Contract,
+    Floats,
+    Request,
+    Verdict,
+    judge,
+    over_budget_ratio,
+)
 
 BASELINE_S: Final = 5.0  # what "25 % less" is less than
 VIEW_PERIOD_S: Final = 0.25
@@ -52,7 +61,6 @@ AT_WORK_S: Final = 2.0  # the budget has stood for so long: GPUs have followed l
 AT_WORK_RATIO: Final = 0.01  # measured cooling capacity wanders by less
 AT_WORK_MAX_S: Final = 40.0
 CHILD_CHECK_S: Final = 0.5
-RIG_LOST_MAX_S: Final = 0.25  # a rig that lost more real time than this judges nobody
 
 PANEL_MAX_S: Final = 20.0  # the panel's command is a Python that has to start
 EXCESS_SHOWN_S: Final = 1.0  # a GPU that is above its limit for less is on its way down
@@ -597,7 +605,7 @@ class Rig:
         )  # fmt: skip
         scada = self.scada
         always = {
-            "rig_lost_s": (None, RIG_LOST_MAX_S),
+            RIG_LOST: (None, RIG_LOST_MAX_S),
             **self.grid.bounds(),
             **({} if scada is None else scada.bounds()),
         }
@@ -608,7 +616,7 @@ class Rig:
         excesses = self._excesses()
         budget_w = recorder.budget_w(aligned)
         extra = {
-            "rig_lost_s": lost_s,
+            RIG_LOST: lost_s,
             **self.grid.figures(),
             **self._emergency(),
             "over_budget_ratio": over_budget_ratio(trace, budget_w, scenario.response_s),
@@ -631,7 +639,7 @@ class Rig:
         title, picture = f"{scenario.name}: {scenario.about}".rstrip(": "), self.report_dir / "plot.png"
         seen = [] if scada is None else scada.powers(samples, self._zero_s)
         if scenario.facility.alone and seen:
-            plot.draw_seen(picture, title, self.marks, seen)
+            plot.draw_seen(picture, title, self.marks, seen, verdict)
         else:
             plot.draw(
                 picture, title, trace, budget_w, requests, contract, self.marks, verdict,
@@ -675,6 +683,7 @@ class Rig:
         document = {
             "scenario": self.scenario.name,
             "seed": self.scenario.seed,
+            "judged": verdict.judged,
             "passed": verdict.passed,
             **verdict.figures,
             "expectations": [asdict(e) | {"met": e.met} for e in verdict.expectations],

@@ -21,9 +21,11 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from firmware_sim.cooling import CduType
 from firmware_sim.electrical import Host, Rack
+from firmware_sim.figure_names import FIGURE_NAMES
 from firmware_sim.gpu_power import MODELS
 from firmware_sim.grid_operator import ALERT_TYPES, EVENT_TYPES
 from firmware_sim.plant import PlantType
+from firmware_sim.refusals import close_to, sentences
 from firmware_sim.scenario_block import (
     Block,
     Strict,
@@ -268,7 +270,18 @@ def load_scenario(path: Path) -> Scenario:
         raise ScenarioError(f"{path}: not YAML: {error}") from error
     if not isinstance(document, dict):
         raise ScenarioError(f"{path}: a scenario is a mapping of name, block, workloads, timeline, expect")
+    if what := _other_file(document):
+        raise ScenarioError(f"{path}: this is {what}; `powerblock-rig` plays scenarios, as in examples/")
     return parse_scenario(document, path.name)
+
+
+def _other_file(document: dict[str, Any]) -> str:
+    """What it is, and what runs it, if it is a file of the controller or of an agent; "" if not."""
+    if isinstance(document.get("node"), str):
+        return "a node.yaml, which `powerblock agent` runs"
+    if isinstance(document.get("block"), str):
+        return "a block.yaml, which `powerblock run` runs"
+    return ""
 
 
 def parse_scenario(document: dict[str, Any], name: str) -> Scenario:
@@ -276,11 +289,8 @@ def parse_scenario(document: dict[str, Any], name: str) -> Scenario:
     try:
         scenario = Scenario.model_validate(document)
     except ValidationError as failure:
-        lines = [
-            f"{name}: {'.'.join(map(str, error['loc']))}: {error['msg']}"
-            for error in failure.errors(include_url=False)
-        ]
-        raise ScenarioError("\n".join(lines)) from failure
+        told = sentences(failure, Scenario)
+        raise ScenarioError("\n".join(f"{name}: {line}" for line in told)) from failure
     if complaints := list(_complaints(scenario)):
         raise ScenarioError("\n".join(f"{name}: {line}" for line in complaints))
     return scenario
@@ -292,6 +302,8 @@ def _complaints(scenario: Scenario) -> Iterator[str]:
     racks = [rack.name for rack in scenario.block.racks]
     yield from facility_complaints(scenario.facility, racks, scenario.own_devices)
     yield from workload_complaints(scenario.workloads, scenario.block)
+    for key in sorted(scenario.expect.keys() - FIGURE_NAMES):
+        yield f"expect.{key}: no such figure; docs/figures.md has them all{close_to(key, FIGURE_NAMES)}"
     events: dict[str, str] = {}
     for i, moment in enumerate(scenario.timeline):
         yield from (f"timeline.{i}.{line}" for line in _moment_complaints(moment, scenario, events))

@@ -15,6 +15,9 @@ time plus `response_s`, the promised dead time. Power and line go through the sa
 are compared, so neither filter lag nor the exchange steps of a training job are mistaken for control error.
 
 A figure that the trace cannot give (no drop seen, no full second of hold) is None, and fails its bound.
+
+A rig that could not keep up with real time judges nobody: its plant stood still while the device under test
+went on, so no other figure tells anything. Such a run has not passed either.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -37,6 +40,8 @@ REACTION_MEAN_S: Final = 0.25
 REACTION_BAND_RATIO: Final = 0.0025  # of the baseline, below its lowest mean
 SETTLED_RATIOS: Final = (-0.03, 0.02)  # of the limit
 TOKENS_BASELINE_S: Final = 10.0
+RIG_LOST: Final = "rig_lost_s"
+RIG_LOST_MAX_S: Final = 0.25  # of real time; a rig that lost more judges nobody
 
 
 @dataclass(frozen=True)
@@ -87,8 +92,17 @@ class Verdict:
     expectations: tuple["Expectation", ...]
 
     @property
+    def judged(self) -> bool:
+        """False: the rig itself was too slow."""
+        return all(expectation.met for expectation in self.expectations if expectation.key == RIG_LOST)
+
+    @property
     def passed(self) -> bool:
         return all(expectation.met for expectation in self.expectations)
+
+    @property
+    def word(self) -> str:
+        return "not judged" if not self.judged else "PASSED" if self.passed else "FAILED"
 
 
 @dataclass(frozen=True)

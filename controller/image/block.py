@@ -18,8 +18,8 @@ import numpy as np
 from controller.core.model import NO_LIMIT_W, Decision, Mode, Settings, Snapshot
 from controller.image.model import WORDS_MAX, Group, Point, Value
 from controller.image.wire import Update
-from controller.verbs import MODES
 from controller.status import shed_words
+from controller.verbs import MODES
 
 STALE_S: Final = 5.0
 NODE_STALE_S: Final = 10.0

@@ -402,7 +402,9 @@ A_BEAT = {
 def test_a_rack_shows_what_it_draws_what_it_may_and_who_is_missing():
     block = a_scenario().block
     rows = rack_rows(block, [9e3, 10.5e3, 1e3], a_status(block), ["agent r02-n3", "inlet r02-a", "meter"])
-    assert rows[1] == RackRow("r02", 10.5e3, 10e3, leased=8, gpus=12, alarms=2)
+    most_w = rows[0].most_w
+    assert most_w == pytest.approx(12 * 700 + block.base_load_max_kw * 1000 / len(block.racks))
+    assert rows[1] == RackRow("r02", 10.5e3, 10e3, most_w, leased=8, gpus=12, alarms=2)
     assert [row.alarms for row in rows] == [0, 2, 0]
     drawn = Console(width=80).render_lines(rack_table(rows, 80))
     spans = [segment for line in drawn for segment in line if "█" in segment.text]

@@ -22,12 +22,14 @@ from controller.agent.config import load_node
 from controller.config import load_block
 from firmware_sim.child import Child
 from firmware_sim.facility import Facility, Sample, free_port
+from firmware_sim.figure_names import FIGURE_NAMES
 from firmware_sim.gpu_firmware import GPU_IS_LOST, GpuMemory
 from firmware_sim.grid_operator import GridEvent, GridOperator, notification
 from firmware_sim.live import LiveView
 from firmware_sim.recorder import Beat, Mark, align, read_journal, read_status
 from firmware_sim.rig import Rig, RigError, View, end_tasks
 from firmware_sim.scenario import Fault, load_scenario, parse_scenario
+from firmware_sim.verdict import RIG_LOST_MAX_S
 
 ROOT = Path(__file__).parents[2]
 PATH = f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin"
@@ -330,6 +332,8 @@ async def test_a_run_plays_the_time_line_and_leaves_a_report(tmp_path, powerbloc
     assert not outcome.verdict.passed, "nobody keeps twice the tokens"
     document = json.loads((tmp_path / "report" / "verdict.json").read_text())
     assert document["passed"] is False
+    assert document["judged"] is (document["rig_lost_s"] <= RIG_LOST_MAX_S)
+    assert outcome.verdict.figures.keys() <= FIGURE_NAMES
     assert [mark["text"].split(":")[0] for mark in document["marks"]] == [
         "dr-1",
         "agent n1 kill",

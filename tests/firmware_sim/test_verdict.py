@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from firmware_sim import verdict
-from firmware_sim.verdict import FIGURES, Contract, Request, Trace, judge, line_w
+from firmware_sim.verdict import FIGURES, RIG_LOST, RIG_LOST_MAX_S, Contract, Request, Trace, judge, line_w
 
 STEP_S = 0.05
 CONTRACT = Contract(ramp_down_w_per_s=600, ramp_up_w_per_s=400, rating_w=20_000, response_s=0.5)
@@ -278,3 +278,18 @@ def test_of_several_requests_the_worst_counts():
     second = Request(published_s=15, starts_s=15.5, ends_s=45, baseline_w=13_200, limit_w=9_700)
     both = judge(a_trace(), [REQUEST, second], CONTRACT, {})
     assert both.figures["overshoot_ratio"] == pytest.approx(9_900 / 9_700 - 1, abs=1e-3)
+
+
+def test_a_rig_that_lost_real_time_judges_nobody_and_nobody_has_passed():
+    words = {}
+    for lost_s in (0.0, 0.97):
+        for kept_ratio in (0.1, 2.0):
+            bounds = {RIG_LOST: (None, RIG_LOST_MAX_S), "tokens_kept_ratio": (kept_ratio, None)}
+            judged = judge(a_trace(), [REQUEST], CONTRACT, bounds, {RIG_LOST: lost_s})
+            words[lost_s, kept_ratio] = (judged.word, judged.judged, judged.passed)
+    assert words == {
+        (0.0, 0.1): ("PASSED", True, True),
+        (0.0, 2.0): ("FAILED", True, False),
+        (0.97, 0.1): ("not judged", False, False),
+        (0.97, 2.0): ("not judged", False, False),
+    }
