@@ -200,7 +200,7 @@ def check(plan: Plan, hosts: Sequence[Host]) -> tuple[Mismatch, ...]:
     order = {host.node: number for number, host in enumerate(hosts)}
     return (
         *sorted(found, key=lambda mismatch: order[mismatch.node]),
-        *(_stranger(plan, host) for host in hosts if host.node not in plan.nodes),
+        *_strangers(plan, [host for host in hosts if host.node not in plan.nodes]),
     )
 
 
@@ -312,16 +312,18 @@ def _most_voted(votes: Counter[str]) -> set[str]:
     return {rack for rack, count in votes.items() if count == most}
 
 
-def _stranger(plan: Plan, host: Host) -> Mismatch:
-    homes = {uuid: name for name, planned in plan.nodes.items() for uuid in planned.uuids}
-    meant = {homes[gpu.uuid] for gpu in host.gpus if gpu.uuid in homes}
-    which = f", which are those of {_named(sorted(meant))}" if meant else ""
-    found = f"{len(host.gpus)} GPUs{which}"
+def _strangers(plan: Plan, hosts: Sequence[Host]) -> Iterator[Mismatch]:
+    """A hall's worth of them may come, so what holds for all is found once."""
+    homes = {uuid: name for name, planned in plan.nodes.items() for uuid in planned.uuids} if hosts else {}
     top_w = _top_w(plan)
-    twins = (twin for twin in host.twins if not _is_one_host(twin, host.gpus))
-    gpus = [*host.gpus, *(gpu for twin in twins for gpu in twin)]
-    most_w = sum(believed_max_w(gpu.max_w, top_w) for gpu in gpus)
-    return Mismatch(Kind.STRANGER, host.node, (), "no such node", found, most_w)
+    for host in hosts:
+        meant = {homes[gpu.uuid] for gpu in host.gpus if gpu.uuid in homes}
+        which = f", which are those of {_named(sorted(meant))}" if meant else ""
+        twins = (twin for twin in host.twins if not _is_one_host(twin, host.gpus))
+        gpus = [*host.gpus, *(gpu for twin in twins for gpu in twin)]
+        most_w = sum(believed_max_w(gpu.max_w, top_w) for gpu in gpus)
+        found = f"{len(host.gpus)} GPUs{which}"
+        yield Mismatch(Kind.STRANGER, host.node, (), "no such node", found, most_w)
 
 
 def _at_gpus(
@@ -399,6 +401,7 @@ class Grouping:
         firsts = np.searchsorted(topology.gpu_node, np.arange(len(topology.node_names) + 1)).tolist()
         self._members = dict(zip(topology.node_names, pairwise(firsts), strict=True))
         self._plan = plan
+        self._top_w = _top_w(plan)
         self._configured_w = topology.gpu_max_w
         self._processes: dict[str, list[_Process]] = {name: [] for name in plan.nodes}
         self._news = False
@@ -415,8 +418,7 @@ class Grouping:
         known = self._processes.get(report.node, ())
         told = next((process.gpus for process in known if process.boot == report.boot), ())
         gpus = told or tuple(FoundGpu(gpu.uuid, min_w=gpu.min_w, max_w=gpu.max_w) for gpu in report.gpus)
-        top_w = _top_w(self._plan)
-        drawn_w = sum(_drawn_w(gpu, top_w) for gpu in report.gpus)
+        drawn_w = sum(_drawn_w(gpu, self._top_w) for gpu in report.gpus)
         process = self._hear(report.node, report.boot, gpus, now_s)
         if process is not None:
             self._news |= process.draws(drawn_w, now_s)

@@ -36,6 +36,8 @@ KEY_TAGS: Final = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("str", "int
 
 NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"  # part of an MQTT topic: no levels, no wildcards
 
+UNSHOWN: Final = "unshown"  # type of an error whose value must not be shown
+
 # What to say instead of pydantic's words, by error type.
 SENTENCES: Final = {
     "missing": "missing; add it",
@@ -215,7 +217,7 @@ def _sentence(details: ErrorDetails) -> str:
     if details.get("ctx", {}).get("pattern") == NAME_PATTERN:
         what = NAME_SENTENCE
     shown = repr(details["input"])
-    if len(shown) > SHOWN_MAX_CHARS or isinstance(details["input"], dict):
+    if details["type"] == UNSHOWN or len(shown) > SHOWN_MAX_CHARS or isinstance(details["input"], dict):
         return f"{where}: {what}"
     return f"{where}: {what} (here: {shown})"
 

@@ -19,6 +19,7 @@ import contextlib
 import itertools
 import logging
 import random
+import re
 import socket
 import ssl
 import struct
@@ -703,15 +704,16 @@ async def _say_goodbye(client: aiomqtt.Client) -> None:
 
 
 def parse_url(url: str) -> tuple[str, int, str]:
-    """Host, port and scheme. Raises MqttConfigError."""
+    """Host, port and scheme. Raises MqttConfigError, without what may be a password."""
+    shown = re.sub(r"//[^/]*@", "//…@", url)
     try:
         parts = urlsplit(url)
         port = parts.port
         (parts.hostname or "").encode("idna")  # as the resolver will, where it would be no OSError
     except ValueError as error:
-        raise MqttConfigError(f"{url}: {error}; use mqtt://host:port or mqtts://host:port") from error
+        raise MqttConfigError(f"{shown}: {error}; use mqtt://host:port or mqtts://host:port") from error
     if parts.scheme not in PORTS or not parts.hostname:
-        raise MqttConfigError(f"{url}: use mqtt://host:port or mqtts://host:port")
+        raise MqttConfigError(f"{shown}: use mqtt://host:port or mqtts://host:port")
     if parts.username is not None or parts.password is not None:
         raise MqttConfigError(f"{parts.hostname}: a password in a url ends up in logs; give it on its own")
     return parts.hostname, port or PORTS[parts.scheme], parts.scheme

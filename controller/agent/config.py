@@ -27,9 +27,10 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
-from controller.yaml_config import NAME_PATTERN, ConfigError, File, load
-from protocols.mqtt import Tls, parse_url
+from controller.yaml_config import NAME_PATTERN, UNSHOWN, ConfigError, File, load
+from protocols.mqtt import MqttConfigError, Tls, parse_url
 
 __all__ = ["ConfigError", "MqttConfig", "NodeConfig", "load_node"]
 
@@ -68,7 +69,10 @@ class _Strict(BaseModel):
 
 
 def _broker(url: str) -> str:
-    parse_url(url)
+    try:
+        parse_url(url)
+    except MqttConfigError as error:  # says what is fit to be shown of it
+        raise PydanticCustomError(UNSHOWN, "{why}", {"why": str(error)}) from None
     return url
 
 

@@ -190,7 +190,8 @@ def begin(
     return Lease(
         mode=Mode.OBSERVE if observe else Mode.WAITING,
         started_at_s=now_s,
-        until_s=inf if waits_for_ever else from_s + (settings.waiting_max_s or 0.0),
+        # The fallback ramp begins now at the soonest: before, nobody was here to ramp.
+        until_s=inf if waits_for_ever else max(now_s, from_s + (settings.waiting_max_s or 0.0)),
         ramped_at_s=now_s,
         held_w=(None,) * len(settings.fallback_w),
         held_mhz=(None,) * len(settings.fallback_w),

@@ -40,6 +40,12 @@ def take(state_dir: Path) -> int:
     return file
 
 
+def require_alone(file: int, state_dir: Path) -> None:
+    """Raises LockedError where somebody has joined since `take`."""
+    _seize(file, state_dir / NAME)
+    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
 def require_free(state_dir: Path) -> None:
     """Raises LockedError where somebody has it; leaves nothing behind."""
     path = state_dir / NAME

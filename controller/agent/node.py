@@ -10,6 +10,7 @@ by a second and no more.
 """
 
 import secrets
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
@@ -262,12 +263,11 @@ class Agent:
         self._recorded |= {(line["uuid"], line["module"]) for line in lines}
         return self._record.write if self._record.is_due(now_s()) else None
 
-    def waited(self) -> Callable[[], None] | None:
-        """Once, after an order was obeyed: takes the note of our waiting away."""
-        if not self._waits or self._acknowledged == (0, 0):
-            return None
-        self._waits = False
-        return partial(waiting.end, self.config.state_dir)
+    def end_waiting(self) -> None:
+        """Once, after an order was obeyed. In a thread of its own: a disk that hangs holds nothing up."""
+        if self._waits and self._acknowledged != (0, 0):
+            self._waits = False
+            threading.Thread(target=waiting.end, args=(self.config.state_dir,), daemon=True).start()
 
     def limit_writes(self, now: float) -> Calls:
         """Limits that are due, decreases first; of a module one, the sum of what its GPUs should hold."""

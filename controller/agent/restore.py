@@ -64,7 +64,7 @@ def main(path: Path, *, dry_run: bool, wait_s: float) -> int:
         _check_used(config)
         held = lock.take(config.state_dir)
         try:
-            return _restore(config, dry_run=dry_run, wait_s=wait_s)
+            return _restore(config, held, dry_run=dry_run, wait_s=wait_s)
         finally:
             lock.release(held)
     except lock.LockedError as error:
@@ -81,8 +81,8 @@ def _check_used(config: NodeConfig) -> None:
         raise ConfigError(f"{config.state_dir}: no such directory: {NOTHING}")
 
 
-def _restore(config: NodeConfig, *, dry_run: bool, wait_s: float) -> int:
-    """Raises ConfigError, NvmlFault, OSError when nothing could be tried."""
+def _restore(config: NodeConfig, held: int, *, dry_run: bool, wait_s: float) -> int:
+    """`held`: the lock. Raises LockedError, ConfigError, NvmlFault, OSError when nothing could be tried."""
     found = found_limits.read(config.state_dir)
     if not found and not found_limits.unreadable(config.state_dir):
         raise ConfigError(f"{config.state_dir}: nothing is recorded there: {NOTHING}")
@@ -91,6 +91,7 @@ def _restore(config: NodeConfig, *, dry_run: bool, wait_s: float) -> int:
     if not dry_run and wait_s > 0.0 and any(_rises(driver, uuid, one) for uuid, one in found.items()):
         sys.stderr.write(f"limits rise by this: begins in {wait_s:g} s, when the controller counts on it\n")
         time.sleep(wait_s)
+        lock.require_alone(held, config.state_dir)
     rows = {
         uuid: list(restored(config, driver, uuid, one, dry_run=dry_run))
         for uuid, one in sorted(found.items(), key=lambda item: item[1].gpu)

@@ -190,7 +190,7 @@ class Rounds:
             for agent, link in changed.items():
                 if agent.obeyed(now_s()):
                     self._publish(agent, link)  # the acknowledgement does not wait for the next beat
-            await _all_on_disk(list(changed), Agent.waited)
+                agent.end_waiting()
 
     async def _apply(self, agents: Sequence[Agent]) -> None:
         """Write what is due and read it back. After that every GPU holds its limit or has a fault."""
@@ -232,7 +232,7 @@ class Rounds:
 async def _all_on_disk(
     agents: Sequence[Agent], to_record: Callable[[Agent], Callable[[], None] | None]
 ) -> None:
-    """What each has to write; an agent that observes has nothing."""
+    """What is about to be changed, of every agent that may change it: each has a file of its own."""
     leading = [agent for agent in agents if agent.lease.mode is not Mode.OBSERVE]
     records = [(agent, record) for agent in leading if (record := to_record(agent))]
     if records:

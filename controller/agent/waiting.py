@@ -42,7 +42,7 @@ def since_s(state_dir: Path, now_s: float) -> float:
 def _noted_s(path: Path, now_s: float) -> float | None:
     try:
         note = msgspec.json.decode(path.read_bytes(), type=_Note)
-    except (FileNotFoundError, msgspec.DecodeError):  # none, or cut off by a crash
+    except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):  # none, or spoilt by a crash
         return None
     return note.since_s if note.host_boot == host_boot() and note.since_s <= now_s else None
 

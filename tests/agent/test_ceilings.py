@@ -5,6 +5,7 @@ An agent stepped by hand: messages in, sweep, beat, and what an apply round woul
 
 import asyncio
 import os
+import shutil
 import time
 from dataclasses import dataclass, field, replace
 
@@ -253,6 +254,7 @@ async def test_a_gpu_without_the_lever_keeps_no_ceiling_on_record(host):
 
 
 async def test_a_ceiling_whose_record_failed_is_recorded_as_soon_as_the_disk_is_well(host):
+    shutil.rmtree(host.config.state_dir)
     host.config.state_dir.write_text("a file where the directory should be")
     await host.order(1200)
     assert host.driver.lock_mhz == (210, 1200)

@@ -28,6 +28,19 @@ def errors(folder: Path, text: str) -> list[str]:
     return str(caught.value).splitlines()
 
 
+def test_a_password_in_a_url_is_refused_and_not_shown(tmp_path):
+    path = tmp_path / "node.yaml"
+    for url in (
+        "mqtt://agent:s3cret@broker:1883",
+        "mqt://agent:s3cret@broker",
+        "mqtt://agent:s3cret@broker:x",
+    ):
+        path.write_text(f"block: b\nnode: n\nmqtt: {{url: '{url}'}}\nfallback_w: 300\nstate_dir: s\n")
+        with pytest.raises(ConfigError, match=r"node\.yaml: mqtt\.url: ") as told:
+            load_node(path)
+        assert "s3cret" not in str(told.value)
+
+
 def test_the_shortest_file_is_enough(tmp_path):
     config = load_node(written(tmp_path, GOOD))
     assert config.fallback_limits_w(8) == (300.0,) * 8

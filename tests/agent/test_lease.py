@@ -144,6 +144,21 @@ def test_who_waits_too_long_ramps_down_from_what_it_found():
     assert beat(SETTINGS, lease, (350.0, 700.0), START_S + 32).held_w == (300.0, 250.0)
 
 
+def test_who_starts_when_waiting_was_over_long_ago_falls_back_by_the_ramp_all_the_same():
+    lease = begin(SETTINGS, START_S, observe=False, waits_from_s=START_S - 1000.0)
+    assert lease.mode is Mode.WAITING
+    lease = beat(SETTINGS, lease, (700.0, 700.0), START_S)
+    assert (lease.mode, lease.answers_from_s) == (Mode.FALLBACK, START_S)
+    lease = beat(SETTINGS, lease, (700.0, 700.0), START_S + 2.0)
+    assert lease.held_w == (600.0, 600.0)
+
+
+def test_who_starts_within_the_waiting_of_others_goes_on_with_theirs():
+    lease = begin(SETTINGS, START_S, observe=False, waits_from_s=START_S - 20.0)
+    assert beat(SETTINGS, lease, (700.0, 700.0), START_S + 9.9).mode is Mode.WAITING
+    assert beat(SETTINGS, lease, (700.0, 700.0), START_S + 10.1).mode is Mode.FALLBACK
+
+
 def test_waiting_may_be_configured_to_last_for_ever():
     forever = replace(SETTINGS, waiting_max_s=None)
     assert beat(forever, waiting(waiting_max_s=None), (700.0, 700.0), START_S + 1e9).mode is Mode.WAITING

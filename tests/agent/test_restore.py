@@ -87,6 +87,31 @@ async def test_limits_rise_when_the_controller_counts_on_it_and_all_else_needs_n
         assert (done.returncode, done.stderr, n.limits_w()) == (0, "", [700.0] * 4)
 
 
+async def test_an_agent_that_starts_while_it_waits_is_not_undone(node):
+    async with node() as n:
+        n.start()
+        await n.report()
+        await n.lead(LIMITS_W)
+        n.stop()
+        putting = asyncio.create_task(asyncio.to_thread(restore, n, wait_s=15.0))
+        await n.until(lambda: _is_taken(n.folder / "state"), within_s=10.0)
+        boot = n.newest.boot
+        n.start()
+        await n.report(lambda report: report.boot != boot, within_s=14.0)
+        refused = await putting
+        assert refused.returncode == 2
+        assert f"process {n.process.pid}" in refused.stderr
+        assert n.limits_w() == list(LIMITS_W)
+
+
+def _is_taken(state_dir) -> bool:
+    try:
+        lock.require_free(state_dir)
+    except lock.LockedError:
+        return True
+    return False
+
+
 async def test_the_lock_of_the_site_comes_back_where_node_yaml_names_it(node):
     async with node(clock_lock_mhz=[600, 1305]) as n:
         n.memory.gpus["locked_clock_min_mhz"], n.memory.gpus["locked_clock_max_mhz"] = 600, 1305

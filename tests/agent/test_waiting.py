@@ -14,7 +14,10 @@ def test_those_who_start_later_go_on_from_the_first_until_an_order_was_obeyed(tm
     assert waiting.since_s(folder, 130.0) == 130.0
 
 
-@pytest.mark.parametrize("text", [b"", b'{"host_boot":"', b"[]", b'{"host_boot":"x"}', b"\xff"])
+@pytest.mark.parametrize(
+    "text",
+    [b"", b'{"host_boot":"', b"[]", b'{"host_boot":"x"}', b"\xff", b'{"host_boot":"\xff","since_s":1}'],
+)
 def test_a_note_that_is_none_is_written_anew(tmp_path, text):
     (tmp_path / waiting.NAME).write_bytes(text)
     assert waiting.since_s(tmp_path, 50.0) == 50.0
