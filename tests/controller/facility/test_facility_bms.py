@@ -326,7 +326,7 @@ async def test_a_request_is_carried_out_within_its_limits_and_taken_back_on_sile
         ear, heard = listener(broker.url, "BMS/#")
         one = publisher(plant, broker, tmp_path)
         one.integrations["MEPAI1"].config = one.integrations["MEPAI1"].config.model_copy(
-            update={"silent_after_s": 1.5}
+            update={"silent_after_s": 3.0}
         )
         async with running(ear, mouth), served(plant, one):
             await until(lambda: mouth.connected and one._asks != {} and plant.feed.alive, within_s=SOON_S)
@@ -336,11 +336,13 @@ async def test_a_request_is_carried_out_within_its_limits_and_taken_back_on_sile
                 await until(lambda: plant.target_c == 30.0, within_s=SOON_S)
                 mouth.publish(ASK, message(99.0))
                 await until(lambda: plant.target_c == 40.0, within_s=SOON_S)
-                await until(lambda: any("held at 40" in text for _, text in one.flags()))
+                await until(lambda: any("held at 40" in text for _, text in one.flags()), within_s=SOON_S)
                 setpoint = (
                     "BMS/v1/PUB/Value/CDU/LiquidTemperature/hall-a/devices/cdu-1/coolant_supply_target_c"
                 )
-                await until(lambda: said(heard, setpoint)[-1]["value"] == 40.0)  # how the plant confirms
+                await until(  # how the plant confirms
+                    lambda: [one["value"] for one in said(heard, setpoint)[-1:]] == [40.0], within_s=SOON_S
+                )
             command = plant.commands[0]
             assert (command.verb, command.by, command.role, command.via) == (
                 "write",
@@ -351,7 +353,7 @@ async def test_a_request_is_carried_out_within_its_limits_and_taken_back_on_sile
             assert command.arguments == {"device": "cdu-1", "point": "coolant_supply_target_c", "value": 30.0}
 
             await until(lambda: plant.target_c == 25.0, within_s=SOON_S)  # silence
-            assert any("has not been heard" in text for _, text in one.flags())
+            await until(lambda: any("has not been heard" in text for _, text in one.flags()))
             mouth.publish(ASK, message(30.0))  # a request without a heartbeat is none
             await asyncio.sleep(0.3)
             assert plant.target_c == 25.0
