@@ -31,7 +31,7 @@ from controller.clock import now_s, now_utc_s
 from controller.config import BlockConfig, ConfigError, GatewayConfig, load_config, settings_of
 from controller.contacts import Contacts
 from controller.core import frequency, law, watch
-from controller.core.model import NEVER_S, Decision, Measurement, Site, Snapshot
+from controller.core.model import NEVER_S, Decision, Measurement, Site, Snapshot, State
 from controller.endless import RELOAD, Life, ending, run_and_leave
 from controller.field import Taker
 from controller.frequency import FrequencyDesk
@@ -199,7 +199,7 @@ class Controller:
         decision = law.tick(self._settings, before, snapshot)
         self._tick_s.append(now_s() - began_s)
         self._state = decision.state
-        self._call(snapshot, decision)
+        self._call(before, snapshot, decision)
         self._store.keep_decision(
             decision,
             snapshot.now_utc_s,
@@ -224,7 +224,7 @@ class Controller:
         if on_time and self._is_due("watchdog", WATCHDOG_S, began_s):
             notify(f"WATCHDOG=1\nSTATUS={decision.mode}: {watch.why(self._settings, decision)}")
 
-    def _call(self, snapshot: Snapshot, decision: Decision) -> None:
+    def _call(self, before: State, snapshot: Snapshot, decision: Decision) -> None:
         """Emergencies first, before the disk: what only lowers needs no memory to be safe."""
         decided_s = now_s()
         call = self._actuate.call(decision, decided_s)
@@ -234,6 +234,8 @@ class Controller:
             self._link.flush()
             written_s = None if self._link.waiting else now_s()
             self._steps.sent(snapshot, decision, decided_s, written_s)
+        elif decision.state.shedding.level > before.shedding.level:  # no node has its table: by orders alone
+            self._steps.sent(snapshot, decision, decided_s, None)
 
     def _send(self, snapshot: Snapshot, decision: Decision) -> None:
         block, names, gpus = self._config.block, self._settings.topology.node_names, snapshot.gpus

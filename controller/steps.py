@@ -108,9 +108,14 @@ class Steps:
             self._asked_s = now_s
 
     def sent(self, snapshot: Snapshot, decision: Decision, decided_s: float, written_s: float | None) -> None:
-        """A call has been made. `written_s`: when the connection had it; None: it has to wait for one."""
+        """A call has been made, or no node has its table and all is done by orders.
+
+        `written_s`: when the connection had the call; None: it has to wait for one, or there is none.
+        """
         call = decision.state.shedding.call
-        assert call is not None
+        if call is None:
+            nobody = np.zeros(len(self._members), dtype=np.bool_)
+            call = ShedCall(seq=0, level=decision.state.shedding.level, version=0, nodes=nobody)
         self._close()  # a deeper level has overtaken it
         level = self._settings.shed_levels[call.level]
         asked_s = decided_s if self._asked_s is None else self._asked_s

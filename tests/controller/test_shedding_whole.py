@@ -227,6 +227,23 @@ async def test_what_a_call_took_is_told_with_every_confirmation(block_with):
         assert last["moved_s"] < 2.0
 
 
+async def test_hosts_whose_tables_are_not_confirmed_are_shed_by_orders_and_that_is_on_record(block_with):
+    async with running(block_with) as (controller, hall):
+        for host in hall.hosts.values():
+            host.version = 0  # as if the newest table had just been sent
+            host.table = lambda _said: None
+        await until(lambda: told(controller)["armed"] == 0)
+        close_contact(controller)
+        await until(lambda: hall.sum_w < DEEP_GPU_W)
+        assert hall.calls() == []
+        assert controller._steps._open is not None
+        assert set(controller._steps._open.since_asked_s) >= {"decided"}
+        controller._steps.close()
+        last = controller._steps.told()["last"]
+        assert (last["level"], last["nodes"]) == ("deep", 0)
+        assert last["without_table"] == ["node-a", "node-b"]
+
+
 async def test_a_call_while_the_broker_is_away_is_told_as_decided_and_not_as_sent(block_with):
     async with running(block_with) as (controller, hall):
         hall.broker.kill()

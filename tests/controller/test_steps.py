@@ -21,7 +21,7 @@ CALLED_W = 300.0
 class Decided:
     """As much of a decision as the steps are taken from."""
 
-    def __init__(self, call: ShedCall) -> None:
+    def __init__(self, call: ShedCall | None) -> None:
         self.state = self.shedding = self
         self.call = call
         self.gpu_limits_w = np.full(4, CALLED_W)
@@ -238,6 +238,23 @@ def test_how_long_the_slowest_took_is_not_known_while_one_has_not_told(followed,
     followed.heard(1, 0.015)
     followed.beat(GIVE_UP_S + 1.0)
     assert (followed.last["confirmed_s"], followed.last["obeyed_s"]) == (pytest.approx(0.015), None)
+
+
+def test_a_shed_by_orders_alone_leaves_a_line_that_says_so(followed):
+    """All tables were just renewed, and nobody had confirmed his yet."""
+    decided = Decided(None)
+    decided.level = 1
+    followed.steps.asked(NOW_S)
+    followed.steps.sent(snapshot(NOW_S, meter=good(2500.0, NOW_S)), decided, NOW_S + 0.002, None)
+    followed.steps.heard(0, report(0, (250.0, 250.0)), NOW_S + 0.05)
+    followed.steps.beat(snapshot(NOW_S + 0.3, meter=good(1790.0, NOW_S + 0.3)))
+    followed.steps.beat(snapshot(NOW_S + GIVE_UP_S + 0.1))
+    followed.steps.close()
+    (line,) = followed.lines()
+    assert (line["level"], line["nodes"], line["unconfirmed"]) == ("deep", 0, [])
+    assert line["without_table"] == ["n0", "n1"]
+    assert (line["decided_s"], line["moved_s"]) == (pytest.approx(0.002), pytest.approx(0.3))
+    assert [line[f"{step}_s"] for step in ("sent", "received", "confirmed", "obeyed")] == [None] * 4
 
 
 def test_a_call_that_no_connection_took_was_not_sent(followed):
