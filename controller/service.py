@@ -234,7 +234,8 @@ class Controller:
             self._link.flush()
             written_s = None if self._link.waiting else now_s()
             self._steps.sent(snapshot, decision, decided_s, written_s)
-        elif decision.state.shedding.level > before.shedding.level:  # no node has its table: by orders alone
+        elif self._beats and decision.state.shedding.level > before.shedding.level:
+            # No node has its table: by orders alone. What a restart finds called was called before it.
             self._steps.sent(snapshot, decision, decided_s, None)
 
     def _send(self, snapshot: Snapshot, decision: Decision) -> None:

@@ -244,6 +244,20 @@ async def test_hosts_whose_tables_are_not_confirmed_are_shed_by_orders_and_that_
         assert last["without_table"] == ["node-a", "node-b"]
 
 
+async def test_what_a_restart_finds_called_is_no_new_line(block_with):
+    controller = Controller(load_block(block_with({"shed": SHED, "site.failsafe_kw": 13})))
+    close_contact(controller)  # as it was before the start
+    task = asyncio.create_task(controller._beat_for_ever())
+    try:
+        await until(lambda: controller._beats > 2)
+        assert controller._state.shedding.level == 1
+        assert (controller._steps._open, controller._steps.told()["last"]) == (None, None)
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+        controller.close()
+
+
 async def test_a_call_while_the_broker_is_away_is_told_as_decided_and_not_as_sent(block_with):
     async with running(block_with) as (controller, hall):
         hall.broker.kill()
